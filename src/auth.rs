@@ -1,0 +1,458 @@
+//! Credentials to an [`Identity`]: passwords, keys and signatures, all at once on one port.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::client_addr::ClientAddr;
+use crate::config::{Config, Role, Roles, WeakHashes};
+use crate::live_file::{LiveFile, Report};
+use crate::reject::{Challenges, Reject};
+
+pub mod api_keys;
+mod brake;
+mod crypt_des;
+mod crypt_md5;
+pub mod htpasswd;
+mod lines;
+mod passwords;
+pub mod signature;
+pub mod stored_hash;
+
+pub(crate) use lines::fault_of_name;
+
+use api_keys::ApiKeys;
+use brake::{Brake, Braked};
+use htpasswd::Htpasswd;
+use passwords::{Passwords, Verdict};
+use signature::{AuthorizedKeys, Endpoints, Replays, SignatureFault, Signed};
+
+const WRONG: &str = "the user name, password or key is not right";
+const WRONG_TIME: &str =
+    "the signature's time is more than 300 s off; set this machine's clock right";
+const NOT_ENROLLED: &str = "this machine's key is not enrolled here; give its line in ~/.ollama/id_ed25519.pub \
+     to whoever runs this gate";
+
+/// Who asks. Only this room makes one.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    name: Arc<str>,
+    role: Role,
+    credential: Credential,
+    endpoints: Endpoints,
+}
+
+impl Identity {
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    #[must_use]
+    pub fn credential(&self) -> Credential {
+        self.credential
+    }
+
+    /// Whether the credential is good for this API path.
+    #[must_use]
+    pub fn may_ask(&self, path: &str) -> bool {
+        self.endpoints.allow(path)
+    }
+}
+
+/// What a caller identified by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Credential {
+    Password,
+    Key,
+    Signature,
+}
+
+impl fmt::Display for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Password => "password",
+            Self::Key => "key",
+            Self::Signature => "signature",
+        })
+    }
+}
+
+/// Everything in a request that may identify its caller.
+#[derive(Clone, Copy)]
+pub struct Presented<'a> {
+    pub headers: &'a HeaderMap,
+    /// From `/k/KEY/…`, decoded.
+    pub path_key: Option<&'a [u8]>,
+    pub method: &'a str,
+    /// The API path, without the key.
+    pub path: &'a str,
+    /// The query's `ts`, seconds since 1970, with a signature.
+    pub ts: Option<&'a str>,
+}
+
+impl fmt::Debug for Presented<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Presented").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// What survives a reload: failures counted, passwords verified, signatures seen.
+#[derive(Debug)]
+pub struct Memory {
+    brake: Brake,
+    passwords: Passwords,
+    replays: Replays,
+}
+
+impl Memory {
+    /// # Errors
+    /// Where the system has no random numbers to give.
+    pub fn new(cores: usize) -> Result<Self, getrandom::Error> {
+        Ok(Self {
+            brake: Brake::default(),
+            passwords: Passwords::new(cores)?,
+            replays: Replays::default(),
+        })
+    }
+}
+
+/// The door: the files of one configuration.
+#[derive(Debug)]
+pub struct Auth {
+    files: Files,
+    key_headers: Vec<HeaderName>,
+    failures_per_minute: u32,
+    roles: Roles,
+}
+
+/// The credential files; kept over a reload where they are the same, so that the last good content
+/// is kept too.
+#[derive(Debug, Clone)]
+pub struct Files {
+    weak: WeakHashes,
+    htpasswd: Option<Arc<LiveFile<Htpasswd>>>,
+    api_keys: Option<Arc<LiveFile<ApiKeys>>>,
+    authorized_keys: Option<Arc<LiveFile<AuthorizedKeys>>>,
+}
+
+impl Files {
+    #[must_use]
+    pub fn open(config: &Config, before: Option<&Self>) -> Self {
+        let weak = config.weak_hashes;
+        let old = before.filter(|before| before.weak == weak);
+        let htpasswd = config.htpasswd.as_deref().map(|path| {
+            reopen(path, old.and_then(|old| old.htpasswd.as_ref()), move |text| {
+                Htpasswd::parse(text, weak)
+            })
+        });
+        let api_keys = config
+            .api_keys
+            .as_deref()
+            .map(|path| reopen(path, before.and_then(|old| old.api_keys.as_ref()), ApiKeys::parse));
+        let authorized_keys = config.authorized_keys.as_deref().map(|path| {
+            reopen(path, before.and_then(|old| old.authorized_keys.as_ref()), AuthorizedKeys::parse)
+        });
+        Self { weak, htpasswd, api_keys, authorized_keys }
+    }
+
+    /// The state of each named file, for `check`, the start and the alarms.
+    #[must_use]
+    pub fn reports(&self) -> Vec<(&'static str, Report)> {
+        let reports = [
+            ("htpasswd", self.htpasswd.as_ref().map(|file| file.report())),
+            ("api_keys", self.api_keys.as_ref().map(|file| file.report())),
+            ("authorized_keys", self.authorized_keys.as_ref().map(|file| file.report())),
+        ];
+        reports.into_iter().filter_map(|(what, report)| Some((what, report?))).collect()
+    }
+
+    /// Files that do not serve as they should.
+    #[must_use]
+    pub fn alarms(&self) -> usize {
+        self.reports().iter().filter(|(_, report)| report.trouble.is_some()).count()
+    }
+
+    /// Every name in the files as they were read last, with what it identifies by.
+    #[must_use]
+    pub fn names(&self) -> Vec<(String, Credential)> {
+        let mut names = Vec::new();
+        if let Some(file) = &self.htpasswd {
+            let last = file.last();
+            names.extend(last.names().map(|name| (name.to_owned(), Credential::Password)));
+        }
+        if let Some(file) = &self.api_keys {
+            let last = file.last();
+            names.extend(last.names().map(|name| (name.to_string(), Credential::Key)));
+        }
+        if let Some(file) = &self.authorized_keys {
+            let last = file.last();
+            names.extend(last.names().map(|name| (name.to_string(), Credential::Signature)));
+        }
+        names
+    }
+
+    /// Looks at every file even if no request does.
+    pub async fn tend(&self, now: Instant) {
+        if let Some(file) = &self.htpasswd {
+            file.tend(now).await;
+        }
+        if let Some(file) = &self.api_keys {
+            file.tend(now).await;
+        }
+        if let Some(file) = &self.authorized_keys {
+            file.tend(now).await;
+        }
+    }
+}
+
+fn reopen<T: Send + Sync + 'static>(
+    path: &Path,
+    before: Option<&Arc<LiveFile<T>>>,
+    parse: impl Fn(&str) -> crate::live_file::Parsed<T> + Send + Sync + 'static,
+) -> Arc<LiveFile<T>> {
+    match before.filter(|before| before.path() == path) {
+        Some(before) => Arc::clone(before),
+        None => Arc::new(LiveFile::open(path, parse("").content, parse)),
+    }
+}
+
+/// Why nobody was let in so far; the worst is told.
+#[derive(Debug, Default)]
+struct Failed {
+    presented: bool,
+    password_counted: bool,
+    braked: Option<Braked>,
+    says: Option<&'static str>,
+}
+
+impl Auth {
+    #[must_use]
+    pub fn new(config: &Config, files: Files) -> Self {
+        Self {
+            files,
+            key_headers: config.credential_headers.clone(),
+            failures_per_minute: config.failed_attempts_per_minute,
+            roles: config.roles.clone(),
+        }
+    }
+
+    #[must_use]
+    pub fn files(&self) -> &Files {
+        &self.files
+    }
+
+    /// The first credential that verifies wins, in the order of DESIGN 2.1; a request that fails is
+    /// one failure.
+    ///
+    /// # Errors
+    /// 400 for a credential header sent twice, 401, 429 from the brake, 503 from the hash pool.
+    pub async fn authenticate(
+        &self,
+        memory: &Memory,
+        client: ClientAddr,
+        presented: Presented<'_>,
+    ) -> Result<Identity, Reject> {
+        let now = Instant::now();
+        let mut failed = Failed::default();
+        let authorization = single(presented.headers, &header::AUTHORIZATION)?;
+        if let Some(value) = authorization {
+            failed.presented = true;
+            let value = value.as_bytes();
+            if let Some(login) = scheme(value, b"basic") {
+                if let Some(who) = self.basic(memory, client, login, now, &mut failed).await? {
+                    return Ok(who);
+                }
+            } else if let Some(key) = scheme(value, b"bearer")
+                && let Some(who) = self.key(key).await
+            {
+                return Ok(who);
+            }
+        }
+        for name in &self.key_headers {
+            if let Some(value) = single(presented.headers, name)? {
+                failed.presented = true;
+                if let Some(who) = self.key(value.as_bytes()).await {
+                    return Ok(who);
+                }
+            }
+        }
+        if let Some(signed) = authorization.and_then(|value| Signed::parse(value.as_bytes()))
+            && let Some(who) = self.signed(memory, client, &signed, presented, &mut failed).await
+        {
+            return Ok(who);
+        }
+        if let Some(key) = presented.path_key {
+            failed.presented = true;
+            if let Some(who) = self.key(key).await {
+                return Ok(who);
+            }
+        }
+        Err(self.refuse(memory, client, now, failed))
+    }
+
+    fn refuse(&self, memory: &Memory, client: ClientAddr, now: Instant, failed: Failed) -> Reject {
+        if !failed.presented {
+            return Reject::NoCredentials;
+        }
+        let braked = failed.braked.or_else(|| {
+            let counted = failed.password_counted;
+            let limit = self.failures_per_minute;
+            (!counted).then(|| memory.brake.wrong_key(client, limit, now).err()).flatten()
+        });
+        match braked {
+            Some(Braked { retry_after }) => Reject::TooManyFailures { retry_after },
+            None => Reject::BadCredentials(failed.says.unwrap_or(WRONG)),
+        }
+    }
+
+    async fn basic(
+        &self,
+        memory: &Memory,
+        client: ClientAddr,
+        login: &[u8],
+        now: Instant,
+        failed: &mut Failed,
+    ) -> Result<Option<Identity>, Reject> {
+        let Some(file) = &self.files.htpasswd else { return Ok(None) };
+        let Some((name, password)) = name_and_password(login) else { return Ok(None) };
+        let file = file.current().await;
+        if memory.passwords.remembers(&file, &name, &password) {
+            return Ok(Some(self.identity(&name, Credential::Password)));
+        }
+        failed.password_counted = true;
+        if let Err(braked) = memory.brake.attempt(client, &name, self.failures_per_minute, now) {
+            failed.braked = Some(braked);
+            return Ok(None);
+        }
+        match memory.passwords.check(&file, &name, &password).await {
+            Verdict::Right => {
+                memory.brake.forgive(client, &name);
+                Ok(Some(self.identity(&name, Credential::Password)))
+            }
+            Verdict::Wrong => Ok(None),
+            Verdict::Overloaded => {
+                memory.brake.forgive(client, &name);
+                Err(Reject::Overloaded("passwords wait to be checked"))
+            }
+        }
+    }
+
+    async fn key(&self, key: &[u8]) -> Option<Identity> {
+        let file = self.files.api_keys.as_ref()?.current().await;
+        let name = file.find(key.trim_ascii())?;
+        Some(self.identity(&name, Credential::Key))
+    }
+
+    async fn signed(
+        &self,
+        memory: &Memory,
+        client: ClientAddr,
+        signed: &Signed,
+        presented: Presented<'_>,
+        failed: &mut Failed,
+    ) -> Option<Identity> {
+        let file = self.files.authorized_keys.as_ref()?.current().await;
+        let ts = presented.ts.unwrap_or_default();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let unix = i64::try_from(unix).unwrap_or(i64::MAX);
+        let asked = signature::Asked { method: presented.method, path: presented.path, ts };
+        match file.check(signed, &asked, client.ip(), unix, &memory.replays) {
+            Ok(signer) => {
+                let mut who = self.identity(&signer.name, Credential::Signature);
+                who.endpoints = signer.endpoints;
+                Some(who)
+            }
+            Err(fault) => {
+                failed.says = Some(match fault {
+                    SignatureFault::UnknownKey => NOT_ENROLLED,
+                    SignatureFault::BadTime => WRONG_TIME,
+                    SignatureFault::BadSignature | SignatureFault::Replayed => WRONG,
+                });
+                None
+            }
+        }
+    }
+
+    fn identity(&self, name: &str, credential: Credential) -> Identity {
+        let role = self.roles.role_of(name);
+        Identity { name: name.into(), role, credential, endpoints: Endpoints::All }
+    }
+
+    /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
+    /// somebody's web page, or where the caller showed that it does not mean a password.
+    #[must_use]
+    pub fn challenges(&self, headers: &HeaderMap) -> Challenges {
+        let from_script = headers.get("sec-fetch-mode").is_some_and(|mode| mode == "cors");
+        let other_scheme = headers
+            .get(header::AUTHORIZATION)
+            .is_some_and(|value| scheme(value.as_bytes(), b"basic").is_none())
+            || self.key_headers.iter().any(|name| headers.contains_key(name));
+        let basic = self.files.htpasswd.is_some() && !from_script && !other_scheme;
+        Challenges { basic, bearer: !basic || self.files.api_keys.is_some() }
+    }
+
+    /// Whether the request carries a password, for the rule about other sites' pages.
+    #[must_use]
+    pub fn carries_password(headers: &HeaderMap) -> bool {
+        let value = headers.get(header::AUTHORIZATION);
+        value.is_some_and(|value| scheme(value.as_bytes(), b"basic").is_some())
+    }
+
+    /// The header names that may carry a key, to be stripped before a request is passed on.
+    #[must_use]
+    pub fn key_headers(&self) -> &[HeaderName] {
+        &self.key_headers
+    }
+}
+
+/// A header that may stand once only: two of them could be read in two ways.
+fn single<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Reject> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next();
+    match values.next() {
+        None => Ok(first),
+        Some(_) => Err(Reject::BadRequest("a credential header may be sent once only")),
+    }
+}
+
+/// What follows the scheme word, whose case does not matter (RFC 9110, 11.1).
+fn scheme<'a>(value: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let (head, rest) = value.split_at_checked(word.len())?;
+    let rest = head.eq_ignore_ascii_case(word).then_some(rest)?;
+    (rest.is_empty() || rest.starts_with(b" ")).then(|| rest.trim_ascii())
+}
+
+/// RFC 7617: base64 of `name:password`, both UTF-8; the first colon divides.
+fn name_and_password(login: &[u8]) -> Option<(String, Vec<u8>)> {
+    let decoded = STANDARD.decode(login).or_else(|_| STANDARD_NO_PAD.decode(login)).ok()?;
+    let colon = memchr::memchr(b':', &decoded)?;
+    let (name, rest) = decoded.split_at_checked(colon)?;
+    let password = rest.get(1..)?;
+    let name = std::str::from_utf8(name).ok()?;
+    (!name.is_empty() && !password.is_empty()).then(|| (name.to_owned(), password.to_owned()))
+}
+
+/// Reads an `Authorization` value as far as one goes without files; for the fuzzer.
+#[doc(hidden)]
+#[must_use]
+pub fn reads_authorization(value: &[u8]) -> bool {
+    let login = scheme(value, b"basic").and_then(name_and_password).is_some();
+    login || scheme(value, b"bearer").is_some() || Signed::parse(value).is_some()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,182 @@
+//! Checking passwords: remembered ones at once, the others on a small pool, unknown names at the
+//! price of known ones.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use tokio::sync::Semaphore;
+
+use crate::auth::htpasswd::Htpasswd;
+use crate::auth::stored_hash::StoredHash;
+
+/// Verified passwords remembered at the most; past it an arbitrary half is forgotten.
+const MOST_REMEMBERED: usize = 10_000;
+/// Checks that may wait for the pool; past it the answer is 503.
+const MOST_WAITING: usize = 64;
+/// A hash above this cost does not run on the threads that move bytes.
+const SLOW: Duration = Duration::from_millis(1);
+/// bcrypt at cost 10 on an old machine: a first guess, replaced by the first measurement.
+const FIRST_GUESS: Duration = Duration::from_millis(60);
+
+/// What survives a reload: what was verified, and the pool.
+pub(crate) struct Passwords {
+    secret: [u8; 32],
+    verified: Mutex<HashSet<[u8; 32]>>,
+    pool: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// Nanoseconds that the costliest hash took lately.
+    slowest: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Right,
+    Wrong,
+    /// The pool's queue is full.
+    Overloaded,
+}
+
+impl Passwords {
+    /// `cores`: hashing never takes the last one.
+    pub(crate) fn new(cores: usize) -> Result<Self, getrandom::Error> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret)?;
+        Ok(Self {
+            secret,
+            verified: Mutex::default(),
+            pool: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))),
+            waiting: AtomicUsize::new(0),
+            slowest: AtomicU64::new(nanos(FIRST_GUESS)),
+        })
+    }
+
+    /// Whether this very password was verified against this very hash before.
+    pub(crate) fn remembers(&self, file: &Htpasswd, name: &str, password: &[u8]) -> bool {
+        let Some(stored) = file.get(name) else { return false };
+        let mark = self.mark(name, password, stored);
+        self.verified().contains(&mark)
+    }
+
+    /// The slow check. A wrong password and an unknown name take as long as the costliest hash in
+    /// the file, so that time does not tell who is in it.
+    pub(crate) async fn check(&self, file: &Arc<Htpasswd>, name: &str, password: &[u8]) -> Verdict {
+        let Some(costliest) = file.costliest().map(StoredHash::cost) else { return Verdict::Wrong };
+        let known = file.get(name).map(StoredHash::cost);
+        if u128::from(costliest) < SLOW.as_nanos() {
+            return self.check_here(file, name, password);
+        }
+        let Some(place) = Place::take(&self.waiting) else { return Verdict::Overloaded };
+        let Ok(permit) = Arc::clone(&self.pool).acquire_owned().await else {
+            return Verdict::Overloaded;
+        };
+        let started = Instant::now();
+        let job = (Arc::clone(file), name.to_owned(), password.to_owned());
+        let checking = tokio::task::spawn_blocking(move || {
+            let (file, name, password) = job;
+            let right = verify(&file, &name, &password);
+            // Held by the work, not by the request: a caller who leaves frees no processor.
+            drop(permit);
+            right
+        });
+        let right = checking.await.unwrap_or(false);
+        drop(place);
+        if right {
+            self.remember(file, name, password);
+            return Verdict::Right;
+        }
+        self.even_out(started, known.is_none_or(|cost| cost == costliest)).await;
+        Verdict::Wrong
+    }
+
+    fn check_here(&self, file: &Htpasswd, name: &str, password: &[u8]) -> Verdict {
+        if !verify(file, name, password) {
+            return Verdict::Wrong;
+        }
+        self.remember(file, name, password);
+        Verdict::Right
+    }
+
+    /// Waits until a cheap hash has taken as long as the costliest does.
+    async fn even_out(&self, started: Instant, costliest: bool) {
+        let took = nanos(started.elapsed());
+        let slowest = self.slowest.load(Ordering::Relaxed);
+        if costliest {
+            // A running mean over about eight checks follows the machine's load.
+            let mean = slowest - slowest / 8 + took / 8;
+            self.slowest.store(mean, Ordering::Relaxed);
+        } else {
+            tokio::time::sleep(Duration::from_nanos(slowest.saturating_sub(took))).await;
+        }
+    }
+
+    fn remember(&self, file: &Htpasswd, name: &str, password: &[u8]) {
+        let Some(stored) = file.get(name) else { return };
+        let mark = self.mark(name, password, stored);
+        let mut verified = self.verified();
+        if verified.len() >= MOST_REMEMBERED {
+            let mut keep = false;
+            verified.retain(|_| {
+                keep = !keep;
+                keep
+            });
+        }
+        verified.insert(mark);
+    }
+
+    /// Keyed, so that the memory of this process tells no password; the stored hash is in it, so
+    /// that a change in the file forgets.
+    fn mark(&self, name: &str, password: &[u8], stored: &StoredHash) -> [u8; 32] {
+        // HMAC takes keys of any length; the error cannot occur.
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.secret) else { return [0; 32] };
+        for part in [name.as_bytes(), password, stored.text().as_bytes()] {
+            mac.update(&(part.len() as u64).to_le_bytes());
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+
+    fn verified(&self) -> std::sync::MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Passwords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Passwords").finish_non_exhaustive()
+    }
+}
+
+/// An unknown name is checked against the costliest hash, whatever that says.
+fn verify(file: &Htpasswd, name: &str, password: &[u8]) -> bool {
+    let known = file.get(name);
+    let Some(stored) = known.or_else(|| file.costliest()) else { return false };
+    stored.verify(password) && known.is_some()
+}
+
+/// A place in the queue for the pool, given back on drop.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize) -> Option<Self> {
+        if waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(Self(waiting))
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,437 @@
+//! Request to [`Call`]: the strict reading of its head, and its body, whole or passing through.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::uri::Uri;
+use http::{HeaderMap, Version, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::api::{Asked, MAX_TARGET, Target};
+use crate::reject::Reject;
+
+/// Header fields of one request, names and values and their separators.
+pub const MAX_HEADER_BYTES: usize = 32 * 1024;
+pub const MAX_HEADERS: usize = 100;
+/// After the grace a body has to come at this many bytes a second.
+const SLOWEST_BODY: u64 = 500;
+/// Unit of the memory that bodies share: a semaphore counts to 2^61 at most, but takes 2^32 at once.
+const MEMORY_UNIT: u64 = 1024;
+
+/// A request that is understood: where it goes and what goes with it.
+#[derive(Debug)]
+pub struct Call {
+    pub asked: Asked,
+    pub parts: Parts,
+    pub body: Outgoing,
+}
+
+/// The bounds of bodies, shared by all requests.
+#[derive(Debug, Clone)]
+pub struct BodyBounds {
+    pub max: u64,
+    pub grace: Duration,
+    memory: Arc<Semaphore>,
+}
+
+impl BodyBounds {
+    #[must_use]
+    pub fn new(max: u64, memory: u64, grace: Duration) -> Self {
+        let units = usize::try_from(memory / MEMORY_UNIT).unwrap_or(Semaphore::MAX_PERMITS);
+        let memory = Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)));
+        Self { max, grace, memory }
+    }
+
+    /// Other bounds on the same memory.
+    #[must_use]
+    pub fn with(&self, max: u64, grace: Duration) -> Self {
+        Self { max, grace, memory: Arc::clone(&self.memory) }
+    }
+
+    fn reserve(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Reject> {
+        let units = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).unwrap_or(u32::MAX);
+        let memory = Arc::clone(&self.memory).try_acquire_many_owned(units);
+        memory.map_err(|_| Reject::Overloaded("the memory for request bodies is used up"))
+    }
+}
+
+/// Reads a request's head as strictly as a guard must: whatever could be read in two ways is refused
+/// here, because hyper lets it through (RELIABILITY A, B, C).
+///
+/// # Errors
+/// 400, 414, 417, 421, 431.
+pub fn strict(parts: &Parts) -> Result<Target, Reject> {
+    let Parts { uri, headers, version, .. } = parts;
+    if uri.path_and_query().map_or(0, |target| target.as_str().len()) > MAX_TARGET {
+        return Err(Reject::TargetTooLong);
+    }
+    sizes(headers)?;
+    host(uri, headers, *version)?;
+    framing(headers)?;
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT] {
+        if headers.get_all(&name).iter().nth(1).is_some() {
+            return Err(Reject::BadRequest("a header that may be sent once only came twice"));
+        }
+    }
+    if headers
+        .get(header::EXPECT)
+        .is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        return Err(Reject::BadExpectation);
+    }
+    Target::read(uri.path())
+}
+
+fn sizes(headers: &HeaderMap) -> Result<(), Reject> {
+    // Name, colon, blank, value, CR, LF.
+    let bytes: usize =
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if bytes > MAX_HEADER_BYTES || headers.len() > MAX_HEADERS {
+        return Err(Reject::HeadersTooLarge);
+    }
+    Ok(())
+}
+
+/// Exactly one Host in HTTP/1.1 (RFC 9112, 3.2), no more than one in 1.0; an absolute target must
+/// name the same host.
+fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Reject> {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.as_bytes(),
+        (None, None) if version == Version::HTTP_10 => b"",
+        (None, None) => return Err(Reject::BadRequest("a Host header is needed")),
+        _ => return Err(Reject::BadRequest("the Host header was sent twice")),
+    };
+    if !is_authority(host) || (host.is_empty() && version != Version::HTTP_10) {
+        return Err(Reject::BadRequest("the Host header cannot be read"));
+    }
+    if let Some(authority) = uri.authority() {
+        if !uri.scheme_str().is_some_and(|scheme| matches!(scheme, "http" | "https")) {
+            return Err(Reject::BadRequest("the target's scheme is not HTTP"));
+        }
+        if !authority.as_str().as_bytes().eq_ignore_ascii_case(host) {
+            return Err(Reject::WrongHost);
+        }
+    }
+    Ok(())
+}
+
+/// Host and port, without user information (RFC 3986, 3.2.2).
+fn is_authority(host: &[u8]) -> bool {
+    host.len() <= 255
+        && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=%".contains(b))
+}
+
+/// `Transfer-Encoding` is exactly `chunked`, once (RELIABILITY A5); hyper has already refused it
+/// beside Content-Length in the ways that matter, and two lengths that differ.
+fn framing(headers: &HeaderMap) -> Result<(), Reject> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(Reject::BadRequest("the transfer coding must be chunked, once"));
+    }
+    if headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(Reject::BadRequest("a length and a transfer coding contradict each other"));
+    }
+    Ok(())
+}
+
+impl Call {
+    /// Takes the body: a blob's passes through, every other is read whole now, before a backend is
+    /// asked, so that a caller who leaves is noticed and an unsent request can be sent elsewhere.
+    ///
+    /// # Errors
+    /// 400, 408, 413, 503.
+    pub async fn take(
+        asked: Asked,
+        parts: Parts,
+        body: Incoming,
+        bounds: &BodyBounds,
+        arrived: Arc<Arrival>,
+    ) -> Result<Self, Reject> {
+        let body = if body.is_end_stream() {
+            Outgoing::empty()
+        } else if asked.is_upload() {
+            Outgoing(Inner::Passing(Box::new(Passing::new(body, bounds.grace, arrived))))
+        } else {
+            whole(body, bounds, &arrived).await?
+        };
+        Ok(Self { asked, parts, body })
+    }
+}
+
+async fn whole(
+    mut body: Incoming,
+    bounds: &BodyBounds,
+    arrived: &Arrival,
+) -> Result<Outgoing, Reject> {
+    let announced = body.size_hint().exact();
+    let too_large = Reject::BodyTooLarge { limit: bounds.max };
+    if announced.is_some_and(|bytes| bytes > bounds.max) {
+        return Err(too_large);
+    }
+    let mut memory = bounds.reserve(announced.unwrap_or(0))?;
+    let mut pace = Pace::new(bounds.grace);
+    let mut read = BytesMut::new();
+    loop {
+        let frame = tokio::time::timeout_at(pace.deadline(), body.frame()).await;
+        let frame = frame.map_err(|_| Reject::RequestTimeout)?;
+        let Some(frame) = frame else { break };
+        let frame =
+            frame.map_err(|_| Reject::BadBody("the body broke off or is not framed right"))?;
+        // Trailers are dropped: none may become a header behind us.
+        let Ok(data) = frame.into_data() else { continue };
+        arrived.count(data.len());
+        pace.count(data.len());
+        let total = (read.len() + data.len()) as u64;
+        if total > bounds.max {
+            return Err(too_large);
+        }
+        if announced == Some(data.len() as u64) {
+            arrived.complete();
+            return Ok(Outgoing(Inner::Whole { data, _memory: Some(memory) }));
+        }
+        if announced.is_none() {
+            memory.merge(bounds.reserve(data.len() as u64)?);
+        }
+        if read.is_empty() {
+            // A length that was only announced does not get memory at once.
+            let expected = announced.unwrap_or(0).min(1 << 20);
+            read.reserve(usize::try_from(expected).unwrap_or(0));
+        }
+        read.extend_from_slice(&data);
+    }
+    arrived.complete();
+    Ok(Outgoing(Inner::Whole { data: read.freeze(), _memory: Some(memory) }))
+}
+
+/// When the next byte of a body is due: a grace, then a minimum rate.
+#[derive(Debug)]
+struct Pace {
+    started: Instant,
+    grace: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(grace: Duration) -> Self {
+        Self { started: Instant::now(), grace, bytes: 0 }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    fn deadline(&self) -> Instant {
+        self.started + self.grace + Duration::from_millis(self.bytes * 1000 / SLOWEST_BODY)
+    }
+}
+
+/// How much of a request's body has come; read by the record and by the connection's watch.
+#[derive(Debug, Default)]
+pub struct Arrival {
+    bytes: AtomicU64,
+    complete: std::sync::atomic::AtomicBool,
+}
+
+impl Arrival {
+    /// A request without a body has arrived with its head.
+    #[must_use]
+    pub fn of(request: &http::Request<Incoming>) -> Self {
+        let complete = std::sync::atomic::AtomicBool::new(request.body().is_end_stream());
+        Self { bytes: AtomicU64::new(0), complete }
+    }
+
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The whole request is here: whatever comes now is not part of it.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request body on its way to a backend.
+pub struct Outgoing(Inner);
+
+enum Inner {
+    /// The memory is given back when the body has been sent.
+    Whole {
+        data: Bytes,
+        _memory: Option<OwnedSemaphorePermit>,
+    },
+    Passing(Box<Passing>),
+}
+
+impl Outgoing {
+    fn empty() -> Self {
+        Self(Inner::Whole { data: Bytes::new(), _memory: None })
+    }
+
+    /// The upload behind this body, if it is one.
+    #[must_use]
+    pub fn upload(&self) -> Option<Arc<Upload>> {
+        match &self.0 {
+            Inner::Whole { .. } => None,
+            Inner::Passing(passing) => Some(Arc::clone(&passing.upload)),
+        }
+    }
+}
+
+/// What the sender of an upload's answer needs to know of the upload.
+#[derive(Debug)]
+pub struct Upload {
+    started: Instant,
+    /// Milliseconds after `started` at which the last byte was taken.
+    moved: AtomicU64,
+    fault: std::sync::Mutex<Option<Reject>>,
+}
+
+impl Upload {
+    /// The last time that a byte moved.
+    #[must_use]
+    pub fn moved(&self) -> Instant {
+        self.started + Duration::from_millis(self.moved.load(Ordering::Relaxed))
+    }
+
+    /// Why the upload itself broke, if it did: then the backend is not to blame.
+    #[must_use]
+    pub fn fault(&self) -> Option<Reject> {
+        self.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
+    }
+}
+
+/// A body that is passed through as it comes.
+struct Passing {
+    body: Incoming,
+    pace: Pace,
+    due: Pin<Box<Sleep>>,
+    arrived: Arc<Arrival>,
+    upload: Arc<Upload>,
+}
+
+impl Passing {
+    fn new(body: Incoming, grace: Duration, arrived: Arc<Arrival>) -> Self {
+        let pace = Pace::new(grace);
+        let due = Box::pin(sleep_until(pace.deadline()));
+        let upload = Upload {
+            started: pace.started,
+            moved: AtomicU64::new(0),
+            fault: std::sync::Mutex::new(None),
+        };
+        Self { body, pace, due, arrived, upload: Arc::new(upload) }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        loop {
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
+                ready!(self.due.as_mut().poll(cx));
+                if self.pace.deadline() <= Instant::now() {
+                    return Poll::Ready(Some(Err(self.fail(Reject::RequestTimeout))));
+                }
+                self.due.as_mut().reset(self.pace.deadline());
+                continue;
+            };
+            match frame {
+                None => {
+                    self.arrived.complete();
+                    return Poll::Ready(None);
+                }
+                Some(Err(_)) => {
+                    let fault = Reject::BadBody("the body broke off or is not framed right");
+                    return Poll::Ready(Some(Err(self.fail(fault))));
+                }
+                Some(Ok(frame)) => {
+                    // Trailers are dropped: none may become a header behind us.
+                    let Ok(data) = frame.into_data() else { continue };
+                    self.count(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+            }
+        }
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.pace.count(bytes);
+        self.arrived.count(bytes);
+        let moved = self.upload.started.elapsed().as_millis();
+        self.upload.moved.store(u64::try_from(moved).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if self.body.is_end_stream() {
+            self.arrived.complete();
+        }
+    }
+
+    fn fail(&self, fault: Reject) -> Broken {
+        let mut slot = self.upload.fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *slot = Some(fault);
+        Broken
+    }
+}
+
+/// The caller's body ended before its end; the reason lies in [`Upload::fault`].
+#[derive(Debug, thiserror::Error)]
+#[error("the caller's body broke off")]
+pub struct Broken;
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut self.get_mut().0 {
+            Inner::Whole { data, .. } if data.is_empty() => Poll::Ready(None),
+            Inner::Whole { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+            Inner::Passing(passing) => passing.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.0 {
+            Inner::Whole { data, .. } => data.is_empty(),
+            Inner::Passing(passing) => passing.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.0 {
+            Inner::Whole { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Inner::Passing(passing) => passing.body.size_hint(),
+        }
+    }
+}
+
+impl fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Inner::Whole { data, .. } => write!(f, "Outgoing({} bytes)", data.len()),
+            Inner::Passing(_) => f.write_str("Outgoing(passing)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

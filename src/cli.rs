@@ -1,0 +1,129 @@
+//! The commands.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::config::Given;
+
+mod ask;
+mod check;
+mod init;
+mod serve;
+mod try_it;
+mod user;
+
+/// The gate in front of a self-hosted model server.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve: check each caller's login and pass requests on to the model server
+    Serve(Settings),
+    /// A five-minute look: makes a user and a key, prints lines to copy, and serves
+    Try(try_it::Options),
+    /// Read the configuration and every file it names, and tell all problems
+    Check(Settings),
+    /// Write a commented configuration and a keys file into a folder
+    Init(init::Options),
+    /// Add, change, remove, list and verify users in an htpasswd file
+    User(user::Options),
+    /// Ask a running gate whether it lives; exit status 0 if it does
+    Health(Settings),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Flags that stand over the environment (`PORTCULLIS_…`), which stands over the file.
+#[derive(Debug, Args)]
+struct Settings {
+    /// The configuration; `portcullis.toml` in this folder is read if it is there
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where to listen, as ADDRESS:PORT; may be given several times [default: 0.0.0.0:8880]
+    #[arg(long, value_name = "ADDR")]
+    listen: Vec<String>,
+    /// The model server [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Users and their password hashes, as Apache and nginx have them
+    #[arg(long, value_name = "FILE")]
+    htpasswd: Option<String>,
+    /// API keys, one a line
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<String>,
+    /// Public keys of machines whose `ollama` signs its requests
+    #[arg(long, value_name = "FILE")]
+    authorized_keys: Option<String>,
+}
+
+impl Settings {
+    fn given(&self) -> Given {
+        let listen = (!self.listen.is_empty()).then(|| self.listen.join(","));
+        let flags = [
+            ("listen", listen),
+            ("upstream", self.upstream.clone()),
+            ("htpasswd", self.htpasswd.clone()),
+            ("api_keys", self.api_keys.clone()),
+            ("authorized_keys", self.authorized_keys.clone()),
+        ];
+        Given {
+            file: self.config.clone(),
+            flags: flags.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(),
+            env: std::env::vars_os()
+                .filter_map(|(name, value)| {
+                    Some((name.into_string().ok()?, value.into_string().ok()?))
+                })
+                .collect(),
+        }
+    }
+}
+
+/// Runs the command line; a problem is told on stderr.
+#[must_use]
+pub fn run() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Serve(settings) => serve::run(&settings.given()),
+        Command::Try(options) => try_it::run(&options),
+        Command::Check(settings) => return check::run(&settings.given()),
+        Command::Init(options) => init::run(&options),
+        Command::User(options) => user::run(&options),
+        Command::Health(settings) => ask::health(&settings.given()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());
+            Ok(())
+        }
+        Command::Man => clap_mangen::Man::new(Cli::command())
+            .render(&mut io::stdout())
+            .context("could not write the manual page"),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say_to(&mut io::stderr(), &format!("portcullis: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A person's terminal that has gone away is no reason to fail.
+fn say_to(sink: &mut impl Write, text: &str) {
+    let _ = writeln!(sink, "{text}");
+}
+
+fn say(text: &str) {
+    say_to(&mut io::stdout(), text);
+}

@@ -1,0 +1,51 @@
+//! Asking a running server one thing: `portcullis health`, and whether a backend answers.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::config::{self, Config, Given};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+const MOST_READ: u64 = 1024 * 1024;
+
+pub(super) fn health(given: &Given) -> anyhow::Result<()> {
+    let config = config::load_without_credentials(given).context("cannot ask")?.config;
+    let address = own_address(&config)?;
+    let (status, _) = get(&address, "/_portcullis/health")
+        .with_context(|| format!("no gate answers at {address}"))?;
+    if status != 200 {
+        bail!("the gate at {address} answered {status}");
+    }
+    super::say(&format!("the gate at {address} is alive"));
+    Ok(())
+}
+
+/// Whatever address the gate listens on, it can be asked on this machine's own.
+fn own_address(config: &Config) -> anyhow::Result<String> {
+    let listen = config.listen.first().context("no address to listen on")?;
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(_) => IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
+    };
+    Ok(SocketAddr::new(ip, listen.port()).to_string())
+}
+
+/// Status and body of a GET, in a few seconds or not at all.
+pub(super) fn get(authority: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    let address = authority.to_socket_addrs()?.next().context("the name has no address")?;
+    let mut socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_write_timeout(Some(PATIENCE))?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: {authority}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    socket.take(MOST_READ).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3));
+    let status = status.and_then(|digits| digits.parse().ok()).context("that is not HTTP")?;
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+    Ok((status, body.unwrap_or_default()))
+}

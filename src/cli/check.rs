@@ -1,0 +1,101 @@
+//! `portcullis check`: every problem of the configuration and of the files it names, at once.
+
+use std::process::ExitCode;
+
+use super::{say, say_to};
+use crate::auth::Files;
+use crate::config::{self, Config, Given};
+use crate::gateway::State;
+use crate::live_file::{Report, mode_warning};
+use crate::record::Chain;
+
+/// What was found; problems decide the exit status.
+#[derive(Default)]
+struct Findings {
+    problems: Vec<String>,
+    warnings: Vec<String>,
+    good: Vec<String>,
+}
+
+pub(super) fn run(given: &Given) -> ExitCode {
+    let loaded = match config::load(given) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            say_to(&mut std::io::stderr(), &problems.to_string());
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut findings = Findings::default();
+    match &loaded.file {
+        Some(file) => findings.good.push(format!("{}: read", file.display())),
+        None => findings.good.push("no configuration file; flags and defaults".to_owned()),
+    }
+    for warning in &loaded.warnings {
+        findings.warnings.push(format!("{}: {}", warning.place, warning.says));
+    }
+    let files = Files::open(&loaded.config, None);
+    for (what, report) in files.reports() {
+        findings.file(what, &report);
+    }
+    findings.roles(&files, &loaded.config);
+    // The rest of what serving needs: the backend's key, its name.
+    if let Err(error) = State::new(loaded.config, None) {
+        findings.problems.push(Chain(&error).to_string());
+    }
+    findings.print()
+}
+
+impl Findings {
+    fn file(&mut self, what: &str, report: &Report) {
+        let path = report.path.display();
+        match &report.trouble {
+            Some(trouble) if trouble.is_fault() => {
+                self.problems.push(format!("{path}: {what} {trouble}"));
+            }
+            Some(trouble) => self.warnings.push(format!("{path}: {what} {trouble}")),
+            None => self.good.push(format!("{path}: {what}, {} entries", report.entries)),
+        }
+        if let Some(warning) = mode_warning(&report.path) {
+            self.warnings.push(format!("{path}: {warning}"));
+        }
+        for note in &report.notes {
+            let says = format!("{path}:{}: {}", note.line, note.says);
+            match note.skipped {
+                true => self.problems.push(says),
+                false => self.warnings.push(says),
+            }
+        }
+    }
+
+    /// A name that two patterns give two roles has the lesser one, which may surprise.
+    fn roles(&mut self, files: &Files, config: &Config) {
+        for (name, _) in files.names() {
+            let matching = config.roles.patterns_matching(&name);
+            let mut roles: Vec<_> = matching.iter().map(|(_, role)| *role).collect();
+            roles.dedup();
+            if roles.len() > 1 {
+                let held = config.roles.role_of(&name);
+                let patterns: Vec<_> =
+                    matching.iter().map(|(pattern, role)| format!("{pattern} ({role})")).collect();
+                let patterns = patterns.join(" and ");
+                self.warnings.push(format!(
+                    "[roles]: {name} matches {patterns}; it has the lesser role, {held}"
+                ));
+            }
+        }
+    }
+
+    fn print(self) -> ExitCode {
+        let lists = [("ok", self.good), ("warning", self.warnings), ("problem", self.problems)];
+        let failed = lists.iter().any(|(kind, list)| *kind == "problem" && !list.is_empty());
+        for (kind, list) in &lists {
+            for line in list {
+                say(&format!("{kind:<8} {line}"));
+            }
+        }
+        let count =
+            |kind| lists.iter().filter(|(k, _)| *k == kind).map(|(_, l)| l.len()).sum::<usize>();
+        say(&format!("{} problems, {} warnings", count("problem"), count("warning")));
+        if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
+}

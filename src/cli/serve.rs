@@ -1,0 +1,202 @@
+//! `portcullis serve`: the gate, until it is told to stop.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::auth::Credential;
+use crate::config::{self, Config, Given, LogFormat, Role};
+use crate::gateway::Gateway;
+use crate::record::{Chain, Log, Outlet};
+use crate::server::Server;
+
+/// What is still to be written when everything else has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+pub(super) fn run(given: &Given) -> anyhow::Result<()> {
+    let loaded = config::load(given).context("cannot start")?;
+    let events = start_events(loaded.config.log_format)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(place = warning.place, "{}", warning.says);
+    }
+    let runtime = Runtime::new().context("could not start the runtime")?;
+    let served = runtime.block_on(async {
+        let listeners = listen(&loaded.config).await?;
+        serve(loaded.config, listeners, Some(given)).await
+    });
+    events.flush(LAST_WORDS);
+    served
+}
+
+/// Opens every address of the configuration.
+pub(super) async fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    Server::bind(&config.listen).await.map_err(|(address, error)| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "; another program listens there: choose another --listen",
+            io::ErrorKind::PermissionDenied => {
+                "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
+            }
+            io::ErrorKind::AddrNotAvailable => "; no network card of this machine has that address",
+            _ => "",
+        };
+        anyhow::anyhow!("cannot listen on {address}: {error}{advice}")
+    })
+}
+
+/// Serves until a signal. `given` is where a reload looks again.
+pub(super) async fn serve(
+    config: Config,
+    listeners: Vec<TcpListener>,
+    given: Option<&Given>,
+) -> anyhow::Result<()> {
+    let log = Log::start(io::stdout(), config.log_format).context("could not start the log")?;
+    let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
+    let server = Server::start(listeners, &gateway);
+    for address in server.addresses() {
+        tracing::info!(%address, upstream = gateway.state().config().backend.url.authority(), "listening");
+    }
+    say_who_may_manage(&gateway);
+    let mut signals = Signals::new().context("could not listen for signals")?;
+    while let Told::Reload = signals.next().await {
+        if let Some(given) = given {
+            reload(&gateway, given);
+        }
+    }
+    let state = gateway.state();
+    let (delay, timeout) = (state.config().drain_delay, state.config().drain_timeout);
+    tracing::info!(in_flight = gateway.in_flight(), "stopping");
+    server.shutdown(delay, timeout, signals.stop()).await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+enum Told {
+    Reload,
+    Stop,
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => Told::Stop,
+            _ = self.interrupt.recv() => Told::Stop,
+        }
+    }
+
+    async fn stop(&mut self) {
+        while let Told::Reload = self.next().await {}
+    }
+}
+
+fn reload(gateway: &Gateway, given: &Given) {
+    let loaded = match config::load(given) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            tracing::error!("reload refused, the old configuration serves on:\n{problems}");
+            return;
+        }
+    };
+    let before = gateway.state();
+    let (listen, format) = (before.config().listen.clone(), before.config().log_format);
+    let stays = loaded.config.listen != listen || loaded.config.log_format != format;
+    match gateway.reload(loaded.config) {
+        Ok(()) => tracing::info!("configuration reloaded"),
+        Err(error) => {
+            tracing::error!("reload refused, the old configuration serves on: {}", Chain(&error));
+            return;
+        }
+    }
+    if stays {
+        tracing::warn!("`listen` and `log_format` change only with a restart");
+    }
+    for warning in loaded.warnings {
+        tracing::warn!(place = warning.place, "{}", warning.says);
+    }
+    say_who_may_manage(gateway);
+}
+
+/// A drop-in for the guide's proxy lets every login manage models; whoever runs it should know.
+fn say_who_may_manage(gateway: &Gateway) {
+    let state = gateway.state();
+    let names = state.auth().files().names();
+    let roles = &state.config().roles;
+    let may = names.iter().filter(|(name, _)| roles.role_of(name) >= Role::Operator).count();
+    let of = |kind| names.iter().filter(|(_, credential)| *credential == kind).count();
+    tracing::info!(
+        passwords = of(Credential::Password),
+        keys = of(Credential::Key),
+        signing_keys = of(Credential::Signature),
+        "credentials read"
+    );
+    if may > 0 {
+        tracing::warn!(
+            "{may} of {} credentials may delete and pull models; \
+             `default_role = \"user\"` narrows that, [roles] names who still may",
+            names.len()
+        );
+    }
+}
+
+/// Events go to stderr by way of a queue: a terminal that nobody reads delays nobody.
+pub(super) fn start_events(format: LogFormat) -> anyhow::Result<Outlet<Vec<u8>>> {
+    let outlet = Outlet::start("events", io::stderr(), |bytes: &Vec<u8>, text: &mut String| {
+        text.push_str(&String::from_utf8_lossy(bytes));
+    })
+    .context("could not start the log")?;
+    let queue = outlet.clone();
+    let layer = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(move || Posted(queue.clone()));
+    let layer = match format {
+        LogFormat::Text => layer.boxed(),
+        LogFormat::Json => layer.json().flatten_event(true).boxed(),
+    };
+    let level = tracing_subscriber::filter::LevelFilter::INFO;
+    if tracing_subscriber::registry().with(layer.with_filter(level)).try_init().is_err() {
+        bail!("the log was started twice");
+    }
+    // A panic's own text may hold what a caller sent.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a panic was held off");
+    }));
+    Ok(outlet)
+}
+
+/// One event's bytes on their way into the queue.
+struct Posted(Outlet<Vec<u8>>);
+
+impl io::Write for Posted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.post(bytes.to_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,225 @@
+//! Peer and trusted proxies to client address.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// The address at the other end of the socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddr(IpAddr);
+
+impl PeerAddr {
+    /// An IPv4 address that came in over an IPv6 socket is the IPv4 address (RFC 4291, 2.5.5.2).
+    #[must_use]
+    pub fn new(ip: IpAddr) -> Self {
+        Self(ip.to_canonical())
+    }
+
+    #[must_use]
+    pub fn ip(self) -> IpAddr {
+        self.0
+    }
+}
+
+/// Whom a request is counted for: the peer, or who a trusted proxy says it came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientAddr {
+    ip: IpAddr,
+    peer: PeerAddr,
+    shared: bool,
+}
+
+impl ClientAddr {
+    #[must_use]
+    pub fn ip(self) -> IpAddr {
+        self.ip
+    }
+
+    #[must_use]
+    pub fn peer(self) -> PeerAddr {
+        self.peer
+    }
+
+    /// True where the peer's own `X-Forwarded-For` may be passed on.
+    #[must_use]
+    pub fn through_proxy(self) -> bool {
+        self.ip != self.peer.ip()
+    }
+
+    /// True for an address that many people seem to come from: a trusted proxy, or the gateway of
+    /// our own container. Counting failures by it would let one caller lock out the others.
+    #[must_use]
+    pub fn is_shared(self) -> bool {
+        self.shared
+    }
+}
+
+impl fmt::Display for ClientAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ip.fmt(f)
+    }
+}
+
+/// The proxies whose `X-Forwarded-For` is believed; nobody by default.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies {
+    nets: Vec<IpNet>,
+    container_gateway: Option<IpAddr>,
+}
+
+impl TrustedProxies {
+    #[must_use]
+    pub fn new(nets: Vec<IpNet>, container_gateway: Option<IpAddr>) -> Self {
+        Self { nets, container_gateway }
+    }
+
+    fn trusts(&self, ip: IpAddr) -> bool {
+        self.nets.iter().any(|net| net.contains(&ip))
+    }
+
+    /// The right-most hop of `X-Forwarded-For` that is not a trusted proxy; the peer where the peer
+    /// is not one, or where that hop cannot be read.
+    #[must_use]
+    pub fn client_addr(&self, peer: PeerAddr, headers: &HeaderMap) -> ClientAddr {
+        let mut ip = peer.ip();
+        if self.trusts(ip) {
+            for hop in hops_from_the_right(headers) {
+                let Some(hop) = hop else { break };
+                ip = hop;
+                if !self.trusts(hop) {
+                    break;
+                }
+            }
+        }
+        let shared = self.trusts(ip) || self.container_gateway == Some(ip);
+        ClientAddr { ip, peer, shared }
+    }
+}
+
+/// `None` for a hop that is not an address: what stands left of it cannot be believed.
+fn hops_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+    let lines: Vec<_> = headers.get_all(FORWARDED_FOR).iter().collect();
+    lines
+        .into_iter()
+        .rev()
+        .flat_map(|line| line.as_bytes().rsplit(|&b| b == b','))
+        .map(|hop| std::str::from_utf8(hop).ok().and_then(address))
+}
+
+/// An address with or without a port, IPv6 with or without brackets.
+fn address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim();
+    let bare = hop.strip_prefix('[').and_then(|rest| rest.split(']').next());
+    let ip = bare.unwrap_or(hop).parse().ok();
+    let ip = ip.or_else(|| hop.parse::<std::net::SocketAddr>().ok().map(|addr| addr.ip()));
+    ip.map(|ip: IpAddr| ip.to_canonical())
+}
+
+/// The default gateway of the container that we run in: with a published port and user-land
+/// proxying, everybody seems to come from it. `None` outside a container.
+#[must_use]
+pub fn container_gateway() -> Option<IpAddr> {
+    let marked =
+        ["/.dockerenv", "/run/.containerenv"].iter().any(|f| std::fs::exists(f).unwrap_or(false));
+    if !marked {
+        return None;
+    }
+    default_gateway(&std::fs::read_to_string("/proc/net/route").ok()?)
+}
+
+/// Reads the default route from `/proc/net/route`: hexadecimal, little-endian (proc(5)).
+fn default_gateway(routes: &str) -> Option<IpAddr> {
+    routes.lines().skip(1).find_map(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        let (destination, gateway) = (columns.next()?, columns.next()?);
+        let gateway = u32::from_str_radix(gateway, 16).ok()?;
+        (destination == "00000000" && gateway != 0).then(|| IpAddr::from(gateway.to_le_bytes()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn proxies(nets: &[&str]) -> TrustedProxies {
+        TrustedProxies::new(nets.iter().map(|net| net.parse().unwrap()).collect(), None)
+    }
+
+    fn client(trusted: &[&str], peer: &str, forwarded: &[&str]) -> IpAddr {
+        let mut headers = HeaderMap::new();
+        for line in forwarded {
+            headers.append(FORWARDED_FOR, line.parse().unwrap());
+        }
+        proxies(trusted).client_addr(PeerAddr::new(ip(peer)), &headers).ip()
+    }
+
+    #[test]
+    fn nobody_is_believed_by_default() {
+        assert_eq!(client(&[], "192.0.2.1", &["6.6.6.6"]), ip("192.0.2.1"));
+    }
+
+    #[test]
+    fn the_right_most_hop_that_is_not_a_proxy_is_the_client() {
+        let nets = ["10.0.0.0/8", "fd00::/8"];
+        assert_eq!(
+            client(&nets, "10.0.0.1", &["6.6.6.6, 198.51.100.7, 10.2.3.4"]),
+            ip("198.51.100.7")
+        );
+        assert_eq!(client(&nets, "10.0.0.1", &["6.6.6.6", "198.51.100.7"]), ip("198.51.100.7"));
+        assert_eq!(client(&nets, "fd00::1", &["[2001:db8::9]:443"]), ip("2001:db8::9"));
+        assert_eq!(client(&nets, "10.0.0.1", &["198.51.100.7:8080"]), ip("198.51.100.7"));
+    }
+
+    #[test]
+    fn what_stands_left_of_a_hop_that_cannot_be_read_is_not_believed() {
+        let nets = ["10.0.0.0/8"];
+        assert_eq!(client(&nets, "10.0.0.1", &["6.6.6.6, unknown"]), ip("10.0.0.1"));
+        assert_eq!(client(&nets, "10.0.0.1", &["6.6.6.6, x, 10.0.0.2"]), ip("10.0.0.2"));
+        assert_eq!(client(&nets, "10.0.0.1", &[]), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn an_ipv4_caller_on_an_ipv6_socket_is_an_ipv4_caller() {
+        assert_eq!(PeerAddr::new(ip("::ffff:192.0.2.1")).ip(), ip("192.0.2.1"));
+        assert_eq!(
+            client(&["10.0.0.0/8"], "::ffff:10.0.0.1", &["::ffff:192.0.2.1"]),
+            ip("192.0.2.1")
+        );
+    }
+
+    #[test]
+    fn a_proxy_and_the_containers_gateway_are_shared_addresses() {
+        let proxies =
+            TrustedProxies::new(vec!["10.0.0.0/8".parse().unwrap()], Some(ip("172.17.0.1")));
+        let shared =
+            |peer| proxies.client_addr(PeerAddr::new(ip(peer)), &HeaderMap::new()).is_shared();
+        assert!(shared("10.0.0.1") && shared("172.17.0.1") && !shared("192.0.2.1"));
+    }
+
+    #[test]
+    fn the_default_gateway_is_read_from_the_kernels_table() {
+        let table = "Iface\tDestination\tGateway \tFlags\n\
+                     eth0\t000011AC\t00000000\t0001\n\
+                     eth0\t00000000\t010011AC\t0003\n";
+        assert_eq!(default_gateway(table), Some(ip("172.17.0.1")));
+        assert_eq!(default_gateway("Iface\n"), None);
+        assert_eq!(default_gateway(""), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_header_gives_an_address(line in "[ -~]{0,80}") {
+            let mut headers = HeaderMap::new();
+            headers.append(FORWARDED_FOR, line.parse().unwrap());
+            let _ = proxies(&["10.0.0.0/8"]).client_addr(PeerAddr::new(ip("10.0.0.1")), &headers);
+        }
+    }
+}

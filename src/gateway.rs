@@ -1,0 +1,274 @@
+//! THE PATH, one stage a line; the State snapshot; reload.
+
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use hyper::body::Incoming;
+
+use crate::access;
+use crate::api::{self, Asked, Target};
+use crate::auth::{Memory, Presented};
+use crate::call::{self, Arrival, Call};
+use crate::client_addr::PeerAddr;
+use crate::config::Config;
+use crate::forward::{self, Origin};
+use crate::limit::{Limits, Ticket};
+use crate::meter::{Answer, Metered, Riders};
+use crate::pool::Lease;
+use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
+use crate::reject::{Challenges, Dialect, REQUEST_ID, Reject, Told};
+
+mod cors;
+mod open;
+mod state;
+
+pub use state::{State, StateError};
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+/// Everything that lives as long as the process, and the one [`State`] that serves now.
+#[derive(Debug)]
+pub struct Gateway {
+    state: RwLock<Arc<State>>,
+    live: Live,
+}
+
+/// What a reload must not forget.
+#[derive(Debug)]
+struct Live {
+    memory: Memory,
+    limits: Limits,
+    log: Log,
+    ids: RequestIds,
+    draining: AtomicBool,
+}
+
+impl Gateway {
+    /// # Errors
+    /// What [`State::new`] says, or a system without random numbers.
+    pub fn new(config: Config, log: Log) -> Result<Self, StateError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let live = Live {
+            memory: Memory::new(cores)?,
+            limits: Limits::default(),
+            log,
+            ids: RequestIds::new()?,
+            draining: AtomicBool::new(false),
+        };
+        Ok(Self { state: RwLock::new(Arc::new(State::new(config, None)?)), live })
+    }
+
+    /// Answers one request. It always answers, and always leaves exactly one line.
+    pub async fn handle(
+        &self,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+        arrived: Arc<Arrival>,
+    ) -> Response<Answer> {
+        let state = self.state();
+        let id = self.live.ids.draw();
+        let mut record = Record::open(self.live.log.clone(), id, Arc::clone(&arrived));
+        let asker = Asker::of(&state, &request);
+        let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
+        let path = visit.serve(request, Arc::clone(&arrived), &mut record);
+        let mut response = match held_off(path).await {
+            Ok(Served::Passed { answered, ticket, lease }) => {
+                record.line.status = answered.response.status().as_u16();
+                let riders = Riders { connection: answered.connection, lease, ticket, record };
+                Metered::new(answered.response, riders, state.idle(), asker.dialect)
+            }
+            Ok(Served::Own(answer)) => own(answer, record),
+            Err(reject) => asker.refuse(&reject, record),
+        };
+        asker.finish(response.headers_mut(), id);
+        if self.is_draining() || !arrived.is_complete() {
+            // What is left of an unread body could be taken for the next request.
+            response.headers_mut().insert(header::CONNECTION, CLOSE);
+        }
+        response
+    }
+
+    /// The snapshot that serves now.
+    #[must_use]
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the state whole, or not at all; requests under way keep theirs.
+    ///
+    /// # Errors
+    /// What [`State::new`] says; the old state serves on.
+    pub fn reload(&self, config: Config) -> Result<(), StateError> {
+        let next = Arc::new(State::new(config, Some(&self.state()))?);
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.live.draining.load(Ordering::Relaxed)
+    }
+
+    /// From now on `/_portcullis/ready` says 503 and answers say `Connection: close`.
+    pub fn drain(&self) {
+        self.live.draining.store(true, Ordering::Relaxed);
+    }
+
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.live.log
+    }
+
+    /// Opens the record of what arrived on a connection but never became a request.
+    #[must_use]
+    pub fn record_of(&self, peer: SocketAddr) -> Record {
+        let arrived = Arc::new(Arrival::default());
+        let mut record = Record::open(self.live.log.clone(), self.live.ids.draw(), arrived);
+        record.line.client = Some(PeerAddr::new(peer.ip()).ip());
+        record
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.live.limits.in_flight()
+    }
+
+    /// To be called about once a second: files are looked at, old connections closed.
+    pub async fn tend(&self) {
+        let state = self.state();
+        let now = Instant::now();
+        state.auth().files().tend(now).await;
+        state.pool().tend(now);
+    }
+}
+
+/// One request on its way.
+struct Visit<'a> {
+    live: &'a Live,
+    state: &'a State,
+    peer: PeerAddr,
+}
+
+/// What the path came to.
+enum Served {
+    Own(Response<Bytes>),
+    Passed { answered: forward::Answered, ticket: Ticket, lease: Lease },
+}
+
+impl Visit<'_> {
+    /// THE PATH.
+    async fn serve(
+        &self,
+        request: Request<Incoming>,
+        arrived: Arc<Arrival>,
+        record: &mut Record,
+    ) -> Result<Served, Reject> {
+        let Self { live, state, peer } = self;
+        let (parts, body) = request.into_parts();
+        let client = state.proxies().client_addr(*peer, &parts.headers);
+        record.opened(client, &parts.method, parts.uri.path());
+        let target = call::strict(&parts)?;
+        state.forwarding().refuse_loop(&parts.headers)?;
+        if let Some(answer) = open::to_anybody(live, state, &parts, &target)? {
+            return Ok(Served::Own(answer));
+        }
+        let presented = presented(&parts, &target);
+        let who = state.auth().authenticate(&live.memory, client, presented).await?;
+        record.met(&who);
+        if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
+            return Ok(Served::Own(answer));
+        }
+        let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
+        record.asked(&asked);
+        let permit = access::authorize(who, &asked, state.provenance(&parts))?;
+        let ticket = live.limits.admit(permit);
+        let call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
+        let lease = state.pool().choose(&ticket, state.connect_timeout());
+        record.leaves_for(lease.backend());
+        let origin = Origin { client, id: record.line.id };
+        let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
+        Ok(Served::Passed { answered, ticket, lease })
+    }
+}
+
+fn presented<'a>(parts: &'a Parts, target: &'a Target) -> Presented<'a> {
+    let mut pairs = parts.uri.query().unwrap_or_default().split('&');
+    Presented {
+        headers: &parts.headers,
+        path_key: target.path_key.as_deref(),
+        method: parts.method.as_str(),
+        path: &target.path,
+        ts: pairs.find_map(|pair| pair.strip_prefix("ts=")),
+    }
+}
+
+/// What an answer needs to know of the request, which is gone by then.
+struct Asker {
+    dialect: Dialect,
+    challenges: Challenges,
+    cors: Option<cors::Granted>,
+    signin_url: String,
+}
+
+impl Asker {
+    fn of(state: &State, request: &Request<Incoming>) -> Self {
+        let headers = request.headers();
+        Self {
+            dialect: Dialect::of(api::without_key(request.uri().path())),
+            challenges: state.auth().challenges(headers),
+            cors: cors::Granted::to(headers, state.cors()),
+            signin_url: state.signin_url(headers),
+        }
+    }
+
+    fn refuse(&self, reject: &Reject, record: Record) -> Response<Answer> {
+        let told = Told {
+            dialect: self.dialect,
+            request_id: record.line.id.as_str(),
+            signin_url: &self.signin_url,
+            challenges: self.challenges,
+        };
+        let refusal = reject.response(&told);
+        let mut record = record;
+        record.refuse(reject, refusal.body().len());
+        refusal.map(|data| Answer::Own { data, record: Some(Box::new(record)) })
+    }
+
+    fn finish(&self, headers: &mut HeaderMap, id: RequestId) {
+        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+            headers.insert(REQUEST_ID, id);
+        }
+        headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));
+        if let Some(granted) = &self.cors {
+            granted.write(headers);
+        }
+    }
+}
+
+fn own(answer: Response<Bytes>, mut record: Record) -> Response<Answer> {
+    record.line.status = answer.status().as_u16();
+    record.line.bytes_out = answer.body().len() as u64;
+    record.end(Outcome::Done);
+    answer.map(|data| Answer::Own { data, record: Some(Box::new(record)) })
+}
+
+/// A panic in one request is that request's 500; everybody else is served on.
+async fn held_off<T>(path: impl Future<Output = Result<T, Reject>>) -> Result<T, Reject> {
+    let mut path = std::pin::pin!(path);
+    poll_fn(|cx| {
+        let step = AssertUnwindSafe(|| path.as_mut().poll(cx));
+        std::panic::catch_unwind(step).unwrap_or(Poll::Ready(Err(Reject::Internal)))
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests;

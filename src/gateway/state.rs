@@ -1,0 +1,199 @@
+//! One configuration in the form in which requests use it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::access::Provenance;
+use crate::auth::{Auth, Files};
+use crate::call::BodyBounds;
+use crate::client_addr::{TrustedProxies, container_gateway};
+use crate::config::{Config, Cors, ExtraEndpoint};
+use crate::forward::Forwarding;
+use crate::pool::Pool;
+
+const HELP: &str = include_str!("help.html");
+const HELP_PATH: &str = "/_portcullis/help";
+
+/// Why a configuration that reads well cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("the system gives no random numbers")]
+    Random(#[from] getrandom::Error),
+    #[error("could not read the backend's key in {}", path.display())]
+    BackendKey {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("the backend's key in {} is not one line of printable text", path.display())]
+    BackendKeyText { path: PathBuf },
+    #[error("the backend's name {0:?} cannot be sent as a Host")]
+    BackendHost(String),
+}
+
+/// A snapshot: a request sees one of these from its beginning to its end.
+#[derive(Debug)]
+pub struct State {
+    config: Config,
+    auth: Auth,
+    proxies: TrustedProxies,
+    bounds: BodyBounds,
+    pool: Arc<Pool>,
+    forwarding: Forwarding,
+    help_page: Bytes,
+}
+
+impl State {
+    /// What the state before knows of files, connections and memory in use is taken over where the
+    /// configuration of it is the same.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn new(config: Config, before: Option<&Self>) -> Result<Self, StateError> {
+        let files = Files::open(&config, before.map(|before| before.auth.files()));
+        let backend = &config.backend;
+        let pool = before
+            .map(|before| &before.pool)
+            .filter(|pool| pool.url() == &backend.url && **pool.name() == *backend.name);
+        let pool = pool
+            .cloned()
+            .unwrap_or_else(|| Arc::new(Pool::new(&backend.name, backend.url.clone())));
+        let (max, memory) = (config.max_body, config.max_body_memory);
+        let grace = config.timeouts.body_grace;
+        let bounds = match before.filter(|before| before.config.max_body_memory == memory) {
+            Some(before) => before.bounds.with(max, grace),
+            None => BodyBounds::new(max, memory, grace),
+        };
+        Ok(Self {
+            auth: Auth::new(&config, files),
+            proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
+            bounds,
+            pool,
+            forwarding: forwarding(&config, before)?,
+            help_page: help_page(&config).into(),
+            config,
+        })
+    }
+
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    #[must_use]
+    pub fn auth(&self) -> &Auth {
+        &self.auth
+    }
+
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    pub(super) fn proxies(&self) -> &TrustedProxies {
+        &self.proxies
+    }
+
+    pub(super) fn bounds(&self) -> &BodyBounds {
+        &self.bounds
+    }
+
+    pub(super) fn forwarding(&self) -> &Forwarding {
+        &self.forwarding
+    }
+
+    pub(super) fn cors(&self) -> &Cors {
+        &self.config.cors
+    }
+
+    pub(super) fn extra_endpoints(&self) -> &[ExtraEndpoint] {
+        &self.config.extra_endpoints
+    }
+
+    pub(super) fn path_keys(&self) -> bool {
+        self.config.path_keys
+    }
+
+    pub(super) fn idle(&self) -> Duration {
+        self.config.timeouts.idle
+    }
+
+    pub(super) fn connect_timeout(&self) -> Duration {
+        self.config.timeouts.connect
+    }
+
+    pub(super) fn help_page(&self) -> &Bytes {
+        &self.help_page
+    }
+
+    pub(super) fn provenance<'a>(&'a self, parts: &'a Parts) -> Provenance<'a> {
+        Provenance { method: &parts.method, headers: &parts.headers, cors: &self.config.cors }
+    }
+
+    /// Where the stock CLI sends a person without a login. Without a configured address it is the
+    /// one under which the caller found us.
+    pub(super) fn signin_url(&self, headers: &HeaderMap) -> String {
+        let Config { help_url, public_url, .. } = &self.config;
+        if let Some(help) = help_url {
+            return help.clone();
+        }
+        if let Some(public) = public_url {
+            return format!("{}{HELP_PATH}", public.trim_end_matches('/'));
+        }
+        match headers.get(header::HOST).and_then(|host| host.to_str().ok()) {
+            Some(host) => format!("http://{host}{HELP_PATH}"),
+            None => HELP_PATH.to_owned(),
+        }
+    }
+}
+
+fn forwarding(config: &Config, before: Option<&State>) -> Result<Forwarding, StateError> {
+    let backend = &config.backend;
+    let authority = backend.url.authority();
+    let host = HeaderValue::from_str(&authority).map_err(|_| StateError::BackendHost(authority))?;
+    let via = match before {
+        Some(before) => before.forwarding.via.clone(),
+        None => new_via()?,
+    };
+    Ok(Forwarding {
+        first_byte: config.timeouts.first_byte,
+        preserve_host: backend.preserve_host,
+        host,
+        backend_key: backend.key_file.as_ref().map(backend_key).transpose()?,
+        key_headers: config.credential_headers.clone(),
+        via,
+    })
+}
+
+/// Random, so that two gates in a row are two gates.
+fn new_via() -> Result<HeaderValue, StateError> {
+    let mut random = [0; 8];
+    getrandom::fill(&mut random)?;
+    let via = format!("1.1 portcullis-{:016x}", u64::from_ne_bytes(random));
+    Ok(HeaderValue::from_str(&via).unwrap_or(HeaderValue::from_static("1.1 portcullis")))
+}
+
+fn backend_key(path: &PathBuf) -> Result<HeaderValue, StateError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| StateError::BackendKey { path: path.clone(), source })?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
+        .map_err(|_| StateError::BackendKeyText { path: path.clone() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn help_page(config: &Config) -> String {
+    let contact = config.contact.as_deref().unwrap_or("whoever runs this server");
+    let base =
+        config.public_url.as_deref().map_or("http://THIS-SERVER", |url| url.trim_end_matches('/'));
+    HELP.replace("{{contact}}", &escaped(contact)).replace("{{base}}", &escaped(base))
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}

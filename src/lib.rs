@@ -1,0 +1,22 @@
+//! Portcullis: the gate in front of a self-hosted model server.
+//!
+//! The rooms, foundations first. A room uses only rooms above it in this list; `tests/rules.rs`
+//! keeps that so. Start reading at [`gateway`], which holds the path of a request.
+
+pub mod config; // the file, the environment and the flags, checked
+pub mod reject; // every refusal, in one table
+pub mod client_addr; // who is at the door, as an address
+pub mod live_file; // files whose newest content the next request sees
+pub mod auth; // whose credentials these are
+pub mod api; // the endpoints of the API
+pub mod call; // what is being asked
+pub mod access; // whether they may
+pub mod limit; // whether they may now
+pub mod pool; // which backend, over which connection
+pub mod record; // one line per request
+pub mod meter; // counting the answer as it passes
+pub mod forward; // sending it on
+pub mod gateway; // the path, stage by stage
+pub mod server; // sockets
+pub mod stand_in; // a tiny model server, for a first look and for the tests
+pub mod cli; // the commands

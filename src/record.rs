@@ -1,0 +1,403 @@
+//! One [`Line`] per request, written when the answer ends, however it ends.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::Method;
+use serde::Serialize;
+
+use crate::api::{self, Asked};
+use crate::auth::{Credential, Identity};
+use crate::call::Arrival;
+use crate::client_addr::ClientAddr;
+use crate::config::LogFormat;
+use crate::reject::{Fault, Reject};
+
+mod outlet;
+
+pub use outlet::Outlet;
+
+/// Longest text of a caller's that a line repeats, in bytes.
+const LONGEST_TEXT: usize = 256;
+
+/// Names one request in the log, in `X-Request-Id` and to the backend: 16 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId([u8; 16]);
+
+impl RequestId {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+/// Draws request ids: random per process, then counting.
+#[derive(Debug)]
+pub struct RequestIds {
+    process: u32,
+    next: AtomicU32,
+}
+
+impl RequestIds {
+    /// # Errors
+    /// Where the system has no random numbers to give.
+    pub fn new() -> Result<Self, getrandom::Error> {
+        let mut random = [0; 4];
+        getrandom::fill(&mut random)?;
+        Ok(Self { process: u32::from_ne_bytes(random), next: AtomicU32::new(0) })
+    }
+
+    pub fn draw(&self) -> RequestId {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let whole = (u64::from(self.process) << 32) | u64::from(number);
+        let mut id = [0; 16];
+        for (place, digit) in id.iter_mut().enumerate() {
+            let nibble = whole >> (60 - 4 * place) & 0xf;
+            *digit = b"0123456789abcdef".get(nibble as usize).copied().unwrap_or(b'0');
+        }
+        RequestId(id)
+    }
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    ClientGone,
+    BackendFailed,
+    BackendTimeout,
+    /// Cut at the end of a shutdown's patience.
+    Drained,
+    Refused(&'static str),
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Done => f.write_str("done"),
+            Self::ClientGone => f.write_str("client_gone"),
+            Self::BackendFailed => f.write_str("backend_failed"),
+            Self::BackendTimeout => f.write_str("backend_timeout"),
+            Self::Drained => f.write_str("drained"),
+            Self::Refused(code) => write!(f, "refused:{code}"),
+        }
+    }
+}
+
+/// What is written of one request. Never a credential, a query or a body.
+#[derive(Debug)]
+pub struct Line {
+    pub time: SystemTime,
+    pub id: RequestId,
+    pub client: Option<IpAddr>,
+    pub name: Option<Arc<str>>,
+    pub credential: Option<Credential>,
+    pub method: Option<Method>,
+    pub path: Cow<'static, str>,
+    pub operation: Option<&'static str>,
+    pub model: Option<String>,
+    pub backend: Option<Arc<str>>,
+    pub status: u16,
+    pub outcome: Outcome,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub queue: Duration,
+    pub first_byte: Option<Duration>,
+    pub total: Duration,
+}
+
+/// Keeps the line of a request that is under way; dropping it writes the line.
+#[derive(Debug)]
+pub struct Record {
+    pub line: Line,
+    started: Instant,
+    arrived: Arc<Arrival>,
+    log: Log,
+    ended: bool,
+}
+
+impl Record {
+    /// Opens the record of a request that has just been read.
+    #[must_use]
+    pub fn open(log: Log, id: RequestId, arrived: Arc<Arrival>) -> Self {
+        let line = Line { time: SystemTime::now(), id, ..Line::default() };
+        Self { line, started: Instant::now(), arrived, log, ended: false }
+    }
+
+    pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
+        self.line.client = Some(client.ip());
+        self.line.method = Some(method.clone());
+        self.line.path = api::without_key(path).to_owned().into();
+    }
+
+    pub fn met(&mut self, who: &Identity) {
+        self.line.name = Some(Arc::clone(who.name()));
+        self.line.credential = Some(who.credential());
+    }
+
+    pub fn asked(&mut self, asked: &Asked) {
+        self.line.operation = Some(asked.operation());
+        self.line.path = asked.path().clone();
+    }
+
+    pub fn leaves_for(&mut self, backend: &Arc<str>) {
+        self.line.backend = Some(Arc::clone(backend));
+    }
+
+    /// Whoever forgets this is taken for a caller who left.
+    pub fn end(&mut self, outcome: Outcome) {
+        if !self.ended {
+            self.line.outcome = outcome;
+            self.ended = true;
+        }
+    }
+
+    pub fn refuse(&mut self, reject: &Reject, bytes: usize) {
+        let row = reject.row();
+        self.line.status = row.status;
+        self.line.bytes_out = bytes as u64;
+        self.end(Outcome::Refused(row.code));
+        say(reject, self.line.id);
+    }
+
+    /// The answer broke after its first byte, when the status had gone already.
+    pub fn break_off(&mut self, reject: &Reject) {
+        let timeout = matches!(reject, Reject::BackendTimeout);
+        self.end(if timeout { Outcome::BackendTimeout } else { Outcome::BackendFailed });
+        say(reject, self.line.id);
+    }
+
+    /// Counts a chunk on its way to the caller.
+    pub fn sent(&mut self, bytes: usize, now: Instant) {
+        self.line.bytes_out += bytes as u64;
+        if self.line.first_byte.is_none() {
+            self.line.first_byte = Some(now.duration_since(self.started));
+        }
+    }
+}
+
+/// Callers' mistakes have their line; what a backend or we did wrong is told with its causes.
+fn say(reject: &Reject, id: RequestId) {
+    let row = reject.row();
+    let id = id.as_str();
+    match row.fault {
+        Fault::Caller => {}
+        Fault::Backend => {
+            tracing::warn!(id, code = row.code, "request failed: {}", Chain(reject));
+        }
+        Fault::Ours => tracing::error!(id, code = row.code, "request failed: {}", Chain(reject)),
+    }
+}
+
+/// An error and its sources, in one line.
+#[derive(Debug)]
+pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, ": {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended && self.log.is_cutting() {
+            self.line.outcome = Outcome::Drained;
+        }
+        self.line.total = self.started.elapsed();
+        self.line.bytes_in = self.arrived.bytes();
+        self.log.lines.post(Box::new(std::mem::take(&mut self.line)));
+    }
+}
+
+/// Where lines go.
+#[derive(Debug, Clone)]
+pub struct Log {
+    lines: Outlet<Box<Line>>,
+    cutting: Arc<AtomicBool>,
+}
+
+impl Log {
+    /// Starts the thread that writes lines to `sink`.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start(sink: impl Write + Send + 'static, format: LogFormat) -> io::Result<Self> {
+        let write = match format {
+            LogFormat::Text => text_line,
+            LogFormat::Json => json_line,
+        };
+        let lines = Outlet::start("log", sink, move |line: &Box<Line>, out| write(line, out))?;
+        Ok(Self { lines, cutting: Arc::default() })
+    }
+
+    /// From now on an answer that breaks off was cut by us.
+    pub fn cut(&self) {
+        self.cutting.store(true, Ordering::Relaxed);
+    }
+
+    fn is_cutting(&self) -> bool {
+        self.cutting.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything posted so far is written, for as long as `patience`.
+    pub fn flush(&self, patience: Duration) {
+        self.lines.flush(patience);
+    }
+}
+
+impl Line {
+    /// The code of a refusal.
+    fn code(&self) -> Option<&'static str> {
+        match self.outcome {
+            Outcome::Refused(code) => Some(code),
+            Outcome::BackendFailed => Some("backend_failed"),
+            Outcome::BackendTimeout => Some("backend_timeout"),
+            Outcome::Done | Outcome::ClientGone | Outcome::Drained => None,
+        }
+    }
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            time: SystemTime::UNIX_EPOCH,
+            id: RequestId([b'0'; 16]),
+            client: None,
+            name: None,
+            credential: None,
+            method: None,
+            path: Cow::Borrowed("-"),
+            operation: None,
+            model: None,
+            backend: None,
+            status: 0,
+            outcome: Outcome::ClientGone,
+            bytes_in: 0,
+            bytes_out: 0,
+            queue: Duration::ZERO,
+            first_byte: None,
+            total: Duration::ZERO,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    time: String,
+    id: &'a str,
+    client: Option<IpAddr>,
+    name: Option<&'a str>,
+    credential: Option<String>,
+    method: Option<&'a str>,
+    path: &'a str,
+    operation: Option<&'a str>,
+    model: Option<&'a str>,
+    backend: Option<&'a str>,
+    status: u16,
+    code: Option<&'a str>,
+    outcome: String,
+    bytes_in: u64,
+    bytes_out: u64,
+    queue_ms: f64,
+    first_byte_ms: Option<f64>,
+    total_ms: f64,
+}
+
+fn json_line(line: &Line, out: &mut String) {
+    let json = JsonLine {
+        time: rfc3339(line.time),
+        id: line.id.as_str(),
+        client: line.client,
+        name: line.name.as_deref().map(short),
+        credential: line.credential.map(|it| it.to_string()),
+        method: line.method.as_ref().map(|it| short(it.as_str())),
+        path: short(&line.path),
+        operation: line.operation,
+        model: line.model.as_deref().map(short),
+        backend: line.backend.as_deref(),
+        status: line.status,
+        code: line.code(),
+        outcome: line.outcome.to_string(),
+        bytes_in: line.bytes_in,
+        bytes_out: line.bytes_out,
+        queue_ms: millis(line.queue),
+        first_byte_ms: line.first_byte.map(millis),
+        total_ms: millis(line.total),
+    };
+    // Strings, numbers and nulls always serialize.
+    out.push_str(&serde_json::to_string(&json).unwrap_or_default());
+    out.push('\n');
+}
+
+fn text_line(line: &Line, out: &mut String) {
+    let mut field = |value: &str| {
+        plain(value, out);
+        out.push(' ');
+    };
+    field(&rfc3339(line.time));
+    field(line.id.as_str());
+    field(&line.client.map_or_else(|| "-".to_owned(), |it| it.to_string()));
+    field(line.name.as_deref().unwrap_or("-"));
+    field(&line.credential.map_or_else(|| "-".to_owned(), |it| it.to_string()));
+    field(line.method.as_ref().map_or("-", Method::as_str));
+    field(&line.path);
+    field(line.operation.unwrap_or("-"));
+    field(line.model.as_deref().unwrap_or("-"));
+    field(line.backend.as_deref().unwrap_or("-"));
+    field(&line.status.to_string());
+    field(line.code().unwrap_or("-"));
+    field(&line.outcome.to_string());
+    let first = line.first_byte.map_or_else(|| "-".to_owned(), |it| format!("{:.1}ms", millis(it)));
+    // Writing into a String cannot fail.
+    let _ = writeln!(
+        out,
+        "in={} out={} queue={:.1}ms first={first} total={:.1}ms",
+        line.bytes_in,
+        line.bytes_out,
+        millis(line.queue),
+        millis(line.total),
+    );
+}
+
+/// One word: what would break a line or a column, or a terminal, is escaped.
+fn plain(value: &str, out: &mut String) {
+    for c in short(value).chars() {
+        if c == ' ' || c == '\\' || c.is_control() {
+            out.extend(c.escape_unicode());
+        } else {
+            out.push(c);
+        }
+    }
+}
+
+fn short(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.get(..end).unwrap_or_default()
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+    format!("{time:.3}")
+}
+
+fn millis(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 10_000.0).round() / 10.0
+}
+
+#[cfg(test)]
+mod tests;

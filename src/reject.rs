@@ -1,0 +1,393 @@
+//! Every refusal in one table: status, code, whose fault, what the caller is told, in the caller's
+//! dialect.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::config::Role;
+
+/// Tells OpenAI's and Anthropic's SDKs whether to try again by themselves.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Above this many seconds of waiting an SDK should not sit and retry by itself.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A request that is answered by the gate instead of by a backend.
+///
+/// `Display` and `source` are for the log; what a caller hears is [`Reject::says`].
+#[derive(Debug, thiserror::Error)]
+pub enum Reject {
+    #[error("bad request: {0}")]
+    BadRequest(&'static str),
+    #[error("bad path: {0}")]
+    BadPath(&'static str),
+    #[error("bad body: {0}")]
+    BadBody(&'static str),
+    #[error("no credentials")]
+    NoCredentials,
+    #[error("bad credentials: {0}")]
+    BadCredentials(&'static str),
+    #[error("forbidden: {0}")]
+    Forbidden(Box<Denied>),
+    #[error("unknown endpoint")]
+    UnknownEndpoint,
+    #[error("method not allowed")]
+    MethodNotAllowed { allow: &'static str },
+    #[error("the request did not arrive in time")]
+    RequestTimeout,
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge { limit: u64 },
+    #[error("the target is too long")]
+    TargetTooLong,
+    #[error("an expectation other than 100-continue")]
+    BadExpectation,
+    #[error("the target names another host than the Host header")]
+    WrongHost,
+    #[error("the headers are too large")]
+    HeadersTooLarge,
+    #[error("too many failed attempts")]
+    TooManyFailures { retry_after: Duration },
+    #[error("a panic was held off")]
+    Internal,
+    #[error("an HTTP version that is not spoken here")]
+    BadVersion,
+    #[error("a request of this gate came back to it")]
+    LoopDetected,
+    #[error("the backend failed")]
+    BackendFailed(#[source] Cause),
+    #[error("no backend could be reached")]
+    NoBackend(#[source] Cause),
+    #[error("overloaded: {0}")]
+    Overloaded(&'static str),
+    #[error("the backend stayed silent")]
+    BackendTimeout,
+}
+
+/// Why a backend did not answer, for the log.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// Who was denied what, and what it would have taken.
+#[derive(Debug, Clone)]
+pub struct Denied {
+    pub operation: &'static str,
+    pub name: String,
+    pub why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The role held is not the role needed.
+    Role { held: Role, needed: Role },
+    /// The key is restricted to other endpoints.
+    Endpoint,
+    /// A password that a browser sent along for another site's page.
+    CrossSite,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operation, name, why } = self;
+        match why {
+            Why::Role { held, needed } => write!(
+                f,
+                "{operation} needs the role {needed}; {name} has the role {held}. \
+                 Ask whoever runs this gate"
+            ),
+            Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
+            Why::CrossSite => write!(
+                f,
+                "{operation} with a password from another site's page is refused; \
+                 list that site in cors.origins, or use a key"
+            ),
+        }
+    }
+}
+
+/// Whose mistake it was; decides how loud the log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Caller,
+    Backend,
+    Ours,
+}
+
+/// One line of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub status: u16,
+    pub code: &'static str,
+    pub fault: Fault,
+    /// Whether a client may send the same request again by itself.
+    pub retry: bool,
+}
+
+/// Every code, for the reference and for the tests.
+pub const CODES: [&str; 22] = [
+    "bad_request",
+    "bad_path",
+    "bad_body",
+    "no_credentials",
+    "bad_credentials",
+    "forbidden",
+    "unknown_endpoint",
+    "method_not_allowed",
+    "request_timeout",
+    "body_too_large",
+    "target_too_long",
+    "bad_expectation",
+    "wrong_host",
+    "headers_too_large",
+    "too_many_failures",
+    "internal",
+    "bad_version",
+    "loop_detected",
+    "backend_failed",
+    "no_backend",
+    "overloaded",
+    "backend_timeout",
+];
+
+impl Reject {
+    /// The table.
+    #[must_use]
+    pub fn row(&self) -> Row {
+        use Fault::{Backend, Caller, Ours};
+        let (status, code, fault, retry) = match self {
+            Self::BadRequest(_) => (400, "bad_request", Caller, false),
+            Self::BadPath(_) => (400, "bad_path", Caller, false),
+            Self::BadBody(_) => (400, "bad_body", Caller, false),
+            Self::NoCredentials => (401, "no_credentials", Caller, false),
+            Self::BadCredentials(_) => (401, "bad_credentials", Caller, false),
+            Self::Forbidden(_) => (403, "forbidden", Caller, false),
+            Self::UnknownEndpoint => (404, "unknown_endpoint", Caller, false),
+            Self::MethodNotAllowed { .. } => (405, "method_not_allowed", Caller, false),
+            Self::RequestTimeout => (408, "request_timeout", Caller, false),
+            Self::BodyTooLarge { .. } => (413, "body_too_large", Caller, false),
+            Self::TargetTooLong => (414, "target_too_long", Caller, false),
+            Self::BadExpectation => (417, "bad_expectation", Caller, false),
+            Self::WrongHost => (421, "wrong_host", Caller, false),
+            Self::HeadersTooLarge => (431, "headers_too_large", Caller, false),
+            Self::TooManyFailures { .. } => (429, "too_many_failures", Caller, false),
+            Self::Internal => (500, "internal", Ours, false),
+            Self::BadVersion => (505, "bad_version", Caller, false),
+            Self::LoopDetected => (508, "loop_detected", Ours, false),
+            Self::BackendFailed(_) => (502, "backend_failed", Backend, true),
+            Self::NoBackend(_) => (503, "no_backend", Backend, true),
+            Self::Overloaded(_) => (503, "overloaded", Ours, true),
+            Self::BackendTimeout => (504, "backend_timeout", Backend, true),
+        };
+        Row { status, code, fault, retry }
+    }
+
+    /// What the caller is told: never an error's own text.
+    #[must_use]
+    pub fn says(&self) -> String {
+        match self {
+            Self::BadRequest(why) | Self::BadPath(why) | Self::BadBody(why) => (*why).to_owned(),
+            Self::NoCredentials => {
+                "a login is needed: send `Authorization: Bearer KEY`, or a user name and password"
+                    .to_owned()
+            }
+            Self::BadCredentials(why) => (*why).to_owned(),
+            Self::Forbidden(denied) => denied.to_string(),
+            Self::UnknownEndpoint => "there is no such endpoint here".to_owned(),
+            Self::MethodNotAllowed { allow } => format!("this endpoint answers to {allow}"),
+            Self::RequestTimeout => "the request body did not arrive in time".to_owned(),
+            Self::BodyTooLarge { limit } => {
+                format!("the request body is larger than the {limit} bytes allowed here")
+            }
+            Self::TargetTooLong => "the request target is longer than 8 KiB".to_owned(),
+            Self::BadExpectation => "the only expectation met here is 100-continue".to_owned(),
+            Self::WrongHost => "the request target names another host".to_owned(),
+            Self::HeadersTooLarge => {
+                "the request headers are larger than 32 KiB or more than 100".to_owned()
+            }
+            Self::TooManyFailures { retry_after } => {
+                format!("too many failed logins; try again in {} s", whole_seconds(*retry_after))
+            }
+            Self::Internal => "something went wrong in the gate; the log has the reason".to_owned(),
+            Self::BadVersion => "only HTTP/1.1 and HTTP/1.0 are spoken here".to_owned(),
+            Self::LoopDetected => {
+                "this gate is its own backend; whoever runs it should look at `upstream`".to_owned()
+            }
+            Self::BackendFailed(_) => "the model server broke off before answering".to_owned(),
+            Self::NoBackend(_) => "the model server cannot be reached right now".to_owned(),
+            Self::Overloaded(_) => "the gate has too much to do right now; try again".to_owned(),
+            Self::BackendTimeout => "the model server did not answer in time".to_owned(),
+        }
+    }
+
+    /// How long to wait before trying again, where that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::TooManyFailures { retry_after } => Some(*retry_after),
+            Self::NoBackend(_) => Some(Duration::from_secs(5)),
+            Self::Overloaded(_) => Some(Duration::from_secs(1)),
+            Self::BadRequest(_)
+            | Self::BadPath(_)
+            | Self::BadBody(_)
+            | Self::NoCredentials
+            | Self::BadCredentials(_)
+            | Self::Forbidden(_)
+            | Self::UnknownEndpoint
+            | Self::MethodNotAllowed { .. }
+            | Self::RequestTimeout
+            | Self::BodyTooLarge { .. }
+            | Self::TargetTooLong
+            | Self::BadExpectation
+            | Self::WrongHost
+            | Self::HeadersTooLarge
+            | Self::Internal
+            | Self::BadVersion
+            | Self::LoopDetected
+            | Self::BackendFailed(_)
+            | Self::BackendTimeout => None,
+        }
+    }
+
+    /// The whole answer.
+    #[must_use]
+    pub fn response(&self, told: &Told<'_>) -> Response<Bytes> {
+        let row = self.row();
+        let body = Bytes::from(told.dialect.error(row, &self.says(), told).to_string());
+        let mut response = Response::new(body);
+        *response.status_mut() =
+            StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let wait = self.retry_after();
+        if let Some(wait) = wait {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        }
+        let again = row.retry && wait.is_none_or(|wait| wait <= PATIENCE);
+        headers
+            .insert(SHOULD_RETRY, HeaderValue::from_static(if again { "true" } else { "false" }));
+        if let Self::MethodNotAllowed { allow } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if row.status == 401 {
+            told.challenges.write(headers);
+        }
+        response
+    }
+}
+
+/// What a refusal needs to know of the request it answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'a> {
+    pub dialect: Dialect,
+    pub request_id: &'a str,
+    /// Where a person without a login can read on; in native 401 bodies, for the `ollama` CLI.
+    pub signin_url: &'a str,
+    pub challenges: Challenges,
+}
+
+/// The schemes named in `WWW-Authenticate`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Challenges {
+    pub basic: bool,
+    pub bearer: bool,
+}
+
+impl Challenges {
+    fn write(self, headers: &mut http::HeaderMap) {
+        if self.basic {
+            headers.append(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Basic realm=\"portcullis\", charset=\"UTF-8\""),
+            );
+        }
+        if self.bearer {
+            headers.append(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer realm=\"portcullis\""),
+            );
+        }
+    }
+}
+
+/// How the caller expects an error to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `{"error":"…"}`: Ollama's own paths [ollama server/routes.go].
+    Native,
+    /// OpenAI's error object, under `/v1` [ollama openai/openai.go NewError].
+    OpenAi,
+    /// Anthropic's, under `/v1/messages` [ollama anthropic/anthropic.go NewError].
+    Anthropic,
+}
+
+impl Dialect {
+    /// The dialect of a path, whether or not there is such an endpoint.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let under = |root: &str| {
+            path.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if under("/v1/messages") {
+            Self::Anthropic
+        } else if under("/v1") {
+            Self::OpenAi
+        } else {
+            Self::Native
+        }
+    }
+
+    fn error(self, row: Row, says: &str, told: &Told<'_>) -> Value {
+        match self {
+            // The stock CLI prints `status` for most commands, and `signin_url` for `run`
+            // [ollama api/client.go checkError, cmd/cmd.go handleCloudAuthorizationError].
+            Self::Native if row.status == 401 => json!({
+                "error": says,
+                "code": row.code,
+                "status": format!("{says}; see {}", told.signin_url),
+                "signin_url": told.signin_url,
+            }),
+            Self::Native => json!({"error": says, "code": row.code}),
+            Self::OpenAi => json!({"error": {
+                "message": says, "type": kind(row.status, "api_error"), "param": null, "code": row.code,
+            }}),
+            Self::Anthropic => {
+                let other = if row.status == 503 { "overloaded_error" } else { "api_error" };
+                json!({
+                    "type": "error",
+                    "error": {"type": kind(row.status, other), "message": says, "code": row.code},
+                    "request_id": told.request_id,
+                })
+            }
+        }
+    }
+
+    /// The last words of a stream that broke after its first byte.
+    #[must_use]
+    pub fn stream_error(self, row: Row, says: &str, told: &Told<'_>) -> String {
+        self.error(row, says, told).to_string()
+    }
+}
+
+/// The error types that the SDKs of both dialects know by status.
+fn kind(status: u16, other: &'static str) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        429 => "rate_limit_error",
+        400..=499 => "invalid_request_error",
+        _ => other,
+    }
+}
+
+/// Rounded up: a client that waits exactly this long must not be early.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+#[cfg(test)]
+mod tests;

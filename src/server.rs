@@ -1,0 +1,184 @@
+//! Sockets: accept, HTTP/1.1, drain.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::gateway::Gateway;
+
+mod connection;
+mod wire;
+
+/// How often files and idle connections are looked at without a request.
+const TEND: Duration = Duration::from_secs(1);
+/// A log that nobody reads does not hold up the end.
+const FLUSH: Duration = Duration::from_secs(2);
+/// At the limit of open files accepting is tried again after this long.
+const BREATHER: Duration = Duration::from_millis(100);
+
+/// How far a shutdown has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Serving,
+    /// Not ready any more, but everything that comes is served.
+    Draining,
+    /// The listeners are closed.
+    Closing,
+}
+
+/// A gateway that serves; dropping it cuts every connection.
+#[derive(Debug)]
+pub struct Server {
+    gateway: Arc<Gateway>,
+    stage: watch::Sender<Stage>,
+    tasks: JoinSet<()>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Server {
+    /// Opens every address; port 0 is one that the system gives.
+    ///
+    /// # Errors
+    /// The address that could not be opened, and why.
+    pub async fn bind(
+        addresses: &[SocketAddr],
+    ) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+        let mut listeners = Vec::new();
+        for address in addresses {
+            let listener = TcpListener::bind(address).await.map_err(|error| (*address, error))?;
+            listeners.push(listener);
+        }
+        Ok(listeners)
+    }
+
+    /// Serves on the listeners until [`Server::shutdown`].
+    #[must_use]
+    pub fn start(listeners: Vec<TcpListener>, gateway: &Arc<Gateway>) -> Self {
+        let (stage, stages) = watch::channel(Stage::Serving);
+        let mut tasks = JoinSet::new();
+        let addresses = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+        for listener in listeners {
+            tasks.spawn(accept(listener, Arc::clone(gateway), stages.clone()));
+        }
+        tasks.spawn(tend(Arc::clone(gateway), stages));
+        Self { gateway: Arc::clone(gateway), stage, tasks, addresses }
+    }
+
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Not ready at once; listeners closed after `delay`; what still runs after `timeout` is cut.
+    /// When `hurry` completes, the rest happens at once, in order.
+    pub async fn shutdown(
+        mut self,
+        delay: Duration,
+        timeout: Duration,
+        hurry: impl Future<Output = ()>,
+    ) {
+        let mut hurry = std::pin::pin!(hurry);
+        self.gateway.drain();
+        self.stage.send_replace(Stage::Draining);
+        let hurried = tokio::select! {
+            () = sleep(delay) => false,
+            () = &mut hurry => true,
+        };
+        self.stage.send_replace(Stage::Closing);
+        let all_done = !hurried
+            && tokio::select! {
+                () = finished(&mut self.tasks) => true,
+                () = sleep(timeout) => false,
+                () = hurry => false,
+            };
+        if !all_done {
+            let cut = self.gateway.in_flight();
+            tracing::warn!(requests = cut, "requests are cut that did not end in time");
+            self.gateway.log().cut();
+            self.tasks.shutdown().await;
+        }
+        let gateway = Arc::clone(&self.gateway);
+        // Flushing may wait for a slow reader of the log; nothing else is left to be held up.
+        let _ = tokio::task::spawn_blocking(move || gateway.log().flush(FLUSH)).await;
+    }
+}
+
+async fn finished(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+async fn tend(gateway: Arc<Gateway>, mut stages: watch::Receiver<Stage>) {
+    loop {
+        let closing = tokio::select! {
+            () = sleep(TEND) => false,
+            _ = stages.wait_for(|stage| *stage == Stage::Closing) => true,
+        };
+        if closing {
+            return;
+        }
+        gateway.tend().await;
+    }
+}
+
+async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Receiver<Stage>) {
+    let mut connections = JoinSet::new();
+    let mut closing = stages.clone();
+    let mut complained = None;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = closing.wait_for(|stage| *stage == Stage::Closing) => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
+            Err(error) => wait_for_better(&error, &mut complained).await,
+        }
+    }
+    // Whoever stands in the queue already has asked in time.
+    while let Some(Ok(accepted)) = waiting(&listener).await {
+        welcome(accepted, &mut connections, &gateway, &stages);
+    }
+    drop(listener);
+    finished(&mut connections).await;
+}
+
+fn welcome(
+    (socket, peer): (TcpStream, SocketAddr),
+    connections: &mut JoinSet<()>,
+    gateway: &Arc<Gateway>,
+    stages: &watch::Receiver<Stage>,
+) {
+    connections.spawn(connection::serve(socket, peer, Arc::clone(gateway), stages.clone()));
+}
+
+/// The next connection, if it is there now.
+async fn waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    poll_fn(|cx| match listener.poll_accept(cx) {
+        Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// A caller who left in the queue is nothing; no file descriptors is told once a second at most.
+async fn wait_for_better(error: &io::Error, complained: &mut Option<Instant>) {
+    if error.kind() == io::ErrorKind::ConnectionAborted {
+        return;
+    }
+    let now = Instant::now();
+    if complained.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
+        tracing::error!(%error, "cannot accept connections; raise the limit of open files");
+        *complained = Some(now);
+    }
+    sleep(BREATHER).await;
+}

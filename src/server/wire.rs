@@ -1,0 +1,281 @@
+//! A caller's socket, watched: who is there, since when it is silent, and what came too early.
+
+use std::io;
+use std::net::Shutdown;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::call::Arrival;
+
+/// Bytes that may be read aside behind a request that is being answered; a caller who sends more
+/// than this ahead is noticed at the next write only.
+const MOST_ASIDE: usize = 64 * 1024;
+
+/// One caller's socket, shared by hyper, the answer and the connection's driver: all one task.
+#[derive(Debug)]
+pub(super) struct Wire {
+    socket: TcpStream,
+    watch: Mutex<Watch>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    /// The request being answered.
+    current: Option<Arc<Arrival>>,
+    /// Since when nothing is being answered.
+    idle_since: Instant,
+    /// When the first byte of a head came that is not complete yet.
+    head_since: Option<Instant>,
+    answered_any: bool,
+    /// hyper waits for bytes, so it will notice a caller who leaves.
+    wanted: bool,
+    aside: Vec<u8>,
+    taken: usize,
+    first_line: FirstLine,
+    /// The status that went out last; after a head that hyper could not read it is hyper's own.
+    last_status: Option<u16>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FirstLine {
+    Awaited,
+    Passed,
+    /// The preface of HTTP/2, which is not spoken here.
+    Preface,
+}
+
+/// What a connection has to show when nothing more will come of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Remains {
+    pub(super) half_a_head: bool,
+    pub(super) last_status: Option<u16>,
+    pub(super) preface: bool,
+}
+
+impl Wire {
+    pub(super) fn new(socket: TcpStream, now: Instant) -> Self {
+        let watch = Watch {
+            current: None,
+            idle_since: now,
+            head_since: None,
+            answered_any: false,
+            wanted: false,
+            aside: Vec::new(),
+            taken: 0,
+            first_line: FirstLine::Awaited,
+            last_status: None,
+        };
+        Self { socket, watch: Mutex::new(watch) }
+    }
+
+    /// A head is complete; its request is being answered from now on.
+    pub(super) fn begin(&self, arrived: Arc<Arrival>) {
+        let mut watch = self.watch();
+        watch.current = Some(arrived);
+        watch.head_since = None;
+        watch.answered_any = true;
+    }
+
+    /// The answer's last byte has been handed over.
+    pub(super) fn end(&self, now: Instant) {
+        let mut watch = self.watch();
+        watch.current = None;
+        watch.idle_since = now;
+        watch.first_line = FirstLine::Awaited;
+    }
+
+    /// Before hyper is polled.
+    pub(super) fn expect_interest(&self) {
+        self.watch().wanted = false;
+    }
+
+    /// Looks for a caller who left, where hyper does not: it stops reading while a byte that came
+    /// too early lies in its buffer.
+    pub(super) fn is_gone(&self, cx: &mut Context<'_>) -> bool {
+        let mut watch = self.watch();
+        let whole = watch.current.as_ref().is_some_and(|arrived| arrived.is_complete());
+        if !whole || watch.wanted {
+            return false;
+        }
+        while watch.aside.len() < MOST_ASIDE {
+            match self.socket.poll_read_ready(cx) {
+                Poll::Pending => return false,
+                Poll::Ready(Err(_)) => return true,
+                Poll::Ready(Ok(())) => {}
+            }
+            match self.socket.try_read_buf(&mut watch.aside) {
+                Ok(0) => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+
+    /// When this connection has waited long enough, if nothing changes until then.
+    pub(super) fn deadline(&self, header: Duration, keep_alive: Duration) -> Option<Instant> {
+        let watch = self.watch();
+        match (&watch.current, watch.head_since) {
+            (Some(_), _) => None,
+            (None, Some(since)) => Some(since + header),
+            (None, None) if watch.answered_any => Some(watch.idle_since + keep_alive),
+            (None, None) => Some(watch.idle_since + header),
+        }
+    }
+
+    /// When half a head came.
+    pub(super) fn half_since(&self) -> Option<Instant> {
+        self.watch().head_since
+    }
+
+    pub(super) fn remains(&self) -> Remains {
+        let watch = self.watch();
+        Remains {
+            half_a_head: watch.head_since.is_some(),
+            last_status: watch.last_status,
+            preface: watch.first_line == FirstLine::Preface,
+        }
+    }
+
+    /// Whether bytes may still come that nobody will read.
+    pub(super) fn has_unread(&self) -> bool {
+        let watch = self.watch();
+        let unread = watch.current.as_ref().is_some_and(|arrived| !arrived.is_complete());
+        unread || watch.head_since.is_some() || watch.aside.len() > watch.taken
+    }
+
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watch {
+    fn take_aside(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
+        let bytes = self.aside.get(self.taken..).unwrap_or_default();
+        if bytes.is_empty() {
+            return false;
+        }
+        let room = bytes.len().min(buffer.remaining());
+        buffer.put_slice(bytes.get(..room).unwrap_or_default());
+        self.taken += room;
+        if self.taken == self.aside.len() {
+            (self.aside, self.taken) = (Vec::new(), 0);
+        }
+        true
+    }
+
+    /// Notes the beginning of a head. hyper drops a fragment from the target without a word, so the
+    /// octothorpe is made a byte that it refuses; in a request that came together with the one
+    /// before it is dropped, which is harmless because the target is built anew.
+    fn look(&mut self, bytes: &mut [u8]) {
+        if self.current.is_some() || bytes.is_empty() {
+            return;
+        }
+        self.head_since.get_or_insert_with(Instant::now);
+        if self.first_line != FirstLine::Awaited {
+            return;
+        }
+        self.first_line = match bytes.starts_with(b"PRI * HTTP/2") {
+            true => FirstLine::Preface,
+            false => FirstLine::Passed,
+        };
+        let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+        let Some(line) = bytes.get_mut(..end) else { return };
+        let Some(hash) = memchr::memchr(b'#', line) else { return };
+        let is_request = line.trim_ascii_end().ends_with(b" HTTP/1.1")
+            || line.trim_ascii_end().ends_with(b" HTTP/1.0");
+        if let Some(byte) = line.get_mut(hash).filter(|_| is_request) {
+            *byte = 0x01;
+        }
+    }
+
+    fn look_at_answer(&mut self, slices: &[io::IoSlice<'_>]) {
+        let first = slices.first().map(|slice| &**slice).unwrap_or_default();
+        if self.current.is_none() && first.starts_with(b"HTTP/1.") {
+            let status = first.get(9..12).and_then(|digits| std::str::from_utf8(digits).ok());
+            self.last_status = status.and_then(|digits| digits.parse().ok());
+        }
+    }
+}
+
+/// hyper's handle on a [`Wire`].
+#[derive(Debug)]
+pub(super) struct Handle(pub(super) Arc<Wire>);
+
+impl AsyncRead for Handle {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let wire = &self.0;
+        let mut watch = wire.watch();
+        let before = buffer.filled().len();
+        if !watch.take_aside(buffer) {
+            loop {
+                if wire.socket.poll_read_ready(cx)?.is_pending() {
+                    watch.wanted = true;
+                    return Poll::Pending;
+                }
+                match wire.socket.try_read_buf(buffer) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Poll::Ready(Err(error)),
+                    Ok(_) => break,
+                }
+            }
+        }
+        watch.look(buffer.filled_mut().get_mut(before..).unwrap_or_default());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Handle {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.0.watch().look_at_answer(slices);
+        loop {
+            ready!(self.0.socket.poll_write_ready(cx))?;
+            match self.0.socket.try_write_vectored(slices) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(SockRef::from(&self.0.socket).shutdown(Shutdown::Write))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! The whole gate in this process, on a port of the system's, asked in bytes.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, also in its helpers"
+)]
+#![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
+
+mod house; // a gate, a backend, a caller
+mod path; // the way of an ordinary request
