@@ -106,25 +106,21 @@ def plain_environment(home, **more):
     return {**kept, "HOME": str(home), **more}
 
 
-@contextlib.contextmanager
 def ollama_server(directory):
-    """Starts a real Ollama with nothing in it and gives its address."""
+    """A real Ollama with nothing in it."""
     home = Path(directory) / "ollama-home"
     home.mkdir()
     environment = plain_environment(
         home, OLLAMA_HOST="127.0.0.1:0", OLLAMA_MODELS=str(home / "models"), OLLAMA_NOPRUNE="1"
     )
-    with Process([ollama_binary(), "serve"], directory, environment, "ollama") as process:
-        yield f"http://127.0.0.1:{process.port()}"
+    return Process([ollama_binary(), "serve"], directory, environment, "ollama")
 
 
 def create_model(directory, ollama, name=MODEL):
     """Gives the Ollama a model, straight, without the gate."""
     write_gguf(Path(directory) / "model.gguf", name)
     modelfile = Path(directory) / "Modelfile"
-    modelfile.write_text(
-        'FROM ./model.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_predict 24\n'
-    )
+    modelfile.write_text('FROM ./model.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_predict 24\n')
     subprocess.run(
         [ollama_binary(), "create", name, "-f", modelfile],
         env=plain_environment(directory, OLLAMA_HOST=ollama),
@@ -145,25 +141,43 @@ def write_gguf(path, salt):
 
 
 class Backend:
-    """A small backend that remembers the head of every request and answers after a while."""
+    """A small backend that remembers each request and answers after a while, or line by line.
 
-    def __init__(self, silent_for=0.0):
+    With `lines` it sends a line, and the next one only when `next_line` was released for it.
+    """
+
+    def __init__(self, silent_for=0.0, lines=0):
         outer = self
-        self.heads = []
+        self.heads, self.bodies = [], []
+        self.next_line = threading.Semaphore(0)
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def answer(self):
-                self.rfile.read(int(self.headers.get("content-length") or 0))
+                outer.bodies.append(len(self.rfile.read(int(self.headers.get("content-length") or 0))))
                 outer.heads.append((self.command, self.path, dict(self.headers.items())))
+                self.send_response(200)
+                self.stream() if lines else self.whole()
+
+            def whole(self):
                 time.sleep(silent_for)  # the slowness that is being tested
                 body = json.dumps({"model": MODEL, "response": "slow but sure", "done": True}).encode()
-                self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+
+            def stream(self):
+                self.send_header("Content-Type", "application/x-ndjson")
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for number in range(lines):
+                    line = b'{"line":%d}\n' % number
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
+                    if not outer.next_line.acquire(timeout=10):
+                        return  # nobody has seen it: the reader will complain
+                self.wfile.write(b"0\r\n\r\n")
 
             do_GET = do_POST = answer
 
@@ -212,12 +226,15 @@ class Gate(Process):
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
+def request(url, headers=None, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    return urllib.request.Request(url, data=data, headers=headers or {})
+
+
 def ask(url, headers=None, body=None, timeout=60):
     """One request; the status and the text, whether the status is good or not."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers or {})
     try:
-        with DIRECT.open(request, timeout=timeout) as answer:
+        with DIRECT.open(request(url, headers, body), timeout=timeout) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as refused:
         with refused:

@@ -5,12 +5,13 @@ Ollama, and nothing else.
 """
 
 import base64
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import bed
-from report import Skip, check, expect, says, tell
+from report import check, expect, says, tell
 
 ROUNDS = 20  # of editing a file and asking at once
 KEY_ROUNDS = 7  # fewer: the eleventh wrong key of a minute is told to go slower, which is no 401
@@ -80,6 +81,8 @@ def run(world):
     check("guide 4: a file with a byte-order mark")(lambda: windows_file(world, "bom"))
     check("guide 4: a file in UTF-16 is refused in clear words")(lambda: utf16(world))
     check("guide 7: X-Real-IP and X-Forwarded-For")(lambda: addresses(world))
+    check("guide, its faults: each token is passed on at once")(lambda: token_by_token(world))
+    check("guide, its faults: a request of 20 MB passes")(lambda: large_body(world))
     check(f"guide 7: an answer that takes {SLOW} s is no 504")(lambda: slow(world))
     for what in ("1: compose files", "2: container names and restarts", "8: HTTPS and a GPU"):
         tell("skip", f"guide {what}", "come with the containers")
@@ -194,6 +197,28 @@ def addresses(world):
             for name in ("x-real-ip", "x-forwarded-for"):
                 expect(head.get(name) == "127.0.0.1", f"{name} is {head.get(name)!r}")
             expect("authorization" not in head, "the backend saw the credential")
+
+
+def token_by_token(world):
+    """Each line is passed on before the backend has the next one; the guide's proxy gathered 4 KB."""
+    project = Project(world.directory, "guide-tokens")
+    project.shell("htpasswd -cbB nginx/.htpasswd myuser mypassword")
+    with bed.Backend(lines=3) as backend, project.gate(world.binary, backend.url) as gate:
+        request = bed.request(f"{gate.url}/api/generate", bearer("my-secret-api-key-1"), ASK)
+        with bed.DIRECT.open(request, timeout=10) as answer:
+            for number in range(3):
+                expect(answer.readline() == b'{"line":%d}\n' % number, f"line {number} reads otherwise")
+                backend.next_line.release()
+            expect(answer.read() == b"", "there is more than three lines")
+
+
+def large_body(world):
+    project = Project(world.directory, "guide-large")
+    project.shell("htpasswd -cbB nginx/.htpasswd myuser mypassword")
+    with bed.Backend() as backend, project.gate(world.binary, backend.url) as gate:
+        ask = {**ASK, "prompt": "x" * 20_000_000}
+        expect_status(gate, basic("myuser", "mypassword"), 200, "asked", "/api/generate", ask)
+        expect(backend.bodies[-1] == len(json.dumps(ask)), f"the backend got {backend.bodies[-1]} bytes")
 
 
 def slow(world):
