@@ -193,7 +193,7 @@ impl Files {
         }
         if let Some(file) = &self.api_keys {
             let last = file.last();
-            names.extend(last.names().map(|name| (name.to_string(), Credential::Key)));
+            names.extend(last.names().map(|name| (name, Credential::Key)));
         }
         if let Some(file) = &self.authorized_keys {
             let last = file.last();
@@ -227,13 +227,17 @@ fn reopen<T: Send + Sync + 'static>(
     }
 }
 
-/// Why nobody was let in so far; the worst is told.
-#[derive(Debug, Default)]
-struct Failed {
-    presented: bool,
+/// One request at the door, and why it was not let in so far.
+struct Attempt<'a> {
+    auth: &'a Auth,
+    memory: &'a Memory,
+    client: ClientAddr,
+    presented: Presented<'a>,
+    now: Instant,
+    brought_something: bool,
     password_counted: bool,
     braked: Option<Braked>,
-    says: Option<&'static str>,
+    says: &'static str,
 }
 
 impl Auth {
@@ -263,125 +267,24 @@ impl Auth {
         client: ClientAddr,
         presented: Presented<'_>,
     ) -> Result<Identity, Reject> {
-        let now = Instant::now();
-        let mut failed = Failed::default();
-        let authorization = single(presented.headers, &header::AUTHORIZATION)?;
-        if let Some(value) = authorization {
-            failed.presented = true;
-            let value = value.as_bytes();
-            if let Some(login) = scheme(value, b"basic") {
-                if let Some(who) = self.basic(memory, client, login, now, &mut failed).await? {
-                    return Ok(who);
-                }
-            } else if let Some(key) = scheme(value, b"bearer")
-                && let Some(who) = self.key(key).await
-            {
-                return Ok(who);
-            }
-        }
-        for name in &self.key_headers {
-            if let Some(value) = single(presented.headers, name)? {
-                failed.presented = true;
-                if let Some(who) = self.key(value.as_bytes()).await {
-                    return Ok(who);
-                }
-            }
-        }
-        if let Some(signed) = authorization.and_then(|value| Signed::parse(value.as_bytes()))
-            && let Some(who) = self.signed(memory, client, &signed, presented, &mut failed).await
-        {
-            return Ok(who);
-        }
-        if let Some(key) = presented.path_key {
-            failed.presented = true;
-            if let Some(who) = self.key(key).await {
-                return Ok(who);
-            }
-        }
-        Err(self.refuse(memory, client, now, failed))
-    }
-
-    fn refuse(&self, memory: &Memory, client: ClientAddr, now: Instant, failed: Failed) -> Reject {
-        if !failed.presented {
-            return Reject::NoCredentials;
-        }
-        let braked = failed.braked.or_else(|| {
-            let counted = failed.password_counted;
-            let limit = self.failures_per_minute;
-            (!counted).then(|| memory.brake.wrong_key(client, limit, now).err()).flatten()
-        });
-        match braked {
-            Some(Braked { retry_after }) => Reject::TooManyFailures { retry_after },
-            None => Reject::BadCredentials(failed.says.unwrap_or(WRONG)),
-        }
-    }
-
-    async fn basic(
-        &self,
-        memory: &Memory,
-        client: ClientAddr,
-        login: &[u8],
-        now: Instant,
-        failed: &mut Failed,
-    ) -> Result<Option<Identity>, Reject> {
-        let Some(file) = &self.files.htpasswd else { return Ok(None) };
-        let Some((name, password)) = name_and_password(login) else { return Ok(None) };
-        let file = file.current().await;
-        if memory.passwords.remembers(&file, &name, &password) {
-            return Ok(Some(self.identity(&name, Credential::Password)));
-        }
-        failed.password_counted = true;
-        if let Err(braked) = memory.brake.attempt(client, &name, self.failures_per_minute, now) {
-            failed.braked = Some(braked);
-            return Ok(None);
-        }
-        match memory.passwords.check(&file, &name, &password).await {
-            Verdict::Right => {
-                memory.brake.forgive(client, &name);
-                Ok(Some(self.identity(&name, Credential::Password)))
-            }
-            Verdict::Wrong => Ok(None),
-            Verdict::Overloaded => {
-                memory.brake.forgive(client, &name);
-                Err(Reject::Overloaded("passwords wait to be checked"))
-            }
-        }
+        let attempt = Attempt {
+            auth: self,
+            memory,
+            client,
+            presented,
+            now: Instant::now(),
+            brought_something: false,
+            password_counted: false,
+            braked: None,
+            says: WRONG,
+        };
+        attempt.run().await
     }
 
     async fn key(&self, key: &[u8]) -> Option<Identity> {
         let file = self.files.api_keys.as_ref()?.current().await;
         let name = file.find(key.trim_ascii())?;
         Some(self.identity(&name, Credential::Key))
-    }
-
-    async fn signed(
-        &self,
-        memory: &Memory,
-        client: ClientAddr,
-        signed: &Signed,
-        presented: Presented<'_>,
-        failed: &mut Failed,
-    ) -> Option<Identity> {
-        let file = self.files.authorized_keys.as_ref()?.current().await;
-        let ts = presented.ts.unwrap_or_default();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-        let unix = i64::try_from(unix).unwrap_or(i64::MAX);
-        let asked = signature::Asked { method: presented.method, path: presented.path, ts };
-        match file.check(signed, &asked, client.ip(), unix, &memory.replays) {
-            Ok(signer) => {
-                let mut who = self.identity(&signer.name, Credential::Signature);
-                who.endpoints = signer.endpoints;
-                Some(who)
-            }
-            Err(fault) => {
-                failed.says = Some(match fault {
-                    SignatureFault::UnknownKey => NOT_ENROLLED,
-                    SignatureFault::BadTime => WRONG_TIME,
-                    SignatureFault::BadSignature | SignatureFault::Replayed => WRONG,
-                });
-                None
-            }
-        }
     }
 
     fn identity(&self, name: &str, credential: Credential) -> Identity {
@@ -413,6 +316,108 @@ impl Auth {
     #[must_use]
     pub fn key_headers(&self) -> &[HeaderName] {
         &self.key_headers
+    }
+}
+
+impl Attempt<'_> {
+    async fn run(mut self) -> Result<Identity, Reject> {
+        let Presented { headers, path_key, .. } = self.presented;
+        let authorization = single(headers, &header::AUTHORIZATION)?.map(HeaderValue::as_bytes);
+        self.brought_something = authorization.is_some() || path_key.is_some();
+        if let Some(login) = authorization.and_then(|value| scheme(value, b"basic"))
+            && let Some(who) = self.basic(login).await?
+        {
+            return Ok(who);
+        }
+        if let Some(key) = authorization.and_then(|value| scheme(value, b"bearer"))
+            && let Some(who) = self.auth.key(key).await
+        {
+            return Ok(who);
+        }
+        for name in &self.auth.key_headers {
+            if let Some(value) = single(headers, name)? {
+                self.brought_something = true;
+                if let Some(who) = self.auth.key(value.as_bytes()).await {
+                    return Ok(who);
+                }
+            }
+        }
+        if let Some(signed) = authorization.and_then(Signed::parse)
+            && let Some(who) = self.signed(&signed).await
+        {
+            return Ok(who);
+        }
+        if let Some(key) = path_key
+            && let Some(who) = self.auth.key(key).await
+        {
+            return Ok(who);
+        }
+        Err(self.refuse())
+    }
+
+    /// One failed request is one failure.
+    fn refuse(self) -> Reject {
+        if !self.brought_something {
+            return Reject::NoCredentials;
+        }
+        let limit = self.auth.failures_per_minute;
+        let braked = match self.password_counted {
+            true => self.braked,
+            false => self.memory.brake.wrong_key(self.client, limit, self.now).err(),
+        };
+        match braked {
+            Some(Braked { retry_after }) => Reject::TooManyFailures { retry_after },
+            None => Reject::BadCredentials(self.says),
+        }
+    }
+
+    async fn basic(&mut self, login: &[u8]) -> Result<Option<Identity>, Reject> {
+        let Some(file) = &self.auth.files.htpasswd else { return Ok(None) };
+        let Some((name, password)) = name_and_password(login) else { return Ok(None) };
+        let file = file.current().await;
+        let Memory { passwords, brake, .. } = self.memory;
+        if passwords.remembers(&file, &name, &password) {
+            return Ok(Some(self.auth.identity(&name, Credential::Password)));
+        }
+        self.password_counted = true;
+        let limit = self.auth.failures_per_minute;
+        if let Err(braked) = brake.attempt(self.client, &name, limit, self.now) {
+            self.braked = Some(braked);
+            return Ok(None);
+        }
+        match passwords.check(&file, &name, &password).await {
+            Verdict::Right => {
+                brake.forgive(self.client, &name);
+                Ok(Some(self.auth.identity(&name, Credential::Password)))
+            }
+            Verdict::Wrong => Ok(None),
+            Verdict::Overloaded => {
+                brake.forgive(self.client, &name);
+                Err(Reject::Overloaded("passwords wait to be checked"))
+            }
+        }
+    }
+
+    async fn signed(&mut self, signed: &Signed) -> Option<Identity> {
+        let file = self.auth.files.authorized_keys.as_ref()?.current().await;
+        let Presented { method, path, ts, .. } = self.presented;
+        let asked = signature::Asked { method, path, ts: ts.unwrap_or_default() };
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        let unix = i64::try_from(unix).unwrap_or(i64::MAX);
+        match file.check(signed, &asked, self.client.ip(), unix, &self.memory.replays) {
+            Ok(signer) => {
+                let who = self.auth.identity(&signer.name, Credential::Signature);
+                Some(Identity { endpoints: signer.endpoints, ..who })
+            }
+            Err(fault) => {
+                self.says = match fault {
+                    SignatureFault::UnknownKey => NOT_ENROLLED,
+                    SignatureFault::BadTime => WRONG_TIME,
+                    SignatureFault::BadSignature | SignatureFault::Replayed => WRONG,
+                };
+                None
+            }
+        }
     }
 }
 

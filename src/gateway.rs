@@ -80,10 +80,11 @@ impl Gateway {
         let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
         let path = visit.serve(request, Arc::clone(&arrived), &mut record);
         let mut response = match held_off(path).await {
-            Ok(Served::Passed { answered, ticket, lease }) => {
+            Ok(Served::Passed(passed)) => {
+                let Passed { answered, ticket, lease } = *passed;
                 record.line.status = answered.response.status().as_u16();
                 let riders = Riders { connection: answered.connection, lease, ticket, record };
-                Metered::new(answered.response, riders, state.idle(), asker.dialect)
+                Metered::around(answered.response, riders, state.idle(), asker.dialect)
             }
             Ok(Served::Own(answer)) => own(answer, record),
             Err(reject) => asker.refuse(&reject, record),
@@ -160,7 +161,14 @@ struct Visit<'a> {
 /// What the path came to.
 enum Served {
     Own(Response<Bytes>),
-    Passed { answered: forward::Answered, ticket: Ticket, lease: Lease },
+    Passed(Box<Passed>),
+}
+
+/// A backend's answer, and what has to live as long as it.
+struct Passed {
+    answered: forward::Answered,
+    ticket: Ticket,
+    lease: Lease,
 }
 
 impl Visit<'_> {
@@ -195,7 +203,7 @@ impl Visit<'_> {
         record.leaves_for(lease.backend());
         let origin = Origin { client, id: record.line.id };
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
-        Ok(Served::Passed { answered, ticket, lease })
+        Ok(Served::Passed(Box::new(Passed { answered, ticket, lease })))
     }
 }
 

@@ -79,7 +79,7 @@ pub struct Riders {
 impl Metered {
     /// `idle`: the longest silence between two bytes. `dialect`: of the path asked.
     #[must_use]
-    pub fn new(
+    pub fn around(
         response: http::Response<Incoming>,
         riders: Riders,
         idle: Duration,

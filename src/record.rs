@@ -217,14 +217,14 @@ impl Drop for Record {
         }
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
-        self.log.lines.post(Box::new(std::mem::take(&mut self.line)));
+        self.log.lines.post(std::mem::take(&mut self.line));
     }
 }
 
 /// Where lines go.
 #[derive(Debug, Clone)]
 pub struct Log {
-    lines: Outlet<Box<Line>>,
+    lines: Outlet<Line>,
     cutting: Arc<AtomicBool>,
 }
 
@@ -238,7 +238,7 @@ impl Log {
             LogFormat::Text => text_line,
             LogFormat::Json => json_line,
         };
-        let lines = Outlet::start("log", sink, move |line: &Box<Line>, out| write(line, out))?;
+        let lines = Outlet::start("log", sink, write)?;
         Ok(Self { lines, cutting: Arc::default() })
     }
 

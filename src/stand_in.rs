@@ -141,10 +141,14 @@ fn generate(word: Option<&str>) -> Value {
 }
 
 fn chat(word: Option<&str>) -> Value {
-    let mut line = generate(None);
-    line["message"] = json!({"role": "assistant", "content": word.unwrap_or_default()});
-    line["done"] = Value::Bool(word.is_none());
-    line
+    let message = json!({"role": "assistant", "content": word.unwrap_or_default()});
+    match word {
+        Some(_) => json!({"model": MODEL, "message": message, "done": false}),
+        None => json!({
+            "model": MODEL, "message": message, "done": true, "done_reason": "stop",
+            "prompt_eval_count": 1, "eval_count": WORDS.len(),
+        }),
+    }
 }
 
 fn openai_chat(word: Option<&str>) -> Value {
@@ -197,14 +201,18 @@ fn all_at_once(saying: Saying) -> Value {
             *place = Value::String(text.clone());
         }
     }
-    if answer.get("choices").is_some() {
-        answer["object"] = json!("chat.completion");
-        answer["choices"][0]["message"] = json!({"role": "assistant", "content": text});
-        answer["usage"] = json!({
-            "prompt_tokens": 1, "completion_tokens": WORDS.len(), "total_tokens": WORDS.len() + 1,
-        });
+    if answer.get("choices").is_none() {
+        return answer;
     }
-    answer
+    json!({
+        "id": "stand-in", "object": "chat.completion", "created": 0, "model": MODEL,
+        "choices": [{
+            "index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop",
+        }],
+        "usage": {
+            "prompt_tokens": 1, "completion_tokens": WORDS.len(), "total_tokens": WORDS.len() + 1,
+        },
+    })
 }
 
 fn whole(value: &Value) -> Response<Spoken> {

@@ -39,13 +39,15 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
 /// Opens every address of the configuration.
 pub(super) async fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
     Server::bind(&config.listen).await.map_err(|(address, error)| {
-        let advice = match error.kind() {
-            io::ErrorKind::AddrInUse => "; another program listens there: choose another --listen",
-            io::ErrorKind::PermissionDenied => {
-                "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
-            }
-            io::ErrorKind::AddrNotAvailable => "; no network card of this machine has that address",
-            _ => "",
+        let kind = error.kind();
+        let advice = if kind == io::ErrorKind::AddrInUse {
+            "; another program listens there: choose another --listen"
+        } else if kind == io::ErrorKind::PermissionDenied {
+            "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
+        } else if kind == io::ErrorKind::AddrNotAvailable {
+            "; no network card of this machine has that address"
+        } else {
+            ""
         };
         anyhow::anyhow!("cannot listen on {address}: {error}{advice}")
     })

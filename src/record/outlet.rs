@@ -19,7 +19,8 @@ pub struct Outlet<T> {
 }
 
 enum Entry<T> {
-    Item(T),
+    /// Boxed, so that an empty queue is small.
+    Item(Box<T>),
     Flush(SyncSender<()>),
 }
 
@@ -44,7 +45,7 @@ impl<T: Send + 'static> Outlet<T> {
 
     /// Never waits.
     pub fn post(&self, item: T) {
-        match self.queue.try_send(Entry::Item(item)) {
+        match self.queue.try_send(Entry::Item(Box::new(item))) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -85,7 +86,7 @@ fn write_all<T>(
     while let Ok(entry) = entries.recv() {
         let mut flushed = Vec::new();
         let mut take = |entry, text: &mut String| match entry {
-            Entry::Item(item) => format(&item, text),
+            Entry::Item(item) => format(&*item, text),
             Entry::Flush(done) => flushed.push(done),
         };
         take(entry, &mut text);
