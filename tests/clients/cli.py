@@ -101,6 +101,16 @@ def refused(name, terminal, gate_says):
             expect(status != 0, "it ended as if all were well")
             expect_refusal(label, shown, "401" if words[0] == "pull" else gate_says)
 
+    label = f"{name}: create, whose file is refused while it is being sent"
+
+    @check(label)
+    def _():
+        bed.write_gguf(terminal.home / "refused.gguf", name)
+        (terminal.home / "Modelfile").write_text("FROM ./refused.gguf\n")
+        shown, status = terminal.shows("create", "refused", "-f", terminal.home / "Modelfile")
+        expect(status != 0, "it ended as if all were well")
+        expect_refusal(label, shown, gate_says)
+
     @check(f"{name}: run names the help page, and the page is there")
     def _():
         shown, _ = terminal.shows("run", bed.MODEL, "hello")

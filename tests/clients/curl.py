@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 
+import bed
 from report import Skip, check, expect, says
 
 
@@ -19,6 +20,24 @@ def curl(directory, words):
     expect(done.returncode == 0, f"curl ended with {done.returncode}: {done.stderr}")
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
+
+
+def leave_a_stream(world):
+    """Ends curl after the first token; the gate and Ollama both tell soon that the request is over."""
+    ask = {"model": "gemma3:1b", "prompt": "go on", "options": {"num_predict": 100_000}}
+    words = ["curl", "--noproxy", "*", "-sN", "-u", f"{world.name}:{world.password}"]
+    words += [f"{world.gate.url}/api/generate", "-d", json.dumps(ask)]
+    served = world.server.said().count(b'"/api/generate"')  # Ollama tells when a request is over
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as leaving:
+        first = leaving.stdout.readline()
+        leaving.kill()
+    expect(b"response" in first, f"the first line is {first}")
+    bed.wait_for(
+        lambda: b" client_gone " in world.gate.said(), 5, "the gate does not tell `client_gone`"
+    )
+    bed.wait_for(
+        lambda: world.server.said().count(b'"/api/generate"') > served, 5, "Ollama is still at it"
+    )
 
 
 def run(world):
@@ -44,6 +63,10 @@ def run(world):
             status, body = curl(world.directory, words)
             lines = [json.loads(line) for line in body.splitlines()]
             expect(status == 200 and len(lines) > 2 and lines[-1]["done"], f"{status} {body}")
+
+    @check("curl: who leaves in the middle of a stream stops the model")
+    def _():
+        leave_a_stream(world)
 
     wrong = {
         "wrong password": (f"-u {world.name}:nonsense", world.says_wrong_password),
