@@ -1,0 +1,177 @@
+//! Roles, and who has which.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What a caller may do, the weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Viewer,
+    User,
+    Operator,
+    Admin,
+}
+
+impl Role {
+    pub const ALL: [Self; 4] = [Self::Viewer, Self::User, Self::Operator, Self::Admin];
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Viewer => "viewer",
+            Self::User => "user",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        })
+    }
+}
+
+impl FromStr for Role {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|role| role.to_string() == text);
+        named.ok_or_else(|| format!("{text:?} is no role; viewer, user, operator and admin are"))
+    }
+}
+
+/// A name, or one with `*` for any run of characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    fn is_exact(&self) -> bool {
+        !self.0.contains('*')
+    }
+
+    /// Takes time in proportion to both lengths, whatever the pattern.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let first = parts.next().unwrap_or_default();
+        let Some(mut rest) = name.strip_prefix(first) else { return false };
+        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        for part in parts {
+            let Some(at) = rest.find(part) else { return false };
+            rest = rest.get(at + part.len()..).unwrap_or_default();
+        }
+        rest.ends_with(last)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Who has which role.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Roles {
+    default: Role,
+    named: Vec<(Pattern, Role)>,
+}
+
+impl Roles {
+    #[must_use]
+    pub fn new(default: Role, named: Vec<(Pattern, Role)>) -> Self {
+        Self { default, named }
+    }
+
+    pub(super) fn set_default(&mut self, role: Role) {
+        self.default = role;
+    }
+
+    /// # Errors
+    /// Where one name would have two roles.
+    pub(super) fn add(&mut self, pattern: Pattern, role: Role) -> Result<(), String> {
+        let known = self.named.iter().find(|(known, _)| *known == pattern);
+        match known.filter(|(_, held)| *held != role) {
+            Some((_, held)) => Err(format!("{pattern:?} is named as {held} already")),
+            None => {
+                self.named.push((pattern, role));
+                Ok(())
+            }
+        }
+    }
+
+    /// By exact name, then by pattern (of two, the lesser role), then the default.
+    #[must_use]
+    pub fn role_of(&self, name: &str) -> Role {
+        let exact = self.named.iter().find(|(pattern, _)| pattern.0 == name);
+        let by_pattern = || self.matching(name).map(|(_, role)| *role).min();
+        exact.map(|(_, role)| *role).or_else(by_pattern).unwrap_or(self.default)
+    }
+
+    /// The patterns that decide on a name; none where it is named exactly.
+    #[must_use]
+    pub fn patterns_matching(&self, name: &str) -> Vec<(Pattern, Role)> {
+        if self.named.iter().any(|(pattern, _)| pattern.0 == name) {
+            return Vec::new();
+        }
+        self.matching(name).cloned().collect()
+    }
+
+    fn matching(&self, name: &str) -> impl Iterator<Item = &(Pattern, Role)> {
+        self.named.iter().filter(move |(pattern, _)| !pattern.is_exact() && pattern.matches(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn roles(named: &[(&str, Role)]) -> Roles {
+        let named = named.iter().map(|(name, role)| (Pattern::new(name), *role)).collect();
+        Roles::new(Role::User, named)
+    }
+
+    #[test]
+    fn an_exact_name_goes_before_a_pattern_and_a_pattern_before_the_default() {
+        let roles = roles(&[("s*", Role::Viewer), ("sam", Role::Admin)]);
+        assert_eq!(roles.role_of("sam"), Role::Admin);
+        assert_eq!(roles.role_of("sue"), Role::Viewer);
+        assert_eq!(roles.role_of("bob"), Role::User);
+    }
+
+    #[test]
+    fn of_two_patterns_the_lesser_role_counts() {
+        let roles = roles(&[("s*", Role::Admin), ("*m", Role::Operator)]);
+        assert_eq!(roles.role_of("sim"), Role::Operator);
+        assert_eq!(roles.patterns_matching("sim").len(), 2);
+    }
+
+    #[test]
+    fn stars_match_any_run() {
+        for (pattern, name, is) in [
+            ("*", "", true),
+            ("a*b", "ab", true),
+            ("a*b", "aXbYb", true),
+            ("a*b", "a", false),
+            ("ab*ba", "aba", false),
+            ("*x*y*", "1x2y3", true),
+            ("*x*y*", "1y2x3", false),
+            ("gemma", "gemma", true),
+            ("gemma", "gemma3", false),
+            ("Gemma*", "gemma3", false),
+        ] {
+            assert_eq!(Pattern::new(pattern).matches(name), is, "{pattern} {name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_pattern_matches_what_it_was_made_from(parts in prop::collection::vec("[a-c]{0,3}", 1..5)) {
+            let (pattern, name) = (parts.join("*"), parts.join("xyz"));
+            prop_assert!(Pattern::new(&pattern).matches(&name));
+        }
+    }
+}
