@@ -107,9 +107,12 @@ def refused(name, terminal, gate_says):
     def _():
         bed.write_gguf(terminal.home / "refused.gguf", name)
         (terminal.home / "Modelfile").write_text("FROM ./refused.gguf\n")
-        shown, status = terminal.shows("create", "refused", "-f", terminal.home / "Modelfile")
-        expect(status != 0, "it ended as if all were well")
-        expect_refusal(label, shown, gate_says)
+        create = ["create", "refused", "-f", terminal.home / "Modelfile"]
+        for _ in range(10):  # a gate that closes too early breaks off some of them, not all
+            shown, status = terminal.shows(*create)
+            expect(status != 0, "it ended as if all were well")
+            expect(gate_says in shown, f"the gate said {gate_says!r}, the client shows {shown:.300}")
+        says(label, shown)
 
     @check(f"{name}: run names the help page, and the page is there")
     def _():
