@@ -53,7 +53,10 @@ impl Findings {
                 self.problems.push(format!("{path}: {what} {trouble}"));
             }
             Some(trouble) => self.warnings.push(format!("{path}: {what} {trouble}")),
-            None => self.good.push(format!("{path}: {what}, {} entries", report.entries)),
+            None => {
+                let entries = counted(report.entries, "entry", "entries");
+                self.good.push(format!("{path}: {what}, {entries}"));
+            }
         }
         if let Some(warning) = mode_warning(&report.path) {
             self.warnings.push(format!("{path}: {warning}"));
@@ -95,7 +98,15 @@ impl Findings {
         }
         let count =
             |kind| lists.iter().filter(|(k, _)| *k == kind).map(|(_, l)| l.len()).sum::<usize>();
-        say(&format!("{} problems, {} warnings", count("problem"), count("warning")));
+        say(&format!(
+            "{}, {}",
+            counted(count("problem"), "problem", "problems"),
+            counted(count("warning"), "warning", "warnings"),
+        ));
         if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
     }
+}
+
+fn counted(number: usize, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
 }

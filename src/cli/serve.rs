@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -22,7 +22,7 @@ use crate::server::Server;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(given: &Given) -> anyhow::Result<()> {
-    let loaded = config::load(given).context("cannot start")?;
+    let loaded = config::load(given).map_err(|problems| anyhow!("cannot start\n{problems}"))?;
     let events = start_events(loaded.config.log_format)?;
     for warning in &loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
@@ -49,7 +49,7 @@ pub(super) async fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> 
         } else {
             ""
         };
-        anyhow::anyhow!("cannot listen on {address}: {error}{advice}")
+        anyhow!("cannot listen on {address}: {error}{advice}")
     })
 }
 
