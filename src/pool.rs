@@ -9,8 +9,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
@@ -56,7 +56,7 @@ pub struct Lease {
 pub struct Connection {
     sender: SendRequest<Outgoing>,
     driver: http1::Connection<TokioIo<Socket>, Outgoing>,
-    socket: Arc<TcpStream>,
+    socket: Socket,
 }
 
 impl Pool {
@@ -115,15 +115,15 @@ impl Pool {
         }
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<(Connection, Instant)>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn connect(&self) -> io::Result<Connection> {
         let socket = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
         socket.set_nodelay(true)?;
-        let socket = Arc::new(socket);
-        let io = TokioIo::new(Socket(Arc::clone(&socket)));
+        let socket = Socket(Arc::new(Mutex::new(socket)));
+        let io = TokioIo::new(socket.clone());
         let (sender, driver) = http1::Builder::new()
             .max_header_size(MAX_RESPONSE_HEAD)
             .max_headers(100)
@@ -225,7 +225,7 @@ impl Connection {
     /// or written to while idle is not to be used.
     fn is_silent(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
-        let peeked = SockRef::from(&*self.socket).peek(&mut byte);
+        let peeked = SockRef::from(&*self.socket.lock()).peek(&mut byte);
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
             && !self.sender.is_closed()
     }
@@ -237,9 +237,15 @@ impl fmt::Debug for Connection {
     }
 }
 
-/// A socket of which the pool keeps a handle for itself.
-#[derive(Debug)]
-pub struct Socket(Arc<TcpStream>);
+/// A socket of which the pool keeps a handle for itself, to ask whether it is silent.
+#[derive(Debug, Clone)]
+struct Socket(Arc<Mutex<TcpStream>>);
+
+impl Socket {
+    fn lock(&self) -> MutexGuard<'_, TcpStream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl AsyncRead for Socket {
     fn poll_read(
@@ -247,13 +253,7 @@ impl AsyncRead for Socket {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        loop {
-            ready!(self.0.poll_read_ready(cx))?;
-            match self.0.try_read_buf(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
-            }
-        }
+        Pin::new(&mut *self.lock()).poll_read(cx, buffer)
     }
 }
 
@@ -263,7 +263,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+        Pin::new(&mut *self.lock()).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -271,27 +271,18 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match self.0.try_write_vectored(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        Pin::new(&mut *self.lock()).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&*self.0).shutdown(std::net::Shutdown::Write))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.lock()).poll_shutdown(cx)
     }
 }
-
-#[cfg(test)]
-mod tests;

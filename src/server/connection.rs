@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep, sleep_until};
 
 use super::Stage;
-use super::wire::{Handle, Wire};
+use super::wire::{Handle, Remains, Wire};
 use crate::call::{Arrival, MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::gateway::Gateway;
 use crate::meter::{Answer, Cut};
@@ -57,15 +57,17 @@ pub(super) async fn serve(
     let _ = socket.set_nodelay(true);
     let wire = Arc::new(Wire::new(socket, Instant::now()));
     let end = drive(&wire, peer, &gateway, stages).await;
-    let refusal = remember(&end, &wire, peer, &gateway);
-    if let Some(bytes) = refusal {
+    // hyper and the last answer are gone, and with them their handles.
+    let Some(wire) = Arc::into_inner(wire) else { return };
+    let (socket, remains) = wire.close();
+    if let Some(bytes) = remember(&end, remains, peer, &gateway) {
         // The caller may be gone; then nobody reads it.
-        let _ = wire.socket().try_write(&bytes);
+        let _ = socket.try_write(&bytes);
     }
-    let unread = wire.has_unread() || matches!(end, End::Broken(_));
-    let _ = SockRef::from(wire.socket()).shutdown(Shutdown::Write);
+    let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
+    let unread = remains.unread || matches!(end, End::Broken(_));
     if unread && !matches!(end, End::CallerGone) {
-        let _ = tokio::time::timeout(LINGER, discard(wire.socket())).await;
+        let _ = tokio::time::timeout(LINGER, discard(&socket)).await;
     }
 }
 
@@ -167,8 +169,7 @@ where
 }
 
 /// Leaves a line for what never became a request, and gives the answer to it that hyper did not.
-fn remember(end: &End, wire: &Wire, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
-    let remains = wire.remains();
+fn remember(end: &End, remains: Remains, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
     let reject = match end {
         End::Broken(error) if error.is_parse() && remains.preface => Some(Reject::BadVersion),
         End::Broken(error) if error.is_parse() => {

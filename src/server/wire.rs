@@ -1,13 +1,11 @@
 //! A caller's socket, watched: who is there, since when it is silent, and what came too early.
 
 use std::io;
-use std::net::Shutdown;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -19,13 +17,11 @@ const MOST_ASIDE: usize = 64 * 1024;
 
 /// One caller's socket, shared by hyper, the answer and the connection's driver: all one task.
 #[derive(Debug)]
-pub(super) struct Wire {
-    socket: TcpStream,
-    watch: Mutex<Watch>,
-}
+pub(super) struct Wire(Mutex<Watch>);
 
 #[derive(Debug)]
 struct Watch {
+    socket: TcpStream,
     /// The request being answered.
     current: Option<Arc<Arrival>>,
     /// Since when nothing is being answered.
@@ -33,6 +29,8 @@ struct Watch {
     /// When the first byte of a head came that is not complete yet.
     head_since: Option<Instant>,
     answered_any: bool,
+    /// An answer went out before its request's body had been read: the last one here.
+    body_unread: bool,
     /// hyper waits for bytes, so it will notice a caller who leaves.
     wanted: bool,
     aside: Vec<u8>,
@@ -56,22 +54,25 @@ pub(super) struct Remains {
     pub(super) half_a_head: bool,
     pub(super) last_status: Option<u16>,
     pub(super) preface: bool,
+    /// Bytes may still come that nobody will read.
+    pub(super) unread: bool,
 }
 
 impl Wire {
     pub(super) fn new(socket: TcpStream, now: Instant) -> Self {
-        let watch = Watch {
+        Self(Mutex::new(Watch {
+            socket,
             current: None,
             idle_since: now,
             head_since: None,
             answered_any: false,
+            body_unread: false,
             wanted: false,
             aside: Vec::new(),
             taken: 0,
             first_line: FirstLine::Awaited,
             last_status: None,
-        };
-        Self { socket, watch: Mutex::new(watch) }
+        }))
     }
 
     /// A head is complete; its request is being answered from now on.
@@ -85,7 +86,8 @@ impl Wire {
     /// The answer's last byte has been handed over.
     pub(super) fn end(&self, now: Instant) {
         let mut watch = self.watch();
-        watch.current = None;
+        let whole = watch.current.take().is_none_or(|arrived| arrived.is_complete());
+        watch.body_unread |= !whole;
         watch.idle_since = now;
         watch.first_line = FirstLine::Awaited;
     }
@@ -104,16 +106,14 @@ impl Wire {
             return false;
         }
         while watch.aside.len() < MOST_ASIDE {
-            match self.socket.poll_read_ready(cx) {
+            let mut bytes = [0; 4096];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            match Pin::new(&mut watch.socket).poll_read(cx, &mut buffer) {
                 Poll::Pending => return false,
-                Poll::Ready(Err(_)) => return true,
-                Poll::Ready(Ok(())) => {}
-            }
-            match self.socket.try_read_buf(&mut watch.aside) {
-                Ok(0) => return true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => return true,
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    watch.aside.extend_from_slice(buffer.filled());
+                }
+                Poll::Ready(Ok(()) | Err(_)) => return true,
             }
         }
         false
@@ -135,28 +135,22 @@ impl Wire {
         self.watch().head_since
     }
 
-    pub(super) fn remains(&self) -> Remains {
-        let watch = self.watch();
-        Remains {
-            half_a_head: watch.head_since.is_some(),
+    /// The socket, and what is left to say on it.
+    pub(super) fn close(self) -> (TcpStream, Remains) {
+        let watch = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let unread = watch.current.as_ref().is_some_and(|arrived| !arrived.is_complete());
+        let half_a_head = watch.head_since.is_some();
+        let remains = Remains {
+            half_a_head,
             last_status: watch.last_status,
             preface: watch.first_line == FirstLine::Preface,
-        }
-    }
-
-    /// Whether bytes may still come that nobody will read.
-    pub(super) fn has_unread(&self) -> bool {
-        let watch = self.watch();
-        let unread = watch.current.as_ref().is_some_and(|arrived| !arrived.is_complete());
-        unread || watch.head_since.is_some() || watch.aside.len() > watch.taken
-    }
-
-    pub(super) fn socket(&self) -> &TcpStream {
-        &self.socket
+            unread: unread || watch.body_unread || half_a_head || watch.aside.len() > watch.taken,
+        };
+        (watch.socket, remains)
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -219,19 +213,15 @@ impl AsyncRead for Handle {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let wire = &self.0;
-        let mut watch = wire.watch();
+        let mut watch = self.0.watch();
         let before = buffer.filled().len();
         if !watch.take_aside(buffer) {
-            loop {
-                if wire.socket.poll_read_ready(cx)?.is_pending() {
+            match Pin::new(&mut watch.socket).poll_read(cx, buffer) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
                     watch.wanted = true;
                     return Poll::Pending;
-                }
-                match wire.socket.try_read_buf(buffer) {
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Poll::Ready(Err(error)),
-                    Ok(_) => break,
                 }
             }
         }
@@ -254,14 +244,9 @@ impl AsyncWrite for Handle {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0.watch().look_at_answer(slices);
-        loop {
-            ready!(self.0.socket.poll_write_ready(cx))?;
-            match self.0.socket.try_write_vectored(slices) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
+        let mut watch = self.0.watch();
+        watch.look_at_answer(slices);
+        Pin::new(&mut watch.socket).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -272,8 +257,8 @@ impl AsyncWrite for Handle {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&self.0.socket).shutdown(Shutdown::Write))
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.watch().socket).poll_shutdown(cx)
     }
 }
 
