@@ -3,7 +3,7 @@
 //! A flag stands over a variable, a variable over the file, the file over the default. Past this
 //! room nothing means "default" any more.
 
-use std::fmt;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,19 +11,26 @@ use std::time::Duration;
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 
-mod apply;
 mod file;
 mod keys;
+mod problems;
+mod reference;
 mod roles;
 mod values;
+mod written;
 
-pub use keys::{KEYS, Key, markdown_reference};
+pub use keys::{Key, Kind, reference};
+pub use problems::{Problem, Problems};
+pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
-pub use values::BackendUrl;
+pub use values::{BackendUrl, BadUrl};
+
+use keys::{Named, VARIABLE};
+use problems::{Found, Place, Source};
+use written::{Form, Written};
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "portcullis.toml";
-const VARIABLE: &str = "PORTCULLIS_";
 const CONFIG_VARIABLE: &str = "PORTCULLIS_CONFIG";
 
 /// A configuration that was read without a problem.
@@ -152,8 +159,22 @@ impl Config {
         }
     }
 
-    fn has_credentials(&self) -> bool {
-        self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some()
+    /// Whether anybody can log in at all.
+    ///
+    /// # Errors
+    /// Says what to do where no credential source is named.
+    pub fn check_credentials(&self) -> Result<(), Problem> {
+        if self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some() {
+            return Ok(());
+        }
+        Err(Problem {
+            place: "configuration".to_owned(),
+            says:
+                "no login is configured, and an open gate is not served: name a users' file with \
+                   --htpasswd FILE, keys with --api-keys FILE, or signing keys with \
+                   --authorized-keys FILE (`portcullis try` makes its own, for a look)"
+                    .to_owned(),
+        })
     }
 }
 
@@ -174,46 +195,14 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
 }
 
-/// One thing that is wrong, where, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// `portcullis.toml:12`, `--listen` or `PORTCULLIS_LISTEN`.
-    pub place: String,
-    pub says: String,
-}
-
-/// Everything that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
-
-impl std::error::Error for Problems {}
-
-impl fmt::Display for Problems {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let widest = self.0.iter().map(|problem| problem.place.len()).max().unwrap_or(0);
-        for (number, Problem { place, says }) in self.0.iter().enumerate() {
-            let end = if number + 1 == self.0.len() { "" } else { "\n" };
-            write!(f, "{place:<widest$}  {says}{end}")?;
-        }
-        Ok(())
-    }
-}
-
 /// Reads everything that was given; a gate without any credential source is a problem.
 ///
 /// # Errors
 /// All problems at once.
 pub fn load(given: &Given) -> Result<Loaded, Problems> {
-    let (loaded, mut problems) = read(given);
-    if !loaded.config.has_credentials() {
-        problems.push(Problem {
-            place: "configuration".to_owned(),
-            says:
-                "no login is configured, and an open gate is not served: name a users' file with \
-                   --htpasswd FILE, keys with --api-keys FILE, or signing keys with \
-                   --authorized-keys FILE (`portcullis try` makes its own, for a look)"
-                    .to_owned(),
-        });
+    let Reading { loaded, mut problems, login_is_unclear } = read(given);
+    if let (Err(problem), false) = (loaded.config.check_credentials(), login_is_unclear) {
+        problems.push(problem);
     }
     if problems.is_empty() { Ok(loaded) } else { Err(Problems(problems)) }
 }
@@ -223,95 +212,139 @@ pub fn load(given: &Given) -> Result<Loaded, Problems> {
 /// # Errors
 /// All problems at once.
 pub fn load_without_credentials(given: &Given) -> Result<Loaded, Problems> {
-    let (loaded, problems) = read(given);
+    let Reading { loaded, problems, .. } = read(given);
     if problems.is_empty() { Ok(loaded) } else { Err(Problems(problems)) }
 }
 
-/// A value as it was typed, and where.
-#[derive(Debug, Clone)]
-struct Typed {
-    key: &'static str,
-    value: Value,
-    place: String,
-    /// What relative paths are relative to.
-    folder: PathBuf,
+/// Everything that could be read, and what could not.
+struct Reading {
+    loaded: Loaded,
+    problems: Vec<Problem>,
+    /// A login may have been meant by what could not be read.
+    login_is_unclear: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Value {
-    Text(String),
-    Switch(bool),
-    Number(i64),
-    List(Vec<String>),
-}
-
-fn read(given: &Given) -> (Loaded, Vec<Problem>) {
-    let mut problems = Vec::new();
-    let mut warnings = Vec::new();
-    let path = config_file(given);
-    let mut typed = Vec::new();
-    if let Some(path) = &path {
-        typed = file::read(path, &mut problems);
+fn read(given: &Given) -> Reading {
+    let file = config_file(given);
+    let contents = file.as_deref().map(file::read).unwrap_or_default();
+    let mut draft = Draft {
+        config: Config::builtin(),
+        written: contents.written,
+        found: contents.found,
+        warnings: Found::default(),
+        login_is_unclear: contents.is_partial,
+    };
+    for (number, (name, text)) in given.env.iter().enumerate() {
+        draft.variable(number, name, text);
     }
-    typed.extend(variables(&given.env, &mut warnings));
-    typed.extend(given.flags.iter().filter_map(|(name, text)| {
-        let key = keys::find(name)?;
-        let place = format!("--{}", name.replace('_', "-"));
-        Some(Typed { key: key.name, value: text_as(key, text), place, folder: PathBuf::new() })
-    }));
-    let mut config = Config::builtin();
-    apply::all(&mut config, &typed, &mut problems);
-    (Loaded { config, warnings, file: path }, problems)
+    for (number, (name, text)) in given.flags.iter().enumerate() {
+        draft.flag(number, name, text);
+    }
+    draft.apply();
+    let Draft { config, found, warnings, login_is_unclear, .. } = draft;
+    let loaded = Loaded { config, warnings: warnings.sorted(), file };
+    Reading { loaded, problems: found.sorted(), login_is_unclear }
 }
 
 fn config_file(given: &Given) -> Option<PathBuf> {
-    let variable = given.env.iter().find(|(name, _)| name == CONFIG_VARIABLE);
+    let variable =
+        given.env.iter().find(|(name, path)| name == CONFIG_VARIABLE && !path.is_empty());
     let named = given.file.clone().or_else(|| variable.map(|(_, path)| PathBuf::from(path)));
-    named.or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()))
+    // A link that leads nowhere is a mistake to tell, not a file that is not there.
+    let is_there = |path: &PathBuf| path.symlink_metadata().is_ok();
+    named.or_else(|| Some(Path::new(DEFAULT_FILE).to_owned()).filter(is_there))
 }
 
-/// Kubernetes sets `PORTCULLIS_PORT` and the like for a service of that name, so a variable that is
-/// not known is only told when it looks like a slip.
-fn variables(env: &[(String, String)], warnings: &mut Vec<Problem>) -> Vec<Typed> {
-    let ours = env.iter().filter(|(name, _)| name.starts_with(VARIABLE) && name != CONFIG_VARIABLE);
-    ours.filter_map(|(name, text)| {
-        let key_name = name.strip_prefix(VARIABLE)?.to_ascii_lowercase();
-        let Some(key) = keys::find(&key_name).filter(|key| key.has_variable()) else {
-            if let Some(near) = keys::nearest(&key_name, 2).filter(|key| key.has_variable()) {
-                let says = format!("not known; did you mean {}?", near.variable());
-                warnings.push(Problem { place: name.clone(), says });
+/// A configuration in the making.
+struct Draft {
+    config: Config,
+    written: Vec<Written>,
+    found: Found,
+    warnings: Found,
+    login_is_unclear: bool,
+}
+
+impl Draft {
+    /// Kubernetes sets `PORTCULLIS_PORT` and the like for a service of that name, so a variable
+    /// that is not known is only told when it looks like a slip.
+    fn variable(&mut self, number: usize, name: &str, text: &str) {
+        let Some(key) = name.strip_prefix(VARIABLE) else { return };
+        let place = Place::new(Source::Variable, number, name.to_owned());
+        let key = key.to_ascii_lowercase();
+        match Named::find(&key).filter(|known| known.variable().as_deref() == Some(name)) {
+            Some(Named::Known(key)) => self.text(key, text, place),
+            Some(Named::Later(_)) => self.found.add(place, file::not_yet("this variable")),
+            None => {
+                let near = Named::nearest(&key, 2).and_then(Named::variable);
+                if let Some(near) = near.filter(|_| name != CONFIG_VARIABLE) {
+                    let says = format!("is not known and has no effect; did you mean {near}?");
+                    self.warnings.add(place, says);
+                }
             }
-            return None;
-        };
-        let value = text_as(key, text);
-        Some(Typed { key: key.name, value, place: name.clone(), folder: PathBuf::new() })
-    })
-    .collect()
-}
-
-/// Flags and variables are text; lists in them are separated by commas.
-fn text_as(key: &Key, text: &str) -> Value {
-    match key.kind {
-        keys::Kind::Text => Value::Text(text.to_owned()),
-        keys::Kind::List => {
-            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Value::List(items.map(str::to_owned).collect())
         }
-        keys::Kind::Switch => match text {
-            "true" => Value::Switch(true),
-            "false" => Value::Switch(false),
-            _ => Value::Text(text.to_owned()),
-        },
-        keys::Kind::Number => match text.parse() {
-            Ok(number) => Value::Number(number),
-            Err(_) => Value::Text(text.to_owned()),
-        },
+    }
+
+    fn flag(&mut self, number: usize, name: &str, text: &str) {
+        let place = Place::new(Source::Flag, number, format!("--{}", name.replace('_', "-")));
+        match Named::find(name) {
+            Some(Named::Known(key)) => self.text(key, text, place),
+            Some(Named::Later(_)) => self.found.add(place, file::not_yet("this flag")),
+            None => self.found.add(place, "there is no such flag"),
+        }
+    }
+
+    fn text(&mut self, key: &'static Key, text: &str, place: Place) {
+        match Form::of_text(text, key.kind, &place) {
+            Ok(form) => self.written.push(Written { key, form, place, folder: PathBuf::new() }),
+            Err(says) => self.found.add(place, says),
+        }
+    }
+
+    /// In the order of the places: the last one stands, and of two that contradict each other the
+    /// second is told.
+    fn apply(&mut self) {
+        let mut written = std::mem::take(&mut self.written);
+        written.sort_by(|a, b| a.place.cmp(&b.place));
+        let mut places = BTreeMap::new();
+        for value in written {
+            match (value.key.set)(&mut self.config, &value) {
+                Ok(()) => {
+                    places.insert(value.key.name, value.place);
+                }
+                Err(wrong) => {
+                    self.login_is_unclear |= LOGINS.contains(&value.key.name);
+                    self.found.extend(wrong.about(value.key.name));
+                }
+            }
+        }
+        self.body_fits(&places);
+        self.proxies_are_few(&places);
+    }
+
+    fn body_fits(&mut self, places: &BTreeMap<&str, Place>) {
+        let Config { max_body, max_body_memory, .. } = self.config;
+        let place = places.get("max_body").max(places.get("max_body_memory"));
+        if let Some(place) = place.filter(|_| max_body > max_body_memory) {
+            let says = format!(
+                "max_body ({max_body} bytes) is more than max_body_memory ({max_body_memory}), so \
+                 that such a body would never be read; raise the one or lower the other"
+            );
+            self.found.add(place.clone(), says);
+        }
+    }
+
+    fn proxies_are_few(&mut self, places: &BTreeMap<&str, Place>) {
+        let everybody = self.config.trusted_proxies.iter().any(|net| net.prefix_len() == 0);
+        if let Some(place) = places.get("trusted_proxies").filter(|_| everybody) {
+            let says = "with this network every caller may claim to come from any address; name the \
+                        proxies' own";
+            self.warnings.extend(Found::one(place, says).about("trusted_proxies"));
+        }
     }
 }
 
-fn folder_of(path: &Path) -> PathBuf {
-    path.parent().map(Path::to_owned).unwrap_or_default()
-}
+/// The sources of credentials, of which a gate needs one.
+const LOGINS: [&str; 3] = ["htpasswd", "api_keys", "authorized_keys"];
 
 #[cfg(test)]
 mod tests;

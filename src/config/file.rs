@@ -1,81 +1,154 @@
 //! The TOML file: which keys stand where, and on which line.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::keys::{self, LATER};
-use super::{Problem, Typed, Value, folder_of};
+use super::keys::{Key, LATER_TABLES, Named, TABLES, distance, in_table};
+use super::problems::{Found, Place, Source, shown_key};
+use super::written::{Form, Item, Written};
 
-/// The tables whose keys are known by `table.key`.
-const TABLES: [&str; 3] = ["roles", "cors", "timeouts"];
+/// More than anybody writes by hand; a wrong name (a log, a model) is not read to its end.
+const MOST_BYTES: u64 = 1 << 20;
+/// Past these a file is something else than a configuration.
+const MOST_SYNTAX_ERRORS: usize = 10;
 
-pub(super) fn read(path: &Path, problems: &mut Vec<Problem>) -> Vec<Typed> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => {
-            let mut reader = Reader { path, text: &text, typed: Vec::new(), problems };
-            reader.document();
-            reader.typed
-        }
+/// What a file holds.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    pub(super) written: Vec<Written>,
+    pub(super) found: Found,
+    /// Something in it could not be read, so that a key may be there which was not seen.
+    pub(super) is_partial: bool,
+}
+
+pub(super) fn read(path: &Path) -> Contents {
+    let place = |shown: String| Place::new(Source::File, 0, shown);
+    let unreadable = |shown: String, says: String| Contents {
+        found: Found::one(&place(shown), says),
+        is_partial: true,
+        ..Contents::default()
+    };
+    let name = path.display().to_string();
+    let bytes = match bytes_of(path) {
+        Ok(bytes) => bytes,
+        Err(error) => return unreadable(name, unreadable_because(&error)),
+    };
+    if bytes.len() as u64 > MOST_BYTES {
+        return unreadable(name, "is larger than 1MiB, so it is no configuration".to_owned());
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Reader::new(path, &text).document(),
         Err(error) => {
-            let says = format!("cannot be read: {error}");
-            problems.push(Problem { place: path.display().to_string(), says });
-            Vec::new()
+            let good = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
+            if good.is_empty() && matches!(error.as_bytes(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+                return unreadable(name, "is UTF-16; save it as UTF-8".to_owned());
+            }
+            let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+            unreadable(
+                format!("{name}:{line}"),
+                "is not UTF-8 from here; save it as UTF-8".to_owned(),
+            )
         }
     }
 }
 
+fn bytes_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn unreadable_because(error: &io::Error) -> String {
+    let kind = error.kind();
+    if kind == io::ErrorKind::NotFound {
+        "does not exist; `portcullis init` writes one to begin with".to_owned()
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "may not be read by the user that this runs as; change its owner or its mode".to_owned()
+    } else if kind == io::ErrorKind::IsADirectory {
+        "is a folder; name the file in it".to_owned()
+    } else {
+        format!("cannot be read: {error}")
+    }
+}
+
+/// Walks over the parsed text; a key's byte range gives its line.
+#[derive(Debug)]
 struct Reader<'a> {
-    path: &'a Path,
+    name: String,
+    folder: PathBuf,
     text: &'a str,
-    typed: Vec<Typed>,
-    problems: &'a mut Vec<Problem>,
+    /// Where each line starts.
+    lines: Vec<usize>,
+    contents: Contents,
 }
 
-impl Reader<'_> {
-    fn document(&mut self) {
-        let text = self.text;
-        let document = match DeTable::parse(text) {
-            Ok(document) => document,
-            Err(error) => {
-                let span = error.span().unwrap_or(0..0);
-                let column = text.get(..span.start).map_or(1, |before| {
-                    before.rsplit('\n').next().unwrap_or_default().chars().count() + 1
-                });
-                let says = format!("not TOML at column {column}: {}", error.message());
-                return self.problem(span, says);
-            }
-        };
-        for (name, value) in document.get_ref() {
-            let span = name.span();
-            match (name.get_ref().as_ref(), value.get_ref()) {
-                (name, DeValue::Table(table)) if TABLES.contains(&name) => self.table(name, table),
-                ("backend", DeValue::Array(backends)) => {
-                    for (number, backend) in backends.iter().enumerate() {
-                        self.backend(number, backend);
-                    }
-                }
-                ("backend", _) => {
-                    self.problem(span, "write it as [[backend]], with two brackets".to_owned());
-                }
-                (name, value_of) => self.entry(name, span, value_of, value.span()),
-            }
+impl<'a> Reader<'a> {
+    fn new(path: &Path, text: &'a str) -> Self {
+        let line_starts = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            name: path.display().to_string(),
+            folder: path.parent().map(Path::to_owned).unwrap_or_default(),
+            text,
+            lines: std::iter::once(0).chain(line_starts).collect(),
+            contents: Contents::default(),
         }
-        self.one_backend(document.get_ref());
     }
 
-    fn backend(&mut self, number: usize, backend: &Spanned<DeValue<'_>>) {
-        let DeValue::Table(table) = backend.get_ref() else {
-            return self.problem(backend.span(), "write it as [[backend]]".to_owned());
-        };
-        match number {
-            0 => self.table("backend", table),
-            _ => self.problem(
-                backend.span(),
-                "several backends are not yet known to this version".to_owned(),
-            ),
+    fn document(mut self) -> Contents {
+        let (document, errors) = DeTable::parse_recoverable(self.text);
+        for error in errors.iter().take(MOST_SYNTAX_ERRORS) {
+            self.syntax(error.span().unwrap_or(0..0), error.message());
+        }
+        // What the parser made of a broken line would only be told wrong.
+        if errors.is_empty() {
+            for (name, value) in document.get_ref() {
+                self.top(name.get_ref(), name.span(), value.get_ref(), value.span());
+            }
+            self.one_backend(document.get_ref());
+        }
+        self.contents
+    }
+
+    fn syntax(&mut self, at: Range<usize>, says: &str) {
+        self.contents.is_partial = true;
+        let (line, start) = self.line(at.start);
+        let before = self.text.get(start..at.start).unwrap_or_default();
+        let shown = format!("{}:{line}:{}", self.name, before.chars().count() + 1);
+        let place = Place::new(Source::File, at.start, shown);
+        self.contents.found.add(place, format!("not TOML: {says}"));
+    }
+
+    fn top(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>, value_at: Range<usize>) {
+        match (name, value) {
+            ("backend", DeValue::Array(backends)) if is_table(value) => self.backends(backends),
+            ("backend", _) => {
+                self.problem(at, "backend is written [[backend]], with two brackets");
+            }
+            (name, DeValue::Table(table)) if TABLES.contains(&name) => self.table(name, table),
+            (name, value) if Named::find(name).is_none() && is_table(value) => {
+                self.problem(at, table_advice(name));
+            }
+            (name, _) if TABLES.contains(&name) => {
+                let says = format!("{name} is a table; write [{name}] and its keys below it");
+                self.problem(at, says);
+            }
+            (name, value) => self.entry(name, at, value, value_at),
+        }
+    }
+
+    fn backends(&mut self, backends: &DeArray<'_>) {
+        let mut backends = backends.iter();
+        if let Some(table) = backends.next().and_then(|first| first.get_ref().as_table()) {
+            self.table("backend", table);
+        }
+        for second in backends {
+            let says = "a second [[backend]] is not yet known to this version, a later one brings \
+                        it; keep one";
+            self.problem(second.span(), says);
         }
     }
 
@@ -87,72 +160,139 @@ impl Reader<'_> {
     }
 
     fn entry(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>, value_at: Range<usize>) {
-        let Some(key) = keys::find(name) else { return self.unknown(name, at) };
-        match self.value(value, value_at.clone()) {
-            Ok(value) => {
-                let (place, folder) = (self.place(&at), folder_of(self.path));
-                self.typed.push(Typed { key: key.name, value, place, folder });
-            }
-            Err(found) => {
-                let says =
-                    format!("{name}: {found} does not fit here; the default is {}", key.default);
-                self.problem(value_at, says);
-            }
-        }
-    }
-
-    fn value(&self, value: &DeValue<'_>, at: Range<usize>) -> Result<Value, &'static str> {
-        match value {
-            DeValue::String(text) => Ok(Value::Text(text.to_string())),
-            DeValue::Boolean(on) => Ok(Value::Switch(*on)),
-            DeValue::Integer(_) => {
-                let digits = self.text.get(at).unwrap_or_default().replace('_', "");
-                digits.parse().map(Value::Number).map_err(|_| "this number")
-            }
-            DeValue::Array(items) => items
-                .iter()
-                .map(|item| {
-                    let text = item.get_ref().as_str().map(str::to_owned);
-                    text.ok_or("a list of something else than texts")
-                })
-                .collect::<Result<_, _>>()
-                .map(Value::List),
-            DeValue::Float(_) => Err("a number with a fraction"),
-            DeValue::Datetime(_) => Err("a date"),
-            DeValue::Table(_) => Err("a table"),
-        }
-    }
-
-    fn unknown(&mut self, name: &str, at: Range<usize>) {
-        let later = LATER.contains(&name);
-        let says = if later {
-            format!("{name} is not yet known to this version; a later one brings it. Take it out")
-        } else {
-            match keys::nearest(name, name.len() / 2) {
-                Some(near) => format!("there is no key {name}; did you mean {}?", near.name),
-                None => format!("there is no key {name}; portcullis.example.toml has them all"),
-            }
+        let Some(Named::Known(key)) = Named::find(name) else {
+            return self.problem(at, advice(name));
         };
-        self.problem(at, says);
+        let written = Written {
+            key,
+            form: self.form(value, value_at),
+            place: self.place(at.start),
+            folder: self.folder.clone(),
+        };
+        self.contents.written.push(written);
+    }
+
+    fn form(&self, value: &DeValue<'_>, at: Range<usize>) -> Form {
+        match value {
+            DeValue::String(text) => Form::Text(text.to_string()),
+            DeValue::Boolean(on) => Form::Switch(*on),
+            DeValue::Integer(number) => whole(number),
+            DeValue::Float(_) => Form::Other("a number with a fraction"),
+            DeValue::Datetime(_) => Form::Other("a date"),
+            DeValue::Table(_) => Form::Other("a table"),
+            DeValue::Array(items) => {
+                let items = items.iter().map(|item| Item {
+                    text: match self.form(item.get_ref(), at.clone()) {
+                        Form::Text(text) => Ok(text),
+                        Form::Switch(_) => Err("true or false"),
+                        Form::Number(_) => Err("a number"),
+                        Form::List(_) => Err("a list"),
+                        Form::Other(other) => Err(other),
+                    },
+                    place: self.place(item.span().start),
+                });
+                Form::List(items.collect())
+            }
+        }
     }
 
     fn one_backend(&mut self, document: &DeTable<'_>) {
         let upstream = document.iter().find(|(name, _)| name.get_ref() == "upstream");
         let backend = document.iter().any(|(name, _)| name.get_ref() == "backend");
         if let Some((name, _)) = upstream.filter(|_| backend) {
-            let says = "upstream and [[backend]] name two backends; keep one of them".to_owned();
+            let says = "upstream and [[backend]] both name the model server; keep one of them, \
+                        upstream is short for the url of [[backend]]";
             self.problem(name.span(), says);
         }
     }
 
-    fn problem(&mut self, at: Range<usize>, says: String) {
-        let place = self.place(&at);
-        self.problems.push(Problem { place, says });
+    fn problem(&mut self, at: Range<usize>, says: impl Into<String>) {
+        let place = self.place(at.start);
+        self.contents.found.add(place, says);
     }
 
-    fn place(&self, at: &Range<usize>) -> String {
-        let before = self.text.get(..at.start).unwrap_or_default();
-        let line = before.bytes().filter(|b| *b == b'\n').count() + 1;
-        format!("{}:{line}", self.path.display())
+    fn place(&self, at: usize) -> Place {
+        Place::new(Source::File, at, format!("{}:{}", self.name, self.line(at).0))
     }
+
+    /// Number and start of the line that holds a byte.
+    fn line(&self, at: usize) -> (usize, usize) {
+        let number = self.lines.partition_point(|start| *start <= at);
+        (number, self.lines.get(number.saturating_sub(1)).copied().unwrap_or(0))
+    }
+}
+
+fn whole(number: &DeInteger<'_>) -> Form {
+    i128::from_str_radix(number.as_str(), number.radix())
+        .map_or(Form::Other("a number that is too large"), Form::Number)
+}
+
+/// Written with a header, of either kind.
+fn is_table(value: &DeValue<'_>) -> bool {
+    let tables = |items: &DeArray<'_>| {
+        !items.is_empty() && items.iter().all(|item| item.get_ref().is_table())
+    };
+    value.is_table() || value.as_array().is_some_and(tables)
+}
+
+fn table_advice(name: &str) -> String {
+    let shown = shown_key(name);
+    let tables = TABLES.iter().chain(&LATER_TABLES).map(|table| (distance(name, table), table));
+    match tables.min().filter(|(distance, _)| *distance <= 2) {
+        Some((_, &"backend")) => format!("there is no table {shown}; did you mean [[backend]]?"),
+        Some((_, table)) if TABLES.contains(table) => {
+            format!("there is no table {shown}; did you mean [{table}]?")
+        }
+        Some((_, table)) => {
+            format!(
+                "there is no table {shown}; {table}, if you mean that, comes with a later version"
+            )
+        }
+        None => format!("there is no table {shown}; roles, cors, timeouts and backend are"),
+    }
+}
+
+/// What to do about a name that is no key here.
+fn advice(name: &str) -> String {
+    let shown = shown_key(name);
+    match Named::find(name).or_else(|| Named::elsewhere(name)) {
+        Some(Named::Later(_)) => {
+            let other = match Named::elsewhere(name) {
+                Some(Named::Known(key)) => format!("; {}", stands(key)),
+                Some(Named::Later(_)) | None => String::new(),
+            };
+            return not_yet(&shown) + &other;
+        }
+        Some(Named::Known(key)) => return format!("there is no key {shown}; {}", stands(key)),
+        None => {}
+    }
+    let slips = (in_table(name).1.chars().count() / 2).max(2);
+    match Named::nearest(name, slips) {
+        Some(Named::Known(key)) => {
+            format!("there is no key {shown}; did you mean {}?", key.name)
+        }
+        Some(Named::Later(later)) => {
+            format!(
+                "there is no key {shown}; {later}, if you mean that, comes with a later version"
+            )
+        }
+        None => {
+            format!("there is no key {shown}; `portcullis init` writes a file with all of them")
+        }
+    }
+}
+
+fn stands(key: &Key) -> String {
+    let place = match key.in_table().0 {
+        None => "at the top of the file, above the first [table]".to_owned(),
+        Some("backend") => "under [[backend]]".to_owned(),
+        Some(table) => format!("under [{table}]"),
+    };
+    format!("{} stands {place}", key.name)
+}
+
+pub(super) fn not_yet(name: &str) -> String {
+    format!(
+        "{name} is not yet known to this version, a later one brings it; take it out until then"
+    )
 }

@@ -1,15 +1,10 @@
-//! One table of every key: it names what can be set, and writes the reference.
+//! One table of every key: what is written for it, what it sets, what it does.
 
-use std::fmt::Write as _;
+use std::time::Duration;
 
-/// What is written for a key in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    List,
-    Switch,
-    Number,
-}
+use super::problems::Found;
+use super::written::{Written, put};
+use super::{Config, Cors, LogFormat, Role, WeakHashes, values};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -21,82 +16,296 @@ pub struct Key {
     pub default: &'static str,
     /// `serve` takes it as a flag too.
     pub flag: bool,
+    /// One sentence, without a full stop.
     pub says: &'static str,
+    pub(super) set: fn(&mut Config, &Written) -> Result<(), Found>,
+}
+
+/// What is written for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Text,
+    File,
+    Backend,
+    Web,
+    Switch,
+    Choice(&'static str),
+    Count,
+    Size,
+    Duration,
+    Addresses,
+    Headers,
+    Endpoints,
+    Networks,
+    Origins,
+    Names,
+}
+
+/// Every key that this version knows.
+#[must_use]
+pub fn reference() -> &'static [Key] {
+    &KEYS
 }
 
 impl Key {
     /// Keys of tables have no variable: there is no one way to spell the dot.
     #[must_use]
-    pub fn has_variable(&self) -> bool {
-        !self.name.contains('.')
+    pub fn variable(&self) -> Option<String> {
+        variable(self.name)
     }
 
+    /// With its hyphens, if `serve` takes it as a flag.
     #[must_use]
-    pub fn variable(&self) -> String {
-        format!("PORTCULLIS_{}", self.name.to_ascii_uppercase())
+    pub fn flag_name(&self) -> Option<String> {
+        self.flag.then(|| format!("--{}", self.name.replace('_', "-")))
     }
 
+    /// The table that it stands in, and its name there.
     #[must_use]
-    pub fn flag_name(&self) -> String {
-        format!("--{}", self.name.replace('_', "-"))
+    pub fn in_table(&self) -> (Option<&'static str>, &'static str) {
+        in_table(self.name)
     }
+}
+
+impl Kind {
+    /// With an example, to stand after "expected".
+    pub(super) fn wanted(self) -> &'static str {
+        match self {
+            Self::Text => "a text such as \"Anna, room 4\"",
+            Self::File => "a file's path such as \"users.htpasswd\"",
+            Self::Backend => "an address such as \"http://127.0.0.1:11434\"",
+            Self::Web => "a web address such as \"https://gate.example.com\"",
+            Self::Switch => "true or false, without quotes",
+            Self::Choice(choices) => choices,
+            Self::Count => "a whole number such as 10, without quotes",
+            Self::Size => "a size such as \"100MiB\"",
+            Self::Duration => "a duration such as \"30s\"",
+            Self::Addresses => "a list such as [\"0.0.0.0:8880\"]",
+            Self::Headers => "a list such as [\"x-api-key\"]",
+            Self::Endpoints => "a list such as [\"GET /api/x\"]",
+            Self::Networks => "a list such as [\"10.0.0.0/8\"]",
+            Self::Origins => "a list such as [\"https://chat.example.com\"]",
+            Self::Names => "a list such as [\"anna\", \"s*\"]",
+        }
+    }
+}
+
+pub(super) const VARIABLE: &str = "PORTCULLIS_";
+
+fn variable(name: &str) -> Option<String> {
+    (!name.contains('.')).then(|| format!("{VARIABLE}{}", name.to_ascii_uppercase()))
+}
+
+pub(super) fn in_table(name: &str) -> (Option<&str>, &str) {
+    match name.split_once('.') {
+        Some((table, name)) => (Some(table), name),
+        None => (None, name),
+    }
+}
+
+/// What a name that is written somewhere turns out to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Named {
+    Known(&'static Key),
+    /// Its capability comes with a later version.
+    Later(&'static str),
+}
+
+impl Named {
+    pub(super) fn find(name: &str) -> Option<Self> {
+        let known = KEYS.iter().find(|key| key.name == name).map(Self::Known);
+        known.or_else(|| LATER.iter().find(|later| **later == name).map(|name| Self::Later(name)))
+    }
+
+    /// What is spelt most like it, at most so many slips away.
+    pub(super) fn nearest(name: &str, most: usize) -> Option<Self> {
+        let all = all().map(|named| (distance(name, named.name()), named));
+        let near = all.filter(|(distance, _)| *distance <= most);
+        near.min_by_key(|(distance, _)| *distance).map(|(_, named)| named)
+    }
+
+    /// A key of that name in another table, or in none.
+    pub(super) fn elsewhere(name: &str) -> Option<Self> {
+        let (_, bare) = in_table(name);
+        all().find(|named| named.name() != name && in_table(named.name()).1 == bare)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Known(key) => key.name,
+            Self::Later(name) => name,
+        }
+    }
+
+    pub(super) fn variable(self) -> Option<String> {
+        let is_table = matches!(self, Self::Later(name) if LATER_TABLES.contains(&name));
+        variable(self.name()).filter(|_| !is_table)
+    }
+}
+
+fn all() -> impl Iterator<Item = Named> {
+    KEYS.iter().map(Named::Known).chain(LATER.iter().map(|name| Named::Later(name)))
+}
+
+/// The fewest letters to add, drop, change, or swap with their neighbour.
+pub(super) fn distance(a: &str, b: &str) -> usize {
+    // No key is as long, and comparing takes time in proportion to both lengths.
+    if a.len() > 80 {
+        return usize::MAX;
+    }
+    let (a, b): (Vec<_>, Vec<_>) = (a.chars().collect(), b.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
+    let at = |rows: &[Vec<usize>], i: usize, j: usize| {
+        rows.get(i).and_then(|row| row.get(j)).copied().unwrap_or(usize::MAX / 2)
+    };
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let changed = at(&rows, i, j) + usize::from(x != y);
+            let dropped = at(&rows, i, j + 1).min(row.last().copied().unwrap_or(0)) + 1;
+            let crossed = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
+            let swapped = if crossed { at(&rows, i - 1, j - 1) + 1 } else { usize::MAX };
+            row.push(changed.min(dropped).min(swapped));
+        }
+        rows.push(row);
+    }
+    at(&rows, a.len(), b.len())
 }
 
 const fn row(
     name: &'static str,
     kind: Kind,
     default: &'static str,
-    flag: bool,
+    set: fn(&mut Config, &Written) -> Result<(), Found>,
     says: &'static str,
 ) -> Key {
-    Key { name, kind, default, flag, says }
+    Key { name, kind, default, flag: false, says, set }
 }
 
-use Kind::{List, Number, Switch, Text};
+impl Key {
+    const fn also_a_flag(mut self) -> Self {
+        self.flag = true;
+        self
+    }
+}
 
-/// Every key that this version knows.
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 #[rustfmt::skip]
-pub static KEYS: [Key; 36] = [
-    row("listen",            List,   "[\"0.0.0.0:8880\"]", true, "addresses to listen on, as ADDRESS:PORT"),
-    row("upstream",          Text,   "\"http://127.0.0.1:11434\"", true, "the model server; short for one `[[backend]]` with this `url`"),
-    row("htpasswd",          Text,   "\"\"", true, "users and their password hashes, as Apache and nginx have them"),
-    row("api_keys",          Text,   "\"\"", true, "API keys, one a line"),
-    row("authorized_keys",   Text,   "\"\"", true, "public keys of machines whose `ollama` signs its requests"),
-    row("path_keys",         Switch, "false", false, "accept a key in the path, as `/k/KEY/…`, for programs that ask only for an address"),
-    row("weak_hashes",       Text,   "\"warn\"", false, "`warn` about password hashes that are quick to guess, or `refuse` them"),
-    row("credential_headers", List,  "[\"x-api-key\", \"api-key\"]", false, "headers that may carry a key"),
-    row("failed_attempts_per_minute", Number, "10", false, "wrong passwords of one user from one address, and wrong keys from one address, before they are told to wait; 0 is off"),
-    row("default_role",      Text,   "\"operator\"", false, "role of whoever `[roles]` does not name: `viewer`, `user`, `operator` or `admin`"),
-    row("extra_endpoints",   List,   "[]", false, "endpoints outside Ollama's table that users may ask for, as \"GET /api/x\""),
-    row("public_url",        Text,   "\"\"", false, "the address under which people reach this gate, for the help page"),
-    row("help_url",          Text,   "\"\"", false, "a page of your own for people without a login; otherwise the gate's"),
-    row("contact",           Text,   "\"\"", false, "whom the help page names"),
-    row("trusted_proxies",   List,   "[]", false, "networks of proxies before this gate whose X-Forwarded-For is believed"),
-    row("max_body",          Text,   "\"100MiB\"", false, "largest request body; model blobs have no limit"),
-    row("max_body_memory",   Text,   "\"1GiB\"", false, "memory for all request bodies at once"),
-    row("log_format",        Text,   "\"text\"", false, "one line a request as `text` or as `json`"),
-    row("drain_delay",       Text,   "\"0s\"", false, "how long to go on accepting connections after being told to stop"),
-    row("drain_timeout",     Text,   "\"30s\"", false, "how long running requests may take to end when stopping"),
-    row("roles.viewer",      List,   "[]", false, "names who may ask the backend for nothing; `*` stands for any run of characters"),
-    row("roles.user",        List,   "[]", false, "names who may use models and list them"),
-    row("roles.operator",    List,   "[]", false, "names who may also pull, create and delete models, and use unknown endpoints"),
-    row("roles.admin",       List,   "[]", false, "names who may do everything, also with the server owner's cloud account"),
-    row("cors.origins",      List,   "[\"*\"]", false, "sites whose pages may read answers, as \"https://chat.example.com\"; \"*\" is any"),
-    row("timeouts.connect",  Text,   "\"10s\"", false, "to connect to the backend"),
-    row("timeouts.first_byte", Text, "\"600s\"", false, "from the request's end to the answer's first byte; a model may have to be loaded"),
-    row("timeouts.idle",     Text,   "\"300s\"", false, "between two bytes of an answer"),
-    row("timeouts.header",   Text,   "\"10s\"", false, "for a caller to send a request's head"),
-    row("timeouts.keep_alive", Text, "\"75s\"", false, "for a caller's connection to stay idle"),
-    row("timeouts.body_grace", Text, "\"20s\"", false, "for a request's body to begin; after it 500 bytes a second are due"),
-    row("backend.name",      Text,   "\"ollama\"", false, "the backend's name in the log"),
-    row("backend.url",       Text,   "\"http://127.0.0.1:11434\"", false, "the backend's address"),
-    row("backend.key_file",  Text,   "\"\"", false, "a file with a key for the backend, sent as a Bearer token"),
-    row("backend.preserve_host", Switch, "false", false, "pass on the caller's Host instead of the backend's own"),
-    row("backend.kind",      Text,   "\"ollama\"", false, "what kind of server it is; `ollama` is the only one so far"),
+static KEYS: [Key; 35] = [
+    row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
+        |config, it| put(&mut config.listen, it.listen()),
+        "addresses to listen on, as ADDRESS:PORT").also_a_flag(),
+    row("upstream", Kind::Backend, r#""http://127.0.0.1:11434""#,
+        |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
+        "the model server; short for one `[[backend]]` with this `url`").also_a_flag(),
+    row("htpasswd", Kind::File, r#""""#,
+        |config, it| put(&mut config.htpasswd, it.path()),
+        "a file of users and their password hashes, as Apache and nginx have them").also_a_flag(),
+    row("api_keys", Kind::File, r#""""#,
+        |config, it| put(&mut config.api_keys, it.path()),
+        "a file of API keys, one a line").also_a_flag(),
+    row("authorized_keys", Kind::File, r#""""#,
+        |config, it| put(&mut config.authorized_keys, it.path()),
+        "a file of public keys of machines whose `ollama` signs its requests").also_a_flag(),
+    row("path_keys", Kind::Switch, "false",
+        |config, it| put(&mut config.path_keys, it.switch()),
+        "accept a key in the path, as `/k/KEY/…`, for programs that ask only for an address"),
+    row("weak_hashes", Kind::Choice(r#""warn" or "refuse""#), r#""warn""#,
+        |config, it| put(&mut config.weak_hashes, it.one_of(&[("warn", WeakHashes::Warn), ("refuse", WeakHashes::Refuse)])),
+        "`warn` about password hashes that are quick to guess, or `refuse` them"),
+    row("credential_headers", Kind::Headers, r#"["x-api-key", "api-key"]"#,
+        |config, it| put(&mut config.credential_headers, it.each_once(values::header, |_| false)),
+        "headers that may carry a key, beside `Authorization`"),
+    row("failed_attempts_per_minute", Kind::Count, "10",
+        |config, it| put(&mut config.failed_attempts_per_minute, it.count(0..=100_000)),
+        "wrong passwords of one user from one address, and wrong keys from one address, before they are told to wait; 0 is off"),
+    row("default_role", Kind::Choice(r#""viewer", "user", "operator" or "admin""#), r#""operator""#,
+        |config, it| it.parsed(str::parse).map(|role| config.roles.set_default(role)),
+        "the role of whoever `[roles]` does not name: `viewer`, `user`, `operator` or `admin`"),
+    row("extra_endpoints", Kind::Endpoints, "[]",
+        |config, it| put(&mut config.extra_endpoints, it.each_once(values::endpoint, |_| false)),
+        "endpoints outside Ollama's table that users may ask for, as `GET /api/x`"),
+    row("public_url", Kind::Web, r#""""#,
+        |config, it| put(&mut config.public_url, it.filled(values::web_base)),
+        "the address under which people reach this gate, for the help page"),
+    row("help_url", Kind::Web, r#""""#,
+        |config, it| put(&mut config.help_url, it.filled(values::web_page)),
+        "a page of your own for people without a login, instead of the gate's"),
+    row("contact", Kind::Text, r#""""#,
+        |config, it| put(&mut config.contact, it.filled(values::contact)),
+        "whom the help page names"),
+    row("trusted_proxies", Kind::Networks, "[]",
+        |config, it| put(&mut config.trusted_proxies, it.each(values::network)),
+        "networks of proxies before this gate whose `X-Forwarded-For` is believed"),
+    row("max_body", Kind::Size, r#""100MiB""#,
+        |config, it| put(&mut config.max_body, it.size()),
+        "the largest request body; model blobs have no limit"),
+    row("max_body_memory", Kind::Size, r#""1GiB""#,
+        |config, it| put(&mut config.max_body_memory, it.size()),
+        "memory for all request bodies at once, not less than `max_body`"),
+    row("log_format", Kind::Choice(r#""text" or "json""#), r#""text""#,
+        |config, it| put(&mut config.log_format, it.one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
+        "one line a request as `text` or as `json`"),
+    row("drain_delay", Kind::Duration, r#""0s""#,
+        |config, it| put(&mut config.drain_delay, it.duration(HOUR)),
+        "how long to go on accepting connections after being told to stop, an hour at most"),
+    row("drain_timeout", Kind::Duration, r#""30s""#,
+        |config, it| put(&mut config.drain_timeout, it.duration(DAY)),
+        "how long running requests may take to end when stopping, a day at most"),
+    row("roles.viewer", Kind::Names, "[]",
+        |config, it| it.names(&mut config.roles, Role::Viewer),
+        "names who may ask the backend for nothing; `*` stands for any run of characters"),
+    row("roles.user", Kind::Names, "[]",
+        |config, it| it.names(&mut config.roles, Role::User),
+        "names who may use models and list them"),
+    row("roles.operator", Kind::Names, "[]",
+        |config, it| it.names(&mut config.roles, Role::Operator),
+        "names who may also pull, create and delete models, and use unknown endpoints"),
+    row("roles.admin", Kind::Names, "[]",
+        |config, it| it.names(&mut config.roles, Role::Admin),
+        "names who may do everything, also with the server owner's cloud account"),
+    row("cors.origins", Kind::Origins, r#"["*"]"#,
+        |config, it| it.origins().map(|origins| config.cors = Cors { origins }),
+        "sites whose pages may read answers, as `https://chat.example.com`; `*` alone is any"),
+    row("timeouts.connect", Kind::Duration, r#""10s""#,
+        |config, it| put(&mut config.timeouts.connect, it.timeout()),
+        "to connect to the backend"),
+    row("timeouts.first_byte", Kind::Duration, r#""600s""#,
+        |config, it| put(&mut config.timeouts.first_byte, it.timeout()),
+        "from the request's end to the answer's first byte; a model may have to be loaded"),
+    row("timeouts.idle", Kind::Duration, r#""300s""#,
+        |config, it| put(&mut config.timeouts.idle, it.timeout()),
+        "between two bytes of an answer"),
+    row("timeouts.header", Kind::Duration, r#""10s""#,
+        |config, it| put(&mut config.timeouts.header, it.timeout()),
+        "for a caller to send a request's head"),
+    row("timeouts.keep_alive", Kind::Duration, r#""75s""#,
+        |config, it| put(&mut config.timeouts.keep_alive, it.timeout()),
+        "for a caller's connection to stay idle"),
+    row("timeouts.body_grace", Kind::Duration, r#""20s""#,
+        |config, it| put(&mut config.timeouts.body_grace, it.timeout()),
+        "for a request's body to begin; after it 500 bytes a second are due"),
+    row("backend.name", Kind::Text, r#""ollama""#,
+        |config, it| put(&mut config.backend.name, it.parsed(values::backend_name)),
+        "the backend's name in the log"),
+    row("backend.url", Kind::Backend, r#""http://127.0.0.1:11434""#,
+        |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
+        "the backend's address"),
+    row("backend.key_file", Kind::File, r#""""#,
+        |config, it| put(&mut config.backend.key_file, it.path()),
+        "a file with a key for the backend, sent as a Bearer token"),
+    row("backend.preserve_host", Kind::Switch, "false",
+        |config, it| put(&mut config.backend.preserve_host, it.switch()),
+        "pass on the caller's `Host` instead of the backend's own"),
 ];
 
+/// The tables of the keys above.
+pub(super) const TABLES: [&str; 4] = ["roles", "cors", "timeouts", "backend"];
+
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) const LATER: [&str; 29] = [
+pub(super) static LATER: [&str; 30] = [
     "redirect_listen",
     "admin",
     "data_dir",
@@ -119,6 +328,7 @@ pub(super) const LATER: [&str; 29] = [
     "rule",
     "key",
     "alias",
+    "backend.kind",
     "backend.weight",
     "backend.parallel",
     "backend.models_at_once",
@@ -128,66 +338,39 @@ pub(super) const LATER: [&str; 29] = [
     "backend.tags",
 ];
 
-pub(super) fn find(name: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.name == name)
-}
+pub(super) const LATER_TABLES: [&str; 7] =
+    ["groups", "prices", "tls", "audit", "rule", "key", "alias"];
 
-/// The known key that is spelt most like this, if it is near enough.
-pub(super) fn nearest(name: &str, most: usize) -> Option<&'static Key> {
-    let near = KEYS.iter().map(|key| (distance(name, key.name), key));
-    near.filter(|(distance, _)| *distance <= most)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, key)| key)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Levenshtein: the fewest letters to add, drop or change.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.chars().count()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.chars()) {
-            let next = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
-            diagonal = std::mem::replace(cell, next);
-            left = next;
+    #[test]
+    fn a_slip_of_any_kind_counts_one() {
+        for slip in ["htpaswd", "htppasswd", "htpasswf", "htpassdw", "htpasswd"] {
+            assert!(distance(slip, "htpasswd") <= 1, "{slip}");
         }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
+        assert_eq!(distance("", "abc"), 3);
+        assert_eq!(distance("abc", ""), 3);
+        assert_eq!(distance("port", "keep"), 4);
+    }
+
+    #[test]
+    fn no_key_stands_in_the_table_twice() {
+        let mut names: Vec<_> = all().map(Named::name).collect();
+        names.sort_unstable();
+        let before = names.len();
+        names.dedup();
+        assert_eq!(names.len(), before);
+        assert!(LATER_TABLES.iter().all(|table| LATER.contains(table)));
+    }
+
+    #[test]
+    fn every_key_is_told_in_one_sentence_without_a_full_stop() {
+        for key in reference() {
+            assert!(!key.says.is_empty() && !key.says.ends_with('.') && !key.says.contains('|'));
+            let (table, _) = key.in_table();
+            assert!(table.is_none_or(|table| TABLES.contains(&table)), "{}", key.name);
         }
     }
-    row.last().copied().unwrap_or(0)
-}
-
-/// The reference page, one table.
-#[must_use]
-pub fn markdown_reference() -> String {
-    let mut page = "\
-# Configuration
-
-Every key, where it can be set, and what it means. A flag stands over a variable, a variable over the
-file, the file over the default. The file is `portcullis.toml` in the current folder, or what
-`--config` or `PORTCULLIS_CONFIG` names. Relative paths in the file start at the file's folder.
-Lists in flags and variables are separated by commas. Sizes: `100MiB`, `1GiB`, or bytes. Durations:
-`500ms`, `10s`, `2m`, `1h`.
-
-| key | default | flag and variable | what it does |
-|---|---|---|---|
-"
-    .to_owned();
-    for key in &KEYS {
-        let flag = if key.flag { format!("`{}` ", key.flag_name()) } else { String::new() };
-        let variable =
-            if key.has_variable() { format!("`{}`", key.variable()) } else { String::new() };
-        // Writing into a String cannot fail.
-        let _ = writeln!(
-            page,
-            "| `{}` | `{}` | {flag}{variable} | {} |",
-            key.name, key.default, key.says
-        );
-    }
-    page.push_str(
-        "\nKeys with a dot stand in a table: `roles.admin` is `admin` under `[roles]`. The keys of \
-         `backend` stand under one `[[backend]]`.\n",
-    );
-    page
 }

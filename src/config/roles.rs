@@ -1,7 +1,10 @@
 //! Roles, and who has which.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+
+use super::problems::shown;
 
 /// What a caller may do, the weakest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,7 +35,9 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let named = Self::ALL.into_iter().find(|role| role.to_string() == text);
-        named.ok_or_else(|| format!("{text:?} is no role; viewer, user, operator and admin are"))
+        named.ok_or_else(|| {
+            format!("{} is no role; viewer, user, operator and admin are", shown(text))
+        })
     }
 }
 
@@ -75,13 +80,24 @@ impl fmt::Display for Pattern {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roles {
     default: Role,
-    named: Vec<(Pattern, Role)>,
+    exact: BTreeMap<String, Role>,
+    patterns: Vec<(Pattern, Role)>,
 }
 
 impl Roles {
+    /// Of one name with two roles, the lesser counts.
     #[must_use]
     pub fn new(default: Role, named: Vec<(Pattern, Role)>) -> Self {
-        Self { default, named }
+        let mut roles = Self { default, exact: BTreeMap::new(), patterns: Vec::new() };
+        for (pattern, role) in named {
+            if pattern.is_exact() {
+                let held = roles.exact.entry(pattern.0).or_insert(role);
+                *held = role.min(*held);
+            } else {
+                roles.patterns.push((pattern, role));
+            }
+        }
+        roles
     }
 
     pub(super) fn set_default(&mut self, role: Role) {
@@ -91,11 +107,20 @@ impl Roles {
     /// # Errors
     /// Where one name would have two roles.
     pub(super) fn add(&mut self, pattern: Pattern, role: Role) -> Result<(), String> {
-        let known = self.named.iter().find(|(known, _)| *known == pattern);
-        match known.filter(|(_, held)| *held != role) {
-            Some((_, held)) => Err(format!("{pattern:?} is named as {held} already")),
+        let by_pattern = || self.patterns.iter().find(|(known, _)| *known == pattern);
+        let held = self.exact.get(&pattern.0).or_else(|| by_pattern().map(|(_, role)| role));
+        match held {
+            Some(held) if *held != role => {
+                let name = shown(&pattern.0);
+                Err(format!("{name} is named as {held} already; a name has one role"))
+            }
+            Some(_) => Ok(()),
+            None if pattern.is_exact() => {
+                self.exact.insert(pattern.0, role);
+                Ok(())
+            }
             None => {
-                self.named.push((pattern, role));
+                self.patterns.push((pattern, role));
                 Ok(())
             }
         }
@@ -104,22 +129,21 @@ impl Roles {
     /// By exact name, then by pattern (of two, the lesser role), then the default.
     #[must_use]
     pub fn role_of(&self, name: &str) -> Role {
-        let exact = self.named.iter().find(|(pattern, _)| pattern.0 == name);
         let by_pattern = || self.matching(name).map(|(_, role)| *role).min();
-        exact.map(|(_, role)| *role).or_else(by_pattern).unwrap_or(self.default)
+        self.exact.get(name).copied().or_else(by_pattern).unwrap_or(self.default)
     }
 
     /// The patterns that decide on a name; none where it is named exactly.
     #[must_use]
     pub fn patterns_matching(&self, name: &str) -> Vec<(Pattern, Role)> {
-        if self.named.iter().any(|(pattern, _)| pattern.0 == name) {
+        if self.exact.contains_key(name) {
             return Vec::new();
         }
         self.matching(name).cloned().collect()
     }
 
     fn matching(&self, name: &str) -> impl Iterator<Item = &(Pattern, Role)> {
-        self.named.iter().filter(move |(pattern, _)| !pattern.is_exact() && pattern.matches(name))
+        self.patterns.iter().filter(move |(pattern, _)| pattern.matches(name))
     }
 }
 
@@ -147,6 +171,38 @@ mod tests {
         let roles = roles(&[("s*", Role::Admin), ("*m", Role::Operator)]);
         assert_eq!(roles.role_of("sim"), Role::Operator);
         assert_eq!(roles.patterns_matching("sim").len(), 2);
+    }
+
+    #[test]
+    fn a_star_is_a_pattern_even_for_a_name_with_a_star() {
+        // A file may name a key `a*`; that it is spelt like a pattern makes it no exact name.
+        let roles = roles(&[("a*", Role::Admin), ("*", Role::Viewer)]);
+        assert_eq!(roles.role_of("a*"), Role::Viewer);
+    }
+
+    #[test]
+    fn a_name_cannot_be_given_a_second_role() {
+        let mut roles = roles(&[]);
+        for (name, role, is_good) in [
+            ("anna", Role::Admin, true),
+            ("anna", Role::Admin, true),
+            ("anna", Role::User, false),
+            ("s*", Role::User, true),
+            ("s*", Role::Operator, false),
+            ("Anna", Role::User, true),
+        ] {
+            assert_eq!(roles.add(Pattern::new(name), role).is_ok(), is_good, "{name} {role}");
+        }
+        assert_eq!(roles.role_of("anna"), Role::Admin);
+    }
+
+    #[test]
+    fn roles_are_ordered_by_power_and_read_as_they_are_written() {
+        assert!(Role::ALL.is_sorted());
+        for role in Role::ALL {
+            assert_eq!(role.to_string().parse(), Ok(role));
+        }
+        assert!("Admin".parse::<Role>().is_err());
     }
 
     #[test]

@@ -1,29 +1,42 @@
-//! Every key with a good and a bad value; every kind of mistake with its place.
+//! Every key with good and bad values; every kind of mistake with its place.
 
 use proptest::prelude::*;
+use tempfile::TempDir;
 
+use super::keys::{LATER, LATER_TABLES};
 use super::*;
 
 const EXAMPLE: &str = include_str!("../../portcullis.example.toml");
 
-/// Reads a file with this text.
-fn load_text(text: &str) -> (Loaded, Vec<Problem>) {
+/// A folder with a file of this text, and what names it.
+fn file_of(text: impl AsRef<[u8]>) -> (TempDir, Given) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.toml");
     std::fs::write(&path, text).unwrap();
-    read(&Given { file: Some(path), ..Given::default() })
+    (folder, Given { file: Some(path), ..Given::default() })
 }
 
-fn problems(text: &str) -> Vec<String> {
-    let (_, problems) = load_text(text);
-    let place = |problem: &Problem| problem.place.rsplit('/').next().unwrap().to_owned();
-    problems.iter().map(|problem| format!("{}: {}", place(problem), problem.says)).collect()
+fn read_text(text: impl AsRef<[u8]>) -> Reading {
+    let (_folder, given) = file_of(text);
+    read(&given)
+}
+
+/// As `p.toml:LINE: what it says`.
+fn problems(text: impl AsRef<[u8]>) -> Vec<String> {
+    let told = read_text(text).problems;
+    let name = |problem: &Problem| problem.place.rsplit('/').next().unwrap().to_owned();
+    told.iter().map(|problem| format!("{}: {}", name(problem), problem.says)).collect()
 }
 
 fn config(text: &str) -> Config {
-    let (loaded, problems) = load_text(text);
-    assert_eq!(problems, [], "{text}");
-    loaded.config
+    let reading = read_text(text);
+    assert_eq!(reading.problems, [], "{text}");
+    reading.loaded.config
+}
+
+/// Only paths differ from folder to folder, so a configuration is compared as it prints.
+fn print(config: &Config) -> String {
+    format!("{config:#?}")
 }
 
 /// A key's line, in its table where it has one.
@@ -35,247 +48,433 @@ fn line(key: &str, value: &str) -> String {
     }
 }
 
+fn variables(list: &[(&str, &str)]) -> Given {
+    let env = list.iter().map(|(name, value)| (format!("PORTCULLIS_{name}"), (*value).to_owned()));
+    let flags = vec![("api_keys", "k".to_owned())];
+    Given { file: None, flags, env: env.collect() }
+}
+
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 36] = [
-    ("listen", "[\"127.0.0.1:0\", \"[::1]:80\"]", "[\"localhost\"]", "ADDRESS:PORT"),
-    ("upstream", "\"http://gpu:11434\"", "\"gpu:11434\"", "http://"),
-    ("htpasswd", "\"users\"", "7", "text"),
-    ("api_keys", "\"keys\"", "[1]", "list of something else"),
-    ("authorized_keys", "\"machines\"", "true", "text"),
-    ("path_keys", "true", "\"yes\"", "true or false"),
-    ("weak_hashes", "\"refuse\"", "\"never\"", "warn or refuse"),
-    ("credential_headers", "[\"x-key\"]", "[\"x key\"]", "header"),
-    ("failed_attempts_per_minute", "0", "-1", "number"),
-    ("default_role", "\"user\"", "\"root\"", "viewer, user, operator and admin"),
-    ("extra_endpoints", "[\"GET /api/x\"]", "[\"GET /api/../x\"]", "GET /api/x"),
-    ("public_url", "\"https://gate.example.com\"", "\"gate\"", "web address"),
-    ("help_url", "\"https://wiki.example.com/gate\"", "\"ftp://x/\"", "web address"),
-    ("contact", "\"Anna, room 4\"", "\"a\\u0007b\"", "plain text"),
-    ("trusted_proxies", "[\"10.0.0.0/8\", \"192.0.2.1\"]", "[\"10.0.0.0/99\"]", "network"),
-    ("max_body", "\"1MiB\"", "\"many\"", "64KiB"),
-    ("max_body_memory", "1048576", "0", "refuse every body"),
-    ("log_format", "\"json\"", "\"xml\"", "text or json"),
-    ("drain_delay", "\"5s\"", "\"5\"", "duration"),
-    ("drain_timeout", "\"2m\"", "\"soon\"", "duration"),
-    ("roles.viewer", "[\"v\"]", "1", "list"),
-    ("roles.user", "[\"u*\"]", "[\"\"]", "empty"),
-    ("roles.operator", "[\"homeassistant\"]", "true", "list"),
-    ("roles.admin", "[\"anna\"]", "[\"a\\u0000\"]", "control"),
-    ("cors.origins", "[\"https://chat.example.com\"]", "[\"*\", \"https://x\"]", "any origin"),
-    ("timeouts.connect", "\"1s\"", "\"0s\"", "no time"),
-    ("timeouts.first_byte", "\"1s\"", "\"1 day\"", "duration"),
-    ("timeouts.idle", "\"1s\"", "5", "duration"),
-    ("timeouts.header", "\"1s\"", "\"99999999999999999999s\"", "duration"),
-    ("timeouts.keep_alive", "\"1s\"", "\"-1s\"", "duration"),
-    ("timeouts.body_grace", "\"1s\"", "\"99999999d\"", "duration"),
-    ("backend.name", "\"gpu-1\"", "\"a b\"", "letters"),
-    ("backend.url", "\"http://[::1]:11434\"", "\"https://gpu\"", "not yet known"),
-    ("backend.key_file", "\"key\"", "1", "text"),
+const VALUES: [(&str, &str, &str, &str); 35] = [
+    ("listen", "['127.0.0.1:0', '[::1]:80']", "['localhost:1']", "ADDRESS:PORT"),
+    ("upstream", "'http://gpu:11434'", "'gpu:11434'", "http://"),
+    ("htpasswd", "'users'", "7", "users.htpasswd\", found a number"),
+    ("api_keys", "'keys'", "['keys']", "a file's path"),
+    ("authorized_keys", "'machines'", "true", "found true or false"),
+    ("path_keys", "true", "'yes'", "true or false, without quotes, found a text"),
+    ("weak_hashes", "'refuse'", "'never'", "\"warn\" or \"refuse\""),
+    ("credential_headers", "['x-key']", "['x key']", "header"),
+    ("failed_attempts_per_minute", "0", "-1", "from 0 to"),
+    ("default_role", "'user'", "'root'", "viewer, user, operator and admin"),
+    ("extra_endpoints", "['GET /api/x']", "['GET /api/../x']", "GET /api/x"),
+    ("public_url", "'https://gate.example.com'", "'gate'", "web address"),
+    ("help_url", "'https://wiki.example.com/gate'", "'ftp://x/'", "web address"),
+    ("contact", "'Anna, room 4'", "\"a\\u0007b\"", "plain text"),
+    ("trusted_proxies", "['10.0.0.0/8', '192.0.2.1']", "['10.0.0.0/99']", "network"),
+    ("max_body", "'1MiB'", "'many'", "64KiB"),
+    ("max_body_memory", "1_073_741_825", "0", "refused"),
+    ("log_format", "'json'", "'xml'", "\"text\" or \"json\""),
+    ("drain_delay", "'5s'", "5", "a duration such as \"30s\", found a number"),
+    ("drain_timeout", "'2m'", "'25h'", "at most 24 hours"),
+    ("roles.viewer", "['v']", "1", "a list such as"),
+    ("roles.user", "['u*']", "['']", "empty"),
+    ("roles.operator", "'o'", "[1]", "found a number in it"),
+    ("roles.admin", "['anna', 'anna']", "[\"a\\nb\"]", "control"),
+    ("cors.origins", "['https://chat.example.com']", "['*', 'https://a']", "alone"),
+    ("timeouts.connect", "'1s'", "'0s'", "no time"),
+    ("timeouts.first_byte", "'1h'", "'1y'", "not a duration"),
+    ("timeouts.idle", "'1m'", "'60'", "60 of what?"),
+    ("timeouts.header", "'500ms'", "1.5", "a number with a fraction"),
+    ("timeouts.keep_alive", "'5s'", "1979-05-27", "a date"),
+    ("timeouts.body_grace", "'1s'", "'999d'", "at most 720 hours"),
+    ("backend.name", "'gpu-1'", "'gpu 1'", "letters, digits"),
+    ("backend.url", "'http://[::1]:11434'", "'http://gpu/v1'", "the path is the caller's"),
+    ("backend.key_file", "'key'", "{ a = 1 }", "found a table"),
     ("backend.preserve_host", "true", "1", "true or false"),
-    ("backend.kind", "\"ollama\"", "\"openai\"", "ollama"),
 ];
 
 #[test]
 fn every_key_takes_a_good_value_and_tells_of_a_bad_one() {
     for (key, good, bad, word) in VALUES {
-        assert_eq!(problems(&line(key, good)), [""; 0], "{key}");
-        let told = problems(&line(key, bad));
+        assert_eq!(problems(line(key, good)), [""; 0], "{key}");
+        let told = problems(line(key, bad));
         assert_eq!(told.len(), 1, "{key}: {told:?}");
-        assert!(told[0].contains(word) && told[0].contains(key), "{told:?}");
+        let starts = format!("p.toml:{}: {key}: ", if key.contains('.') { 2 } else { 1 });
+        assert!(told[0].starts_with(&starts) && told[0].contains(word), "{told:?}");
     }
     let mut tested: Vec<_> = VALUES.iter().map(|row| row.0).collect();
-    let mut known: Vec<_> = KEYS.iter().map(|key| key.name).collect();
-    (tested.sort_unstable(), known.sort_unstable());
+    let mut known: Vec<_> = reference().iter().map(|key| key.name).collect();
+    tested.sort_unstable();
+    known.sort_unstable();
     assert_eq!(tested, known, "every key of the table has a row here");
 }
 
 #[test]
-fn every_good_value_changes_the_configuration() {
-    let unchanged = format!("{:?}", Config::builtin());
-    for (key, good, _, _) in VALUES.iter().filter(|row| row.0 != "backend.kind") {
-        assert_ne!(format!("{:?}", config(&line(key, good))), unchanged, "{key}");
+fn every_good_value_sets_something_of_its_own() {
+    let mut seen = vec![print(&Config::builtin())];
+    for (key, good, _, _) in VALUES {
+        // The folder is another one each time.
+        let changed = print(&config(&line(key, good)));
+        assert!(!seen.contains(&changed), "{key}");
+        seen.push(changed);
     }
 }
 
 #[test]
 fn the_defaults_of_the_table_are_the_defaults() {
-    let unchanged = format!("{:?}", Config::builtin());
-    for key in &KEYS {
-        assert_eq!(
-            format!("{:?}", config(&line(key.name, key.default))),
-            unchanged,
-            "{}",
-            key.name
-        );
+    for key in reference() {
+        let written = config(&line(key.name, key.default));
+        assert_eq!(print(&written), print(&Config::builtin()), "{}", key.name);
+    }
+}
+
+#[test]
+fn every_key_without_a_table_is_a_variable_too() {
+    for (key, good, bad, _) in VALUES.iter().filter(|row| !row.0.contains('.')) {
+        let variable = |value: &str| {
+            let value = value.replace("', '", ",").replace(['[', ']', '\'', '_', '{', '}'], "");
+            variables(&[(key.to_ascii_uppercase().as_str(), &value)])
+        };
+        let mut given = if *key == "listen" { variable("'127.0.0.1:0'") } else { variable(good) };
+        given.flags.clear();
+        let reading = read(&given);
+        assert_eq!(reading.problems, [], "{key}");
+        let without = read(&Given::default()).loaded.config;
+        assert_ne!(print(&reading.loaded.config), print(&without), "{key} has an effect");
+        // Any text may be a file's name.
+        if matches!(*key, "htpasswd" | "api_keys" | "authorized_keys" | "contact" | "drain_delay") {
+            continue;
+        }
+        let told = read(&variable(bad)).problems;
+        assert_eq!(told.len(), 1, "{key}: {told:?}");
+        assert_eq!(told[0].place, format!("PORTCULLIS_{}", key.to_ascii_uppercase()));
     }
 }
 
 #[test]
 fn the_example_names_every_key_with_its_default() {
-    assert_eq!(format!("{:?}", config(EXAMPLE)), format!("{:?}", Config::builtin()));
-    for key in &KEYS {
-        let name = key.name.rsplit('.').next().unwrap();
+    assert_eq!(print(&config(EXAMPLE)), print(&Config::builtin()));
+    for key in reference() {
+        let (table, name) = key.in_table();
+        let start = table.map_or(Some(0), |table| EXAMPLE.find(&format!("[{table}]"))).unwrap();
         let written = format!("{name} = {}", key.default);
-        let is_there =
-            EXAMPLE.lines().any(|line| line.trim_start_matches("# ").starts_with(&written));
-        assert!(is_there, "{written}");
+        let mut lines = EXAMPLE[start..].lines().map(|line| line.trim_start_matches("# "));
+        assert!(lines.any(|line| line.starts_with(&written)), "{table:?} {written}");
     }
-    let backend = EXAMPLE.split("# [[backend]]\n").nth(1).unwrap();
-    let uncommented = backend.replace("\n# ", "\n").replacen("# ", "", 1);
-    assert_eq!(problems(&format!("[[backend]]\n{uncommented}")), [""; 0]);
 }
 
 #[test]
-fn all_problems_are_told_at_once_with_their_lines() {
-    let text =
-        "path_keys = 1\nlisten = [\"x\"]\n\nhtpaswd = \"f\"\n[timeouts]\nidel = \"1s\"\ntls = 1\n";
-    let told = problems(text);
-    assert_eq!(told.len(), 5, "{told:#?}");
-    for (line, word) in
-        [(1, "true or false"), (2, "ADDRESS"), (4, "htpasswd"), (6, "timeouts.idle"), (7, "tls")]
-    {
-        let place = format!("p.toml:{line}: ");
-        assert!(
-            told.iter().any(|says| says.starts_with(&place) && says.contains(word)),
-            "{told:#?}"
-        );
+fn the_examples_backend_can_be_taken_as_it_stands() {
+    let (_, backend) = EXAMPLE.split_once("\n# [[backend]]\n").unwrap();
+    let backend = format!("[[backend]]\n{}", backend.replace("\n# ", "\n").replacen("# ", "", 1));
+    assert_eq!(print(&config(&backend)), print(&Config::builtin()));
+}
+
+#[test]
+fn the_lines_that_init_changes_stand_once_in_the_example() {
+    for line in ["\ndefault_role = \"operator\"", "\napi_keys = \"\""] {
+        assert_eq!(EXAMPLE.matches(line).count(), 1, "{line:?}");
     }
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_their_lines() {
+    let text = "path_keys = 1\nlisten = [\n  'x',\n  '127.0.0.1:1',\n  'y',\n]\nhtpaswd = 'f'\n\
+                [timeouts]\nidel = '1s'\n[cors]\ntls = 1\n[tls]\nclient_ca = 'x'\n";
+    let told = problems(text);
+    let expected = [
+        ("p.toml:1: ", "true or false"),
+        ("p.toml:3: ", "ADDRESS:PORT"),
+        ("p.toml:5: ", "ADDRESS:PORT"),
+        ("p.toml:7: ", "did you mean htpasswd?"),
+        ("p.toml:9: ", "did you mean timeouts.idle?"),
+        ("p.toml:11: ", "cors.tls is not yet known"),
+        ("p.toml:12: ", "tls is not yet known"),
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    for (told, (place, word)) in told.iter().zip(expected) {
+        assert!(told.starts_with(place) && told.contains(word), "{told}");
+    }
+}
+
+#[test]
+fn the_file_the_variables_and_the_flags_are_told_together() {
+    let (_folder, mut given) = file_of("log_format = 'xml'\n");
+    given.env = variables(&[("MAX_BODY", "many"), ("PATH_KEYS", "yes")]).env;
+    given.flags = vec![("upstream", "gpu".to_owned())];
+    let problems = load_without_credentials(&given).unwrap_err();
+    let places: Vec<_> = problems.0.iter().map(|problem| problem.place.as_str()).collect();
+    assert!(places[0].ends_with("p.toml:1"));
+    assert_eq!(places[1..], ["PORTCULLIS_MAX_BODY", "PORTCULLIS_PATH_KEYS", "--upstream"]);
+    assert_eq!(problems.to_string().lines().count(), 4);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    for (text, word) in [
+        ("htpaswd = 'x'", "did you mean htpasswd?"),
+        ("api-keys = 'x'", "did you mean api_keys?"),
+        ("apikeys = 'x'", "did you mean api_keys?"),
+        ("Listen = 'x'", "did you mean listen?"),
+        ("defualt_role = 'x'", "did you mean default_role?"),
+        ("[timeout]\nidle = 'x'", "did you mean [timeouts]?"),
+        ("[[backends]]\nurl = 'x'", "did you mean [[backend]]?"),
+        ("[[aliases]]\nname = 'x'", "alias, if you mean that, comes with a later version"),
+        ("[something]\nx = 'x'", "roles, cors, timeouts and backend are"),
+        ("[timeouts]\nfirstbyte = '1s'", "did you mean timeouts.first_byte?"),
+        ("[[backend]]\nuri = 'x'", "did you mean backend.url?"),
+        ("[cors]\norigin = '*'", "did you mean cors.origins?"),
+        ("tls_crt = 'x'", "tls_cert, if you mean that, comes with a later version"),
+        ("[timeouts]\nhtpasswd = 'x'", "htpasswd stands at the top of the file"),
+        ("idle = '1s'", "timeouts.idle stands under [timeouts]"),
+        ("key_file = 'x'", "backend.key_file stands under [[backend]]"),
+        ("admin = ['anna']", "roles.admin stands under [roles]"),
+        ("admins = ['anna']", "admin, if you mean that"),
+        ("completely_different = 1", "portcullis init"),
+        ("'a\\u001bb' = 1", "there is no key"),
+    ] {
+        let told = problems(text);
+        assert!(told.len() == 1 && told[0].contains(word), "{text}: {told:?}");
+        assert!(!told[0].contains('\u{1b}'));
+    }
+    let long = format!("{} = 1", "x".repeat(500_000));
+    assert!(problems(long)[0].len() < 200);
 }
 
 #[test]
 fn a_key_of_a_later_version_is_refused_not_ignored() {
-    for key in keys::LATER {
+    for key in LATER {
         let text = match key.split_once('.') {
             Some((_, name)) => format!("[[backend]]\n{name} = 1\n"),
             None if matches!(key, "rule" | "key" | "alias") => format!("[[{key}]]\nx = 1\n"),
-            None if matches!(key, "groups" | "prices" | "tls" | "audit") => {
-                format!("[{key}]\nx = 1\n")
-            }
+            None if LATER_TABLES.contains(&key) => format!("[{key}]\nx = 1\n"),
             None => format!("{key} = 1\n"),
         };
         let told = problems(&text);
         assert!(told.len() == 1 && told[0].contains("not yet known"), "{key}: {told:?}");
+        assert!(told[0].contains("a later one brings it"), "{told:?}");
+        if !LATER_TABLES.contains(&key) && !key.contains('.') {
+            let given = variables(&[(key.to_ascii_uppercase().as_str(), "x")]);
+            let told = load(&given).unwrap_err();
+            assert!(told.0[0].says.contains("not yet known"), "{key}: {told:?}");
+        }
     }
-    assert!(problems("[[backend]]\n[[backend]]\n")[0].contains("several backends"));
-    assert!(problems("listen = [\"unix:/x\"]")[0].contains("not yet known"));
+    assert!(problems("[[backend]]\n[[backend]]\n")[0].contains("second [[backend]] is not yet"));
+    assert!(problems("upstream = 'https://gpu'")[0].contains("not yet known"));
+    assert!(problems("listen = ['unix:/x']")[0].contains("not yet known"));
 }
 
 #[test]
-fn two_ways_to_name_the_backend_are_one_too_many() {
-    let told = problems("upstream = \"http://a\"\n[[backend]]\nurl = \"http://b\"\n");
+fn tables_that_are_written_otherwise_are_told_how() {
+    let told = problems("upstream = 'http://a'\n[[backend]]\nurl = 'http://b'\n");
     assert!(told.len() == 1 && told[0].starts_with("p.toml:1: "), "{told:?}");
-    assert!(problems("[backend]\nurl = \"http://b\"\n")[0].contains("[[backend]]"));
+    assert!(problems("[backend]\nurl = 'http://b'\n")[0].contains("two brackets"));
+    assert!(problems("backend = 'http://b'\n")[0].contains("two brackets"));
+    assert!(problems("backend = ['http://b']\n")[0].contains("[[backend]]"));
+    assert!(problems("roles = ['anna']\n")[0].contains("write [roles]"));
+    assert_eq!(problems("roles = { admin = ['anna'] }\ntimeouts.idle = '1s'\n"), [""; 0]);
 }
 
 #[test]
 fn text_that_is_not_toml_is_told_with_line_and_column() {
-    let told = problems("listen = [\n\npath_keys = = true\n");
-    assert!(told.len() == 1 && told[0].contains("p.toml:3: not TOML at column"), "{told:?}");
+    let told = problems("listen = []\n\npath_keys = = true\nhtpasswd = \"x\n");
+    assert!(told[0].starts_with("p.toml:3:13: not TOML: "), "{told:?}");
+    assert!(told.iter().any(|told| told.starts_with("p.toml:4:")), "{told:?}");
+    assert!(problems("[cors]\norigins = []\norigins = []\n")[0].starts_with("p.toml:3:"));
+    assert!(problems("= 1\n".repeat(1000)).len() <= 10);
+    let told = load(&file_of("htpasswd = = 'x'").1).unwrap_err();
+    assert!(told.0.iter().all(|told| told.place != "configuration"), "a login was meant: {told}");
+}
+
+#[test]
+fn a_file_of_another_kind_is_told_in_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let told = |path: PathBuf| {
+        let given = Given { file: Some(path), ..Given::default() };
+        let told = load(&given).unwrap_err();
+        assert_eq!(told.0.len(), 1, "nobody knows whether a login is named in it: {told:?}");
+        told.to_string()
+    };
+    assert!(told(folder.path().join("none.toml")).contains("none.toml  does not exist"));
+    assert!(told(folder.path().to_owned()).contains("is a folder"));
+    for (bytes, word) in [
+        (&b"\xff\xfea\0"[..], "UTF-16"),
+        (b"listen = []\n\xff", "p.toml:2: is not UTF-8"),
+        (b"listen = [\0]", "not TOML"),
+        (&[b'#'; 2 << 20], "larger than 1MiB"),
+    ] {
+        assert!(problems(bytes)[0].contains(word), "{:?}", problems(bytes));
+    }
+    assert_eq!(problems("\u{feff}path_keys = true\r\n# x\r\n"), [""; 0], "a BOM and CRLF are fine");
+    assert_eq!(problems(""), [""; 0]);
 }
 
 #[test]
 fn a_flag_stands_over_a_variable_over_the_file_over_the_default() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("p.toml");
-    std::fs::write(
-        &path,
-        "listen = [\"1.1.1.1:1\"]\nupstream = \"http://file\"\nhtpasswd = \"u\"\n",
-    )
-    .unwrap();
-    let env = [
-        ("LISTEN", "2.2.2.2:2,[::1]:3"),
+    let (folder, mut given) =
+        file_of("listen = ['1.1.1.1:1']\nupstream = 'http://file'\nhtpasswd = 'u'\n");
+    given.env = variables(&[
+        ("LISTEN", "2.2.2.2:2, [::1]:3"),
         ("UPSTREAM", "http://env"),
         ("PATH_KEYS", "true"),
         ("FAILED_ATTEMPTS_PER_MINUTE", "5"),
-    ];
-    let mut given = Given {
-        file: Some(path),
-        flags: vec![("listen", "3.3.3.3:3".to_owned()), ("api_keys", "keys".to_owned())],
-        env: env.iter().map(|(k, v)| (format!("PORTCULLIS_{k}"), (*v).to_owned())).collect(),
-    };
+        ("AUTHORIZED_KEYS", "m"),
+    ])
+    .env;
+    given.flags = vec![("listen", "3.3.3.3:3".to_owned()), ("api_keys", "keys".to_owned())];
     let config = load(&given).unwrap().config;
     assert_eq!(config.listen, ["3.3.3.3:3".parse().unwrap()]);
     assert_eq!(config.backend.url.host, "env");
     assert_eq!(config.htpasswd, Some(folder.path().join("u")), "relative to the file");
     assert_eq!(config.api_keys, Some(PathBuf::from("keys")), "relative to here");
+    assert_eq!(config.authorized_keys, Some(PathBuf::from("m")), "relative to here");
     assert!(config.path_keys && config.failed_attempts_per_minute == 5);
+    assert_eq!(config.max_body, 100 << 20, "a default");
     given.flags.clear();
     assert_eq!(load(&given).unwrap().config.listen.len(), 2);
+    given.env.clear();
+    assert_eq!(load(&given).unwrap().config.listen, ["1.1.1.1:1".parse().unwrap()]);
+    std::fs::write(folder.path().join("p.toml"), "htpasswd = '/etc/u'\n").unwrap();
+    assert_eq!(load(&given).unwrap().config.htpasswd, Some(PathBuf::from("/etc/u")));
+}
+
+#[test]
+fn a_bad_value_is_told_even_if_a_flag_stands_over_it() {
+    let (_folder, mut given) = file_of("listen = ['nonsense']\n");
+    given.flags = vec![("listen", "127.0.0.1:0".to_owned()), ("api_keys", "k".to_owned())];
+    assert_eq!(load(&given).unwrap_err().0.len(), 1);
+}
+
+#[test]
+fn the_variable_names_the_file_and_the_flag_goes_before_it() {
+    let (folder, mut given) = file_of("path_keys = true\napi_keys = 'k'\n");
+    let path = given.file.take().unwrap();
+    given.env = vec![(CONFIG_VARIABLE.to_owned(), path.display().to_string())];
+    let loaded = load(&given).unwrap();
+    assert!(loaded.config.path_keys);
+    assert_eq!(loaded.file, Some(path));
+    assert_eq!(loaded.warnings, []);
+    given.file = Some(folder.path().join("other.toml"));
+    assert!(load(&given).unwrap_err().0[0].place.ends_with("other.toml"));
+    given = variables(&[("CONFIG", "")]);
+    assert_eq!(load(&given).unwrap().file, None, "an empty one names none");
 }
 
 #[test]
 fn only_a_variable_that_looks_like_a_slip_is_told() {
-    let given = |name: &str| Given {
-        env: vec![(format!("PORTCULLIS_{name}"), "tcp://10.0.0.1:80".to_owned())],
-        flags: vec![("api_keys", "k".to_owned())],
-        file: None,
-    };
-    assert!(load(&given("PORT")).unwrap().warnings.is_empty(), "Kubernetes sets it");
-    assert!(load(&given("SERVICE_HOST")).unwrap().warnings.is_empty());
-    let warnings = load(&given("HTPASWD")).unwrap().warnings;
-    assert!(warnings[0].says.contains("PORTCULLIS_HTPASSWD"), "{warnings:?}");
-    let problems = load(&given("LOG_FORMAT")).unwrap_err();
-    assert_eq!(problems.0[0].place, "PORTCULLIS_LOG_FORMAT");
+    for name in ["PORT", "SERVICE_HOST", "SERVICE_PORT", "PORT_8880_TCP_ADDR", "ADMIN_KEY", ""] {
+        let given = variables(&[(name, "tcp://10.0.0.1:80")]);
+        assert_eq!(load(&given).unwrap().warnings, [], "{name}");
+    }
+    for (name, meant) in [("HTPASWD", "HTPASSWD"), ("APIKEYS", "API_KEYS"), ("LISTNE", "LISTEN")] {
+        let warnings = load(&variables(&[(name, "x")])).unwrap().warnings;
+        assert_eq!(warnings[0].place, format!("PORTCULLIS_{name}"));
+        assert!(warnings[0].says.contains(&format!("PORTCULLIS_{meant}?")), "{warnings:?}");
+    }
+    let elsewhere = Given { env: vec![("HTPASSWD".into(), "x".into())], ..variables(&[]) };
+    assert_eq!(load(&elsewhere).unwrap().config.htpasswd, None);
 }
 
 #[test]
 fn a_gate_without_any_login_is_refused_with_advice() {
-    let problems = load(&Given::default()).unwrap_err().to_string();
-    assert!(problems.contains("--htpasswd") && problems.contains("portcullis try"), "{problems}");
-    assert!(load_without_credentials(&Given::default()).is_ok());
-}
-
-#[test]
-fn a_file_that_cannot_be_read_is_a_problem() {
-    let given = Given { file: Some("/nowhere/p.toml".into()), ..Given::default() };
+    let (_folder, given) = file_of("path_keys = true\nhtpasswd = ''\n");
     let problems = load(&given).unwrap_err();
-    assert_eq!(problems.0[0].place, "/nowhere/p.toml");
+    assert!(problems.0.len() == 1 && problems.0[0].place == "configuration");
+    for word in ["--htpasswd", "--api-keys", "--authorized-keys", "portcullis try"] {
+        assert!(problems.0[0].says.contains(word), "{problems}");
+    }
+    assert!(load_without_credentials(&given).is_ok());
+    for key in LOGINS {
+        assert!(load(&file_of(line(key, "'f'")).1).is_ok(), "{key} is enough");
+        let told = load(&file_of(line(key, "7")).1).unwrap_err();
+        assert_eq!(told.0.len(), 1, "a login was meant: {told}");
+    }
 }
 
 #[test]
-fn a_login_in_an_address_is_refused_and_not_repeated() {
-    let told =
-        problems("upstream = \"http://user:canary@gpu:1\"\npublic_url = \"https://a:canary@b/\"");
-    assert_eq!(told.len(), 2);
-    assert!(!told.concat().contains("canary"), "{told:?}");
+fn a_password_in_a_value_is_never_repeated() {
+    let secret = "http://user:canary@gpu:1";
+    for key in reference() {
+        for value in [format!("'{secret}'"), format!("['{secret}', 'https://a:canary@b']")] {
+            let told = problems(line(key.name, &value)).concat();
+            assert!(!told.contains("canary"), "{}: {told}", key.name);
+        }
+        if let Some(variable) = key.variable() {
+            let given = Given { env: vec![(variable, secret.to_owned())], ..Given::default() };
+            let told = read(&given).problems;
+            assert!(!format!("{told:?}").contains("canary"), "{told:?}");
+        }
+    }
+    for text in ["upstream = http://user:canary@gpu", "upstream = 'http://user:canary@gpu"] {
+        assert!(!problems(text).concat().contains("canary"), "{:?}", problems(text));
+    }
 }
 
 #[test]
 fn one_name_cannot_have_two_roles() {
-    let told = problems("[roles]\nadmin = [\"anna\"]\nuser = [\"anna\"]\n");
-    assert!(told.len() == 1 && told[0].contains("already"), "{told:?}");
+    let told = problems("[roles]\nuser = ['bob', 'anna']\n\nadmin = [\n  'anna'\n]\n");
+    assert_eq!(told.len(), 1);
+    assert!(told[0].starts_with("p.toml:5: roles.admin: \"anna\" is named as user already"));
+    let roles = config("[roles]\nadmin = ['anna']\nviewer = ['a*']\n").roles;
+    assert_eq!((roles.role_of("anna"), roles.role_of("alf")), (Role::Admin, Role::Viewer));
+    assert_eq!(roles.role_of("bob"), Role::Operator);
 }
 
 #[test]
-fn an_address_listened_on_twice_is_a_slip() {
-    assert!(problems("listen = [\"1.1.1.1:1\", \"1.1.1.1:1\"]")[0].contains("twice"));
-    assert_eq!(problems("listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]"), [""; 0]);
+fn what_stands_in_a_list_twice_is_a_slip() {
+    assert!(problems("listen = ['1.1.1.1:1',\n'1.1.1.1:1']")[0].starts_with("p.toml:2: "));
+    assert_eq!(problems("listen = ['127.0.0.1:0', '127.0.0.1:0']"), [""; 0]);
+    assert!(problems("credential_headers = ['x-key', 'X-Key']")[0].contains("twice"));
     assert!(problems("listen = []")[0].contains("one address"));
 }
 
 #[test]
-fn a_backends_address_is_host_and_port() {
-    let url = |text: &str| text.parse::<BackendUrl>();
-    assert_eq!(url("http://gpu").unwrap().authority(), "gpu");
-    assert_eq!(url("http://gpu/").unwrap().authority(), "gpu");
-    assert_eq!(url("http://gpu:11434").unwrap().authority(), "gpu:11434");
-    assert_eq!(url("http://[::1]:11434").unwrap().authority(), "[::1]:11434");
-    assert_eq!(url("http://gpu/ollama"), Err(values::BadUrl::Path));
-    assert_eq!(url("http://gpu:99999"), Err(values::BadUrl::NoUrl));
-    assert_eq!(url("ftp://gpu"), Err(values::BadUrl::Scheme));
-    assert_eq!(url(""), Err(values::BadUrl::NoUrl));
+fn the_memory_for_bodies_holds_one_at_least() {
+    assert!(problems("max_body = '2GiB'\n")[0].starts_with("p.toml:1: max_body"));
+    let told = problems("max_body = '2MiB'\nmax_body_memory = '1MiB'\n");
+    assert!(told.len() == 1 && told[0].starts_with("p.toml:2: "), "{told:?}");
+    assert_eq!(problems("max_body = '2MiB'\nmax_body_memory = '2MiB'\n"), [""; 0]);
+}
+
+#[test]
+fn to_trust_everybody_is_warned_of() {
+    for (networks, count) in [("['0.0.0.0/0']", 1), ("['::/0']", 1), ("['10.0.0.0/8']", 0)] {
+        let warnings = read_text(format!("trusted_proxies = {networks}")).loaded.warnings;
+        assert_eq!(warnings.len(), count, "{networks}");
+    }
+}
+
+fn near_toml() -> impl Strategy<Value = String> {
+    let name = (0..reference().len()).prop_map(|key| reference()[key].name.to_owned());
+    let odd = prop::sample::select(LATER.to_vec()).prop_map(str::to_owned);
+    let value = "[\\[\\]{}\"'a-z0-9:/.*@,= -]{0,12}";
+    let line = (prop_oneof![4 => name, 1 => odd, 1 => "[a-z._]{0,8}"], value);
+    let header = "\\[{0,2}(roles|cors|timeouts|backend|tls|[a-z]{1,4})\\]{0,2}";
+    let line = line.prop_map(|(name, value)| format!("{name} = {value}"));
+    prop::collection::vec(prop_oneof![6 => line, 1 => header], 0..8)
+        .prop_map(|lines| lines.join("\n"))
 }
 
 proptest! {
     #[test]
-    fn no_text_makes_reading_panic(text in "\\PC{0,80}") {
-        let _ = load_text(&text);
+    fn no_bytes_make_reading_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = load(&file_of(bytes).1);
     }
 
     #[test]
-    fn no_value_makes_reading_panic(key in 0..KEYS.len(), value in "[\\[\\]\"a-z0-9:/.*-]{0,20}") {
-        let _ = load_text(&line(KEYS[key].name, &value));
-        let flags = vec![(KEYS[key].name, value)];
-        let _ = read(&Given { flags, ..Given::default() });
+    fn no_text_makes_reading_panic(text in near_toml()) {
+        if let Err(problems) = load(&file_of(&text).1) {
+            prop_assert!(!problems.0.is_empty());
+            prop_assert_eq!(problems.to_string().lines().count(), problems.0.len(), "{}", problems);
+        }
+    }
+
+    #[test]
+    fn no_flag_and_no_variable_makes_reading_panic(key in 0..reference().len(), value in "\\PC{0,20}") {
+        let key = &reference()[key];
+        let env = key.variable().map(|name| (name, value.clone()));
+        let flags = vec![(key.name, value)];
+        let given = Given { file: None, env: env.into_iter().collect(), flags };
+        let _ = load(&given);
     }
 }
