@@ -79,6 +79,7 @@ impl Gateway {
         let asker = Asker::of(&state, &request);
         let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
         let path = visit.serve(request, Arc::clone(&arrived), &mut record);
+        let mut closes = self.is_draining();
         let mut response = match held_off(path).await {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
@@ -87,10 +88,13 @@ impl Gateway {
                 Metered::around(answered.response, riders, state.idle(), asker.dialect)
             }
             Ok(Served::Own(answer)) => own(answer, record),
-            Err(reject) => asker.refuse(&reject, record),
+            Err(reject) => {
+                closes |= reject.closes();
+                asker.refuse(&reject, record)
+            }
         };
         asker.finish(response.headers_mut(), id);
-        if self.is_draining() || !arrived.is_complete() {
+        if closes || !arrived.is_complete() {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }

@@ -185,6 +185,13 @@ impl Reject {
         Row { status, code, fault, retry }
     }
 
+    /// Whether the connection ends with this answer: after a request that could be read in two ways
+    /// nobody can say where the next one begins.
+    #[must_use]
+    pub fn closes(&self) -> bool {
+        matches!(self.row().status, 400 | 405 | 408 | 413 | 414 | 417 | 421 | 431 | 505)
+    }
+
     /// What the caller is told: never an error's own text.
     #[must_use]
     pub fn says(&self) -> String {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::head::Head;
 use crate::call::Arrival;
 
 /// Bytes that may be read aside behind a request that is being answered; a caller who sends more
@@ -35,17 +36,9 @@ struct Watch {
     wanted: bool,
     aside: Vec<u8>,
     taken: usize,
-    first_line: FirstLine,
+    head: Head,
     /// The status that went out last; after a head that hyper could not read it is hyper's own.
     last_status: Option<u16>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FirstLine {
-    Awaited,
-    Passed,
-    /// The preface of HTTP/2, which is not spoken here.
-    Preface,
 }
 
 /// What a connection has to show when nothing more will come of it.
@@ -70,7 +63,7 @@ impl Wire {
             wanted: false,
             aside: Vec::new(),
             taken: 0,
-            first_line: FirstLine::Awaited,
+            head: Head::awaited(),
             last_status: None,
         }))
     }
@@ -89,7 +82,7 @@ impl Wire {
         let whole = watch.current.take().is_none_or(|arrived| arrived.is_complete());
         watch.body_unread |= !whole;
         watch.idle_since = now;
-        watch.first_line = FirstLine::Awaited;
+        watch.head = Head::awaited();
     }
 
     /// Before hyper is polled.
@@ -143,7 +136,7 @@ impl Wire {
         let remains = Remains {
             half_a_head,
             last_status: watch.last_status,
-            preface: watch.first_line == FirstLine::Preface,
+            preface: watch.head.is_preface(),
             unread: unread || watch.body_unread || half_a_head || watch.aside.len() > watch.taken,
         };
         (watch.socket, remains)
@@ -169,28 +162,10 @@ impl Watch {
         true
     }
 
-    /// Notes the beginning of a head. hyper drops a fragment from the target without a word, so the
-    /// octothorpe is made a byte that it refuses; in a request that came together with the one
-    /// before it is dropped, which is harmless because the target is built anew.
     fn look(&mut self, bytes: &mut [u8]) {
-        if self.current.is_some() || bytes.is_empty() {
-            return;
-        }
-        self.head_since.get_or_insert_with(Instant::now);
-        if self.first_line != FirstLine::Awaited {
-            return;
-        }
-        self.first_line = match bytes.starts_with(b"PRI * HTTP/2") {
-            true => FirstLine::Preface,
-            false => FirstLine::Passed,
-        };
-        let end = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-        let Some(line) = bytes.get_mut(..end) else { return };
-        let Some(hash) = memchr::memchr(b'#', line) else { return };
-        let is_request = line.trim_ascii_end().ends_with(b" HTTP/1.1")
-            || line.trim_ascii_end().ends_with(b" HTTP/1.0");
-        if let Some(byte) = line.get_mut(hash).filter(|_| is_request) {
-            *byte = 0x01;
+        if self.current.is_none() && !bytes.is_empty() {
+            self.head_since.get_or_insert_with(Instant::now);
+            self.head.look(bytes);
         }
     }
 

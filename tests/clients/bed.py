@@ -120,7 +120,12 @@ def create_model(directory, ollama, name=MODEL):
     """Gives the Ollama a model, straight, without the gate."""
     write_gguf(Path(directory) / "model.gguf", name)
     modelfile = Path(directory) / "Modelfile"
-    modelfile.write_text('FROM ./model.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER num_predict 24\n')
+    modelfile.write_text(
+        "FROM ./model.gguf\n"
+        'TEMPLATE """{{ .Prompt }}"""\n'
+        "PARAMETER num_predict 24\n"
+        "PARAMETER num_thread 1\n"  # more of them spin for each other where others work too
+    )
     subprocess.run(
         [ollama_binary(), "create", name, "-f", modelfile],
         env=plain_environment(directory, OLLAMA_HOST=ollama),
