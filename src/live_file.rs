@@ -9,7 +9,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use sha2::{Digest, Sha256};
@@ -213,13 +213,23 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
 
     /// Looks even if no request comes, and repeats an alarm that goes on.
     pub async fn tend(self: &Arc<Self>, now: Instant) {
+        {
+            let mut seen = self.write();
+            // What hindered reading, such as a lack of file descriptors, may leave no trace in a
+            // stamp when it passes.
+            seen.settled &= !matches!(seen.trouble, Some(Trouble::Unreadable(_)));
+        }
         self.current().await;
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.write();
         let due = seen.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
         if let Some(trouble) = seen.trouble.clone().filter(|_| due) {
             tracing::error!(file = %self.path.display(), "credential file {trouble}");
             seen.said = Some(now);
         }
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Seen<T>> {
+        self.seen.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn seen(&self) -> RwLockReadGuard<'_, Seen<T>> {
@@ -239,7 +249,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             Look::Text { text, .. } if !known => Some((self.parse)(text)),
             Look::Text { .. } | Look::Gone(..) | Look::Broken(..) => None,
         };
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.write();
         let before = seen.trouble.clone();
         match look {
             Look::Gone(stamp, trouble) => {

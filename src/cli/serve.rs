@@ -15,6 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::auth::Credential;
 use crate::config::{self, Config, Given, LogFormat, Role};
 use crate::gateway::Gateway;
+use crate::live_file::mode_warning;
 use crate::record::{Chain, Log, Outlet};
 use crate::server::Server;
 
@@ -64,6 +65,11 @@ pub(super) async fn serve(
     let server = Server::start(listeners, &gateway);
     for address in server.addresses() {
         tracing::info!(%address, upstream = gateway.state().config().backend.url.authority(), "listening");
+    }
+    for (_, report) in gateway.state().auth().files().reports() {
+        if let Some(warning) = mode_warning(&report.path) {
+            tracing::warn!(file = %report.path.display(), "{warning}");
+        }
     }
     say_who_may_manage(&gateway);
     let mut signals = Signals::new().context("could not listen for signals")?;
