@@ -9,4 +9,5 @@
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
 mod house; // a gate, a backend, a caller
+mod malformed; // what a guard must refuse
 mod path; // the way of an ordinary request
