@@ -10,4 +10,6 @@
 
 mod house; // a gate, a backend, a caller
 mod malformed; // what a guard must refuse
+mod headers; // what goes along, and what does not
+mod targets; // endpoints, methods, spellings, roles
 mod path; // the way of an ordinary request
