@@ -9,6 +9,7 @@
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
 mod house; // a gate, a backend, a caller
+mod login; // who gets in
 mod malformed; // what a guard must refuse
 mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
