@@ -193,7 +193,7 @@ fn body_is_empty(body: &Outgoing) -> bool {
 }
 
 /// The path that was decided on, and the query without a signature's `ts`.
-fn target(path: &str, query: Option<&str>) -> Result<Uri, Reject> {
+pub fn target(path: &str, query: Option<&str>) -> Result<Uri, Reject> {
     let mut target = String::with_capacity(path.len() + query.map_or(0, |query| query.len() + 1));
     target.push_str(path);
     let mut mark = '?';

@@ -44,3 +44,69 @@ impl Drop for Ticket {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::IpAddr;
+
+    use http::{HeaderMap, HeaderValue, Method, header};
+
+    use super::*;
+    use crate::access::{Provenance, authorize};
+    use crate::api::Asked;
+    use crate::auth::{Auth, Files, Memory, Presented};
+    use crate::client_addr::{PeerAddr, TrustedProxies};
+    use crate::config::Config;
+
+    /// Leave for a key's owner to list the models; there is no shorter way to a permit.
+    async fn permit() -> Permit {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = folder.path().join("api_keys.txt");
+        fs::write(&keys, "a-key # anna\n").unwrap();
+        let mut config = Config::builtin();
+        config.api_keys = Some(keys);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer a-key"));
+        let peer = PeerAddr::new(IpAddr::from([192, 0, 2, 1]));
+        let client = TrustedProxies::default().client_addr(peer, &headers);
+        let path = "/api/tags";
+        let presented =
+            Presented { headers: &headers, path_key: None, method: "GET", path, ts: None };
+        let auth = Auth::new(&config, Files::open(&config, None));
+        let who = auth.authenticate(&Memory::new(1).unwrap(), client, presented).await.unwrap();
+        let asked = Asked::find(&Method::GET, path, &[]).unwrap();
+        let cors = &config.cors;
+        authorize(who, &asked, Provenance { method: &Method::GET, headers: &headers, cors })
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_counts_from_its_admission_until_its_ticket_is_dropped() {
+        let limits = Limits::default();
+        let first = limits.admit(permit().await);
+        let second = limits.admit(permit().await);
+        assert_eq!(limits.in_flight(), 2);
+        drop(first);
+        assert_eq!(limits.in_flight(), 1);
+        drop(second);
+        assert_eq!(limits.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_clone_counts_the_same_requests() {
+        let limits = Limits::default();
+        let ticket = limits.admit(permit().await);
+        let clone = limits.clone();
+        drop(limits);
+        assert_eq!(clone.in_flight(), 1);
+        drop(ticket);
+        assert_eq!(clone.in_flight(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_ticket_says_whose_it_is() {
+        let ticket = Limits::default().admit(permit().await);
+        assert_eq!(&**ticket.permit().who().name(), "anna");
+    }
+}

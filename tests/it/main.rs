@@ -8,6 +8,7 @@
 )]
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
+mod gin; // Ollama's own router, asked about every target
 mod house; // a gate, a backend, a caller
 mod login; // who gets in
 mod malformed; // what a guard must refuse
