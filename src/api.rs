@@ -257,17 +257,27 @@ impl Target {
             return Ok(Self { path_key: None, path: canonical(raw)? });
         };
         let path = canonical(&format!("/{rest}"))?;
+        if path == "/k" || path.starts_with("/k/") {
+            // It would go to the backend as part of the path.
+            return Err(Reject::BadPath("a key in the path may stand there once only"));
+        }
         Ok(Self { path_key: Some(decode_key(key)?), path })
     }
 }
 
-/// The path behind a key in the path, as it came: what may be written to a log.
+/// The path behind the keys in the path, as it came: what may be written to a log. It also finds
+/// the key of somebody who wrote a slash too many, twice `/k/KEY`, or a capital letter, and is
+/// refused.
 #[must_use]
 pub fn without_key(raw: &str) -> &str {
-    match raw.strip_prefix("/k/") {
-        None => raw,
-        Some(rest) => rest.find('/').and_then(|slash| rest.get(slash..)).unwrap_or("/"),
+    let mut path = raw;
+    while let Some(key) = path.trim_start_matches('/').strip_prefix(['k', 'K'])
+        && let Some(key) = key.strip_prefix('/')
+    {
+        let key = key.trim_start_matches('/');
+        path = key.find('/').and_then(|slash| key.get(slash..)).unwrap_or("/");
     }
+    path
 }
 
 /// A key may hold any byte, so here every escape is decoded.

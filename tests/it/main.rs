@@ -15,3 +15,4 @@ mod malformed; // what a guard must refuse
 mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
 mod path; // the way of an ordinary request
+mod path_key; // keys in the path
