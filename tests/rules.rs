@@ -8,6 +8,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -214,7 +215,9 @@ fn every_code_is_provoked_by_a_request() {
 fn nothing_names_a_machine_or_a_package_registry() {
     let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root()).output();
     let Some(listed) = listed.ok().filter(|it| it.status.success()) else {
-        println!("skip: not a git working copy, so nobody knows which files are the project's");
+        // Past the test's captured output, so that it is seen.
+        let why = "no git working copy, so nobody knows which files are the project's";
+        let _ = writeln!(std::io::stdout(), "\nskip: {why}");
         return;
     };
     let mut faults = Faults::default();
