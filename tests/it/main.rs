@@ -16,3 +16,4 @@ mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
+mod refusals; // each code of the table, provoked
