@@ -256,6 +256,9 @@ impl Target {
             }
             return Ok(Self { path_key: None, path: canonical(raw)? });
         };
+        if key.is_empty() {
+            return Err(Reject::BadPath("the key in the path is empty"));
+        }
         let path = canonical(&format!("/{rest}"))?;
         if path == "/k" || path.starts_with("/k/") {
             // It would go to the backend as part of the path.

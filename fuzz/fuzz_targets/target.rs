@@ -14,9 +14,10 @@ fuzz_target!(|raw: &[u8]| {
     assert!(path.split('/').all(|segment| segment != "." && segment != ".."));
     let again = Target::read(path).expect("what was accepted is accepted again");
     assert_eq!((again.path_key, &again.path), (None, path));
-    if let Some(key) = target.path_key.filter(|key| key.len() > 8) {
-        let key = String::from_utf8_lossy(&key).into_owned();
-        assert!(!without_key(uri.path()).contains(&key) || path.contains(&key));
+    // A capital K is a path like any other, but in the log it counts as a slip with a key behind it.
+    if !path.starts_with("/K/") {
+        let logged = Target::read(without_key(uri.path())).expect("behind the key is a path");
+        assert_eq!((logged.path_key, &logged.path), (None, path), "the log has the path alone");
     }
     for method in [Method::GET, Method::HEAD, Method::POST, Method::DELETE, Method::PUT] {
         let Ok(asked) = Asked::find(&method, path, &[]) else { continue };
