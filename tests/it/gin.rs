@@ -57,7 +57,7 @@ fn what_was_decided_on_is_what_ollamas_router_chooses() {
         failure_persistence: None::<Box<dyn FailurePersistence>>,
         ..Config::default()
     };
-    let tried = TestRunner::new(config).run(&(method(), target()), |(method, raw)| {
+    let tried = TestRunner::new(config).run(&request(), |(method, raw)| {
         let Some(decided) = Decided::on(&method, &raw) else { return Ok(()) };
         let mut seen = known.lock().unwrap();
         seen.0 += 1;
@@ -109,7 +109,7 @@ async fn the_gate_sends_what_was_decided_on() {
     let mut runner = TestRunner::default();
     let mut sent = 0;
     for _ in 0..400 {
-        let (method, raw) = (method(), target()).new_tree(&mut runner).unwrap().current();
+        let (method, raw) = request().new_tree(&mut runner).unwrap().current();
         // What is no line, or stands alone, is no question of targets.
         if raw.is_empty() || raw.iter().any(|byte| b" \r\n".contains(byte)) {
             continue;
@@ -147,6 +147,7 @@ impl Decided {
         let uri = Uri::try_from(raw).ok()?;
         let target = Target::read(uri.path()).ok()?;
         let asked = Asked::find(method, &target.path, &[]).ok()?;
+        assert_eq!(asked.path(), &target.path, "the path itself does not change");
         let sent = forward::target(asked.path(), uri.query()).ok()?.to_string();
         Some(Self { asked, sent })
     }
@@ -231,29 +232,32 @@ fn method() -> impl Strategy<Value = Method> {
     prop_oneof![3 => often, 2 => seldom].prop_map(|name| name.parse().unwrap())
 }
 
-fn target() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![
-        1 => proptest::collection::vec(any::<u8>(), 0..60),
-        1 => "/[!-~]{0,40}".prop_map(String::into_bytes),
-        1 => "(/(api|v1|k|a|%61|\\.|\\.\\.)){1,6}".prop_map(String::into_bytes),
-        12 => bent(),
-    ]
+/// A method and a request target.
+fn request() -> impl Strategy<Value = (Method, Vec<u8>)> {
+    let anything = prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..60),
+        "/[!-~]{0,40}".prop_map(String::into_bytes),
+        "(/(api|v1|k|a|%61|\\.|\\.\\.)){1,6}".prop_map(String::into_bytes),
+    ];
+    prop_oneof![1 => (method(), anything), 4 => bent()]
 }
 
 /// A path that is known, or almost, with an origin or a key before it, a query behind it, and bent
 /// in up to three places.
-fn bent() -> impl Strategy<Value = Vec<u8>> {
-    let path = prop_oneof![4 => known(), 1 => select(&STRANGERS[..]).prop_map(str::to_owned)];
+fn bent() -> impl Strategy<Value = (Method, Vec<u8>)> {
+    let stranger = (method(), select(&STRANGERS[..]).prop_map(str::to_owned));
+    let asked = prop_oneof![4 => known(), 1 => stranger];
     let before = prop_oneof![
         8 => Just(String::new()),
         1 => "/k/[a-zA-Z0-9%.;~-]{0,8}",
         1 => Just("http://gate".to_owned()),
         1 => "//[a-z]{1,3}",
     ];
+    let queries =
+        ["?", "?a=b", "?ts=1", "?a=b&ts=1&c", "?a;b", "?%zz", "?/../..", "?a#b", "??", "?a=%00"];
     let query = prop_oneof![
         8 => Just(String::new()),
-        1 => select(vec!["?", "?a=b", "?ts=1", "?a=b&ts=1&c", "?a=b;c=d", "?%zz", "?/../..", "?a#b", "??", "?a=%00"])
-            .prop_map(str::to_owned),
+        1 => select(queries.to_vec()).prop_map(str::to_owned),
         1 => "\\?[!-~]{0,12}",
     ];
     let slash = prop_oneof![9 => Just(""), 1 => Just("/")];
@@ -261,23 +265,46 @@ fn bent() -> impl Strategy<Value = Vec<u8>> {
         2 => Just(Vec::new()),
         3 => proptest::collection::vec((any::<prop::sample::Index>(), bend()), 1..4),
     ];
-    (before, path, slash, query, bends).prop_map(|(before, path, slash, query, bends)| {
-        let mut target = format!("{before}{path}{slash}{query}").into_bytes();
-        for (at, bend) in bends {
-            let at = at.index(target.len());
-            bend.apply(&mut target, at);
-        }
-        target
-    })
+    (before, asked, slash, query, bends).prop_map(
+        |(before, (method, path), slash, query, bends)| {
+            let mut target = format!("{before}{path}{slash}{query}").into_bytes();
+            for (at, bend) in bends {
+                let at = at.index(target.len());
+                bend.apply(&mut target, at);
+            }
+            (method, target)
+        },
+    )
 }
 
-fn known() -> impl Strategy<Value = String> {
-    let row = select(ENDPOINTS.iter().map(|row| row.path).collect::<Vec<_>>());
-    let last =
-        select(vec!["sha256:00ff", "gemma3", "a:b@c", "x", "%40", "a%3Ab", "*", ":digest", "..."]);
-    (row, last).prop_map(|(row, last)| match row.strip_suffix('*') {
-        Some(row) => format!("{row}{last}"),
-        None => row.to_owned(),
+/// A row of the table, mostly with a method of its own.
+fn known() -> impl Strategy<Value = (Method, String)> {
+    let names = [
+        "gemma3",
+        "sha256:00ff",
+        "a:b@c",
+        "x",
+        "%40",
+        "a%3Ab",
+        "*",
+        ":digest",
+        "...",
+        "a/b",
+        "a/",
+        "",
+        "../x",
+        "a%2fb",
+        "%2e%2e",
+    ];
+    let plain: Vec<_> = ENDPOINTS.iter().collect();
+    let with_name: Vec<_> = ENDPOINTS.iter().filter(|row| row.path.ends_with('*')).collect();
+    let row = prop_oneof![2 => select(plain), 1 => select(with_name)];
+    let method = prop_oneof![3 => Just(None), 1 => method().prop_map(Some)];
+    let parts = (row, select(names.to_vec()), method, any::<prop::sample::Index>());
+    parts.prop_map(|(row, name, method, at)| {
+        let path = row.path.strip_suffix('*').map(|row| format!("{row}{name}"));
+        let method = method.unwrap_or_else(|| at.get(row.methods).clone());
+        (method, path.unwrap_or_else(|| row.path.to_owned()))
     })
 }
 
