@@ -1,7 +1,6 @@
 //! The real executable: its exit codes, what it says, and how it starts, reloads and stops.
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::panic,
     reason = "a test fails by panicking, also in its helpers"
 )]
