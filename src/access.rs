@@ -74,6 +74,3 @@ fn from_another_site(Provenance { method, headers, cors }: Provenance<'_>) -> bo
     };
     other && !listed
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,1 +1,76 @@
-//! tests
+//! The strict reading of heads, and the pace of bodies.
+
+use http::Request;
+use proptest::prelude::*;
+
+use super::*;
+
+fn read(uri: &str, headers: &[(&str, &str)]) -> Result<Target, Reject> {
+    let mut request = Request::builder().uri(uri);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    strict(&request.body(()).unwrap().into_parts().0)
+}
+
+fn code(uri: &str, headers: &[(&str, &str)]) -> &'static str {
+    read(uri, headers).unwrap_err().row().code
+}
+
+#[test]
+fn an_ordinary_head_is_read() {
+    assert_eq!(read("/api/tags?x", &[("host", "gate:8880")]).unwrap().path, "/api/tags");
+    assert_eq!(read("http://Gate/api/tags", &[("host", "gate")]).unwrap().path, "/api/tags");
+    assert!(read("/", &[("host", "[::1]:80"), ("transfer-encoding", "Chunked")]).is_ok());
+}
+
+#[test]
+fn what_could_be_read_in_two_ways_is_refused() {
+    let host = ("host", "gate");
+    for headers in [
+        &[][..],
+        &[host, host],
+        &[("host", "")],
+        &[("host", "a b")],
+        &[("host", "a/b")],
+        &[("host", "a@b")],
+        &[host, ("transfer-encoding", ",chunked")],
+        &[host, ("transfer-encoding", "chunked, identity")],
+        &[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+        &[host, ("transfer-encoding", "chunked"), ("content-length", "1")],
+        &[host, ("content-type", "a"), ("content-type", "b")],
+    ] {
+        assert_eq!(code("/", headers), "bad_request", "{headers:?}");
+    }
+    assert_eq!(code("http://other/", &[host]), "wrong_host");
+    assert_eq!(code("ftp://gate/", &[host]), "bad_request");
+    assert_eq!(code("/", &[host, ("expect", "y 100-continue")]), "bad_expectation");
+}
+
+#[test]
+fn a_body_has_a_grace_and_then_a_pace() {
+    let mut pace = Pace::new(Duration::from_secs(20));
+    assert_eq!(pace.deadline() - pace.started, Duration::from_secs(20));
+    pace.count(5_000);
+    assert_eq!(pace.deadline() - pace.started, Duration::from_secs(30));
+}
+
+#[test]
+fn the_memory_of_bodies_is_bounded_and_comes_back() {
+    let bounds = BodyBounds::new(1 << 20, 10 * 1024, Duration::from_secs(1));
+    let first = bounds.reserve(8 * 1024).unwrap();
+    let other = bounds.with(5, Duration::from_secs(2));
+    assert_eq!(other.reserve(3 * 1024).unwrap_err().row().code, "overloaded");
+    drop(first);
+    assert!(other.reserve(3 * 1024).is_ok());
+    assert!(bounds.reserve(u64::MAX).is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_host_panics_and_what_passes_is_plain(host in "[ -~]{0,30}") {
+        if read("/", &[("host", &host)]).is_ok() {
+            prop_assert!(!host.contains(['/', '\\', '@', ' ', '?', '#', '<', '"']));
+        }
+    }
+}
