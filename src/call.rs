@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub const MAX_HEADERS: usize = 100;
 const SLOWEST_BODY: u64 = 500;
 /// Unit of the memory that bodies share: a semaphore counts to 2^61 at most, but takes 2^32 at once.
 const MEMORY_UNIT: u64 = 1024;
+
+const BROKEN_BODY: Reject = Reject::BadBody("the body broke off or is not framed right");
 
 /// A request that is understood: where it goes and what goes with it.
 #[derive(Debug)]
@@ -187,8 +189,11 @@ async fn whole(
         let frame = tokio::time::timeout_at(pace.deadline(), body.frame()).await;
         let frame = frame.map_err(|_| Reject::RequestTimeout)?;
         let Some(frame) = frame else { break };
-        let frame =
-            frame.map_err(|_| Reject::BadBody("the body broke off or is not framed right"))?;
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(_) if arrived.is_gone() => std::future::pending().await,
+            Err(_) => return Err(BROKEN_BODY),
+        };
         // Trailers are dropped: none may become a header behind us.
         let Ok(data) = frame.into_data() else { continue };
         arrived.count(data.len());
@@ -241,15 +246,16 @@ impl Pace {
 #[derive(Debug, Default)]
 pub struct Arrival {
     bytes: AtomicU64,
-    complete: std::sync::atomic::AtomicBool,
+    complete: AtomicBool,
+    gone: AtomicBool,
 }
 
 impl Arrival {
     /// A request without a body has arrived with its head.
     #[must_use]
     pub fn of(request: &http::Request<Incoming>) -> Self {
-        let complete = std::sync::atomic::AtomicBool::new(request.body().is_end_stream());
-        Self { bytes: AtomicU64::new(0), complete }
+        let complete = AtomicBool::new(request.body().is_end_stream());
+        Self { complete, ..Self::default() }
     }
 
     #[must_use]
@@ -261,6 +267,19 @@ impl Arrival {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.complete.load(Ordering::Relaxed)
+    }
+
+    /// The caller left before the whole request was here. Nobody waits for an answer, and the
+    /// connection's driver is about to drop whatever works on one.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+
+    /// To be called when nothing more can come.
+    pub(crate) fn leave(&self) {
+        let gone = !self.is_complete();
+        self.gone.fetch_or(gone, Ordering::Relaxed);
     }
 
     fn count(&self, bytes: usize) {
@@ -358,10 +377,8 @@ impl Passing {
                     self.arrived.complete();
                     return Poll::Ready(None);
                 }
-                Some(Err(_)) => {
-                    let fault = Reject::BadBody("the body broke off or is not framed right");
-                    return Poll::Ready(Some(Err(self.fail(fault))));
-                }
+                Some(Err(_)) if self.arrived.is_gone() => return Poll::Pending,
+                Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(BROKEN_BODY)))),
                 Some(Ok(frame)) => {
                     // Trailers are dropped: none may become a header behind us.
                     let Ok(data) = frame.into_data() else { continue };

@@ -24,6 +24,7 @@ use crate::reject::{REQUEST_ID, Reject};
 
 /// A model server has no reason for more interim answers than this (RELIABILITY G8).
 const MOST_INTERIM: usize = 20;
+const TOO_MANY: &str = "too many interim answers";
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -88,26 +89,30 @@ pub async fn send(
     hyper::ext::on_informational(&mut request, move |_| {
         count.fetch_add(1, Ordering::Relaxed);
     });
-    let mut connection = match lease.kept(Instant::now()) {
-        Some(kept) => kept,
-        None => lease.connect().await?,
-    };
+    let mut kept = lease.kept(Instant::now());
     loop {
+        let fresh = kept.is_none();
+        let mut connection = match kept.take() {
+            Some(kept) => kept,
+            None => lease.connect().await?,
+        };
         let patience = Patience { first_byte: rules.first_byte, upload: &upload };
         let answer = tokio::select! {
             biased;
             answer = connection.exchange(request) => answer,
-            () = too_many(&interim) => {
-                return Err(Reject::BackendFailed("too many interim answers".into()));
-            }
+            () = too_many(&interim) => return Err(Reject::BackendFailed(TOO_MANY.into())),
             () = patience.run_out() => return Err(Reject::BackendTimeout),
         };
         match answer {
-            Ok(response) => return Ok(Answered { response: inbound(response)?, connection }),
-            Err(Failed::NotBegun(unsent)) => {
-                request = *unsent;
-                connection = lease.connect().await?;
+            // They may all have come at once.
+            Ok(_) if interim.load(Ordering::Relaxed) > MOST_INTERIM => {
+                return Err(Reject::BackendFailed(TOO_MANY.into()));
             }
+            Ok(response) => return Ok(Answered { response: inbound(response)?, connection }),
+            Err(Failed::NotBegun(_)) if fresh => {
+                return Err(Reject::BackendFailed("it ended the connection at once".into()));
+            }
+            Err(Failed::NotBegun(unsent)) => request = *unsent,
             Err(Failed::Broken(error)) => {
                 let own = upload.and_then(|upload| upload.fault());
                 return Err(own.unwrap_or_else(|| Reject::BackendFailed(Box::new(error))));

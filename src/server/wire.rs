@@ -94,6 +94,9 @@ impl Wire {
     /// too early lies in its buffer.
     pub(super) fn is_gone(&self, cx: &mut Context<'_>) -> bool {
         let mut watch = self.watch();
+        if watch.current.as_ref().is_some_and(|arrived| arrived.is_gone()) {
+            return true;
+        }
         let whole = watch.current.as_ref().is_some_and(|arrived| arrived.is_complete());
         if !whole || watch.wanted {
             return false;
@@ -148,6 +151,12 @@ impl Wire {
 }
 
 impl Watch {
+    fn leave(&self) {
+        if let Some(arrived) = &self.current {
+            arrived.leave();
+        }
+    }
+
     fn take_aside(&mut self, buffer: &mut ReadBuf<'_>) -> bool {
         let bytes = self.aside.get(self.taken..).unwrap_or_default();
         if bytes.is_empty() {
@@ -192,8 +201,11 @@ impl AsyncRead for Handle {
         let before = buffer.filled().len();
         if !watch.take_aside(buffer) {
             match Pin::new(&mut watch.socket).poll_read(cx, buffer) {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(())) if buffer.filled().len() > before => {}
+                Poll::Ready(ended) => {
+                    watch.leave();
+                    return Poll::Ready(ended);
+                }
                 Poll::Pending => {
                     watch.wanted = true;
                     return Poll::Pending;

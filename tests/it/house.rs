@@ -92,6 +92,13 @@ impl House {
         server.shutdown(delay, limit, std::future::pending()).await;
     }
 
+    /// Ends the gate at once; every line that it left.
+    pub async fn lines(self) -> Vec<serde_json::Value> {
+        let log = self.log.clone();
+        self.shutdown(Duration::ZERO, Duration::ZERO).await;
+        log.all()
+    }
+
     /// Takes the server out, to shut it down while the house is still asked.
     pub fn take_server(&mut self) -> Server {
         self.server.take().unwrap()
@@ -229,6 +236,18 @@ impl Caller {
         }
     }
 
+    /// The same for the content of a chunked answer, however it was cut into chunks.
+    pub async fn sees_content(&mut self, text: &str) -> bool {
+        loop {
+            if find(&content(&self.unread), text.as_bytes()).is_some() {
+                return true;
+            }
+            if !self.read().await {
+                return false;
+            }
+        }
+    }
+
     /// Everything until the gate closes.
     pub async fn rest(&mut self) -> Vec<u8> {
         while self.read().await {}
@@ -322,10 +341,26 @@ pub fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
     bytes.windows(what.len()).position(|at| at == what)
 }
 
+/// What has come of a chunked answer that may not have ended yet.
+fn content(answer: &[u8]) -> Vec<u8> {
+    let mut content = Vec::new();
+    let mut rest = find(answer, b"\r\n\r\n").map_or(&[][..], |end| &answer[end + 4..]);
+    while let Some(end) = find(rest, b"\r\n") {
+        let size = std::str::from_utf8(&rest[..end]).unwrap();
+        let size = usize::from_str_radix(size, 16).unwrap();
+        let data = &rest[end + 2..];
+        content.extend(&data[..size.min(data.len())]);
+        rest = data.get(size + 2..).unwrap_or_default();
+    }
+    content
+}
+
 /// What a scripted backend does after a request has been read.
 #[derive(Clone)]
 pub enum Step {
     Send(Vec<u8>),
+    /// The same piece again and again.
+    Flood(Vec<u8>, usize),
     /// Until somebody notifies.
     Wait(Arc<Notify>),
     /// Until the gate closes the connection.
@@ -361,6 +396,7 @@ struct Records {
     opened: usize,
     closed: usize,
     bytes: u64,
+    sent: u64,
 }
 
 /// A backend that does as it is told and remembers what it was asked.
@@ -385,11 +421,29 @@ impl Backend {
     }
 
     pub async fn scripted(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        let script: Script = Arc::new(script);
+        Self::serving(move |socket, number, records| {
+            let script = Arc::clone(&script);
+            async move { converse(socket, number, &script, &records).await }
+        })
+        .await
+    }
+
+    /// Hands each connection, with its number from 0, to `serve`, which does as it likes.
+    pub async fn raw<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream, usize) -> F + Send + Sync + 'static,
+    ) -> Self {
+        Self::serving(move |socket, number, _| serve(socket, number)).await
+    }
+
+    async fn serving<F: Future<Output = ()> + Send + 'static>(
+        serve: impl Fn(TcpStream, usize, Arc<Mutex<Records>>) -> F + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let records = Arc::new(Mutex::new(Records::default()));
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, Arc::new(script), Arc::clone(&records)));
+        tasks.spawn(accept(listener, serve, Arc::clone(&records)));
         Self { address, records, _tasks: tasks }
     }
 
@@ -406,6 +460,11 @@ impl Backend {
     /// Bytes read so far, also of requests that are not complete.
     pub fn bytes_read(&self) -> u64 {
         self.records.lock().unwrap().bytes
+    }
+
+    /// Bytes that a script has sent so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.records.lock().unwrap().sent
     }
 
     pub async fn wait_for_request(&self, count: usize) -> Seen {
@@ -435,17 +494,22 @@ pub fn chunk(text: &str) -> String {
     format!("{:x}\r\n{text}\r\n", text.len())
 }
 
-async fn accept(listener: TcpListener, script: Script, records: Arc<Mutex<Records>>) {
+async fn accept<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    serve: impl Fn(TcpStream, usize, Arc<Mutex<Records>>) -> F,
+    records: Arc<Mutex<Records>>,
+) {
     let mut connections = JoinSet::new();
     while let Ok((socket, _)) = listener.accept().await {
-        let (script, records) = (Arc::clone(&script), Arc::clone(&records));
+        let number = {
+            let mut records = records.lock().unwrap();
+            records.opened += 1;
+            records.opened - 1
+        };
+        let (conversation, records) =
+            (serve(socket, number, Arc::clone(&records)), records.clone());
         connections.spawn(async move {
-            let number = {
-                let mut records = records.lock().unwrap();
-                records.opened += 1;
-                records.opened - 1
-            };
-            converse(socket, number, &script, &records).await;
+            conversation.await;
             records.lock().unwrap().closed += 1;
         });
     }
@@ -460,6 +524,15 @@ async fn converse(mut socket: TcpStream, number: usize, script: &Script, records
                 Step::Send(bytes) => {
                     if socket.write_all(&bytes).await.is_err() {
                         return;
+                    }
+                    records.lock().unwrap().sent += bytes.len() as u64;
+                }
+                Step::Flood(piece, times) => {
+                    for _ in 0..times {
+                        if socket.write_all(&piece).await.is_err() {
+                            return;
+                        }
+                        records.lock().unwrap().sent += piece.len() as u64;
                     }
                 }
                 Step::Wait(notify) => notify.notified().await,

@@ -9,6 +9,7 @@
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
 mod gin; // Ollama's own router, asked about every target
+mod hostile_backend; // a backend that answers what it must not
 mod house; // a gate, a backend, a caller
 mod login; // who gets in
 mod malformed; // what a guard must refuse
@@ -17,3 +18,4 @@ mod targets; // endpoints, methods, spellings, roles
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
 mod refusals; // each code of the table, provoked
+mod stream; // answers as they pass
