@@ -153,6 +153,37 @@ pub const CODES: [&str; 22] = [
     "backend_timeout",
 ];
 
+/// One of each kind, for the reference and for the tests.
+#[doc(hidden)]
+#[must_use]
+pub fn one_of_each() -> Vec<Reject> {
+    let denied = Denied { operation: "pull", name: "anna".to_owned(), why: Why::Endpoint };
+    vec![
+        Reject::BadRequest("why"),
+        Reject::BadPath("why"),
+        Reject::BadBody("why"),
+        Reject::NoCredentials,
+        Reject::BadCredentials("why"),
+        Reject::Forbidden(Box::new(denied)),
+        Reject::UnknownEndpoint,
+        Reject::MethodNotAllowed { allow: "GET" },
+        Reject::RequestTimeout,
+        Reject::BodyTooLarge { limit: 1 },
+        Reject::TargetTooLong,
+        Reject::BadExpectation,
+        Reject::WrongHost,
+        Reject::HeadersTooLarge,
+        Reject::TooManyFailures { retry_after: Duration::from_millis(1001) },
+        Reject::Internal,
+        Reject::BadVersion,
+        Reject::LoopDetected,
+        Reject::BackendFailed("secret cause".into()),
+        Reject::NoBackend("secret cause".into()),
+        Reject::Overloaded("secret cause"),
+        Reject::BackendTimeout,
+    ]
+}
+
 impl Reject {
     /// The table.
     #[must_use]

@@ -17,5 +17,6 @@ mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
+mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod stream; // answers as they pass

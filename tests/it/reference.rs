@@ -1,0 +1,173 @@
+//! The reference pages say what the tables in the code say; `PORTCULLIS_BLESS=1` writes them anew.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use portcullis::api::{ENDPOINTS, ModelIn, Stream};
+use portcullis::config::markdown_reference;
+use portcullis::reject::{Fault, one_of_each};
+
+fn compare(page: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference").join(page);
+    if std::env::var_os("PORTCULLIS_BLESS").is_some() {
+        std::fs::write(&path, expected).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == expected,
+        "docs/reference/{page} is not what the code says; look at it and run the tests with PORTCULLIS_BLESS=1"
+    );
+}
+
+/// When each code is given, in words.
+const WHEN: [(&str, &str); 22] = [
+    ("bad_request", "the head cannot be understood, or could be understood in two ways"),
+    ("bad_path", "the path is spelt so that a server behind could read it in another way"),
+    ("bad_body", "the body is not framed right"),
+    ("no_credentials", "nothing was sent to log in with"),
+    ("bad_credentials", "what was sent does not let anybody in"),
+    ("forbidden", "the caller is known and may not do this; the text says what it would take"),
+    ("unknown_endpoint", "there is no such endpoint, or not for this caller"),
+    ("method_not_allowed", "the endpoint answers to other methods; `Allow` names them"),
+    ("request_timeout", "the head or the body did not arrive in time"),
+    ("body_too_large", "the body is larger than `max_body`"),
+    ("target_too_long", "path and query are longer than 8 KiB"),
+    ("bad_expectation", "an `Expect` other than `100-continue`"),
+    ("wrong_host", "an absolute target names another host than `Host`"),
+    ("headers_too_large", "headers of more than 32 KiB, or more than 100 of them"),
+    ("too_many_failures", "too many wrong passwords or keys within a minute"),
+    ("internal", "something broke in the gate; its log has the reason"),
+    ("bad_version", "HTTP/2 without TLS is not spoken"),
+    ("loop_detected", "`upstream` leads back to this gate"),
+    (
+        "backend_failed",
+        "a connection to the model server was made and failed before the first byte",
+    ),
+    ("no_backend", "no connection to the model server could be made"),
+    ("overloaded", "the memory for bodies or the queue for passwords is full"),
+    ("backend_timeout", "the model server stayed silent for too long"),
+];
+
+#[test]
+fn the_codes_page_is_the_table_of_refusals() {
+    let mut page = "\
+# Codes
+
+Every refusal has a status and a code that stays the same over versions. The body is JSON in the
+dialect of the path: `{\"error\":\"…\",\"code\":\"…\"}` under `/api`, OpenAI's error object under `/v1`,
+Anthropic's under `/v1/messages`. Every answer carries `X-Request-Id`, which is also in the log.
+
+*Again* says whether a client may send the same request again by itself (`x-should-retry`, which the
+SDKs of OpenAI and Anthropic obey); `Retry-After` says when.
+
+| status | code | when | whose fault | again |
+|---|---|---|---|---|
+"
+    .to_owned();
+    for reject in one_of_each() {
+        let row = reject.row();
+        let (_, when) = WHEN.iter().find(|(code, _)| *code == row.code).unwrap();
+        let fault = match row.fault {
+            Fault::Caller => "the caller's",
+            Fault::Backend => "the model server's",
+            Fault::Ours => "the gate's",
+        };
+        let again = match (row.retry, reject.retry_after()) {
+            (true, _) => "yes",
+            (false, Some(_)) => "after `Retry-After`",
+            (false, None) => "no",
+        };
+        writeln!(page, "| {} | `{}` | {when} | {fault} | {again} |", row.status, row.code).unwrap();
+    }
+    page.push_str(
+        "\nWhat cannot be read as HTTP at all gets a bare 400, 414 or 431 without a body. A stream that \
+         breaks after its first byte ends with an error in its own form (a line `{\"error\":…}`, or an \
+         SSE event `error`), and the connection is cut.\n",
+    );
+    compare("codes.md", &page);
+}
+
+#[test]
+fn the_endpoints_page_is_the_table_of_endpoints() {
+    let mut page = "\
+# Endpoints
+
+What the gate knows of Ollama's API. *Needs* is the least role that may use it. Paths and methods that
+are not here are `unknown`: for operators, and for users only where `extra_endpoints` names them.
+
+| methods | path | operation | class | needs | model in | streams as |
+|---|---|---|---|---|---|---|
+"
+    .to_owned();
+    for row in &ENDPOINTS {
+        let methods: Vec<_> = row.methods.iter().map(|method| method.as_str()).collect();
+        let model = match row.model {
+            ModelIn::Nowhere => "–",
+            ModelIn::Body => "body",
+            ModelIn::BothEnds => "body, both ends",
+            ModelIn::Form => "form",
+            ModelIn::Path => "path",
+        };
+        let stream = match row.stream {
+            Stream::No => "–",
+            Stream::Ndjson => "NDJSON",
+            Stream::Sse => "SSE",
+        };
+        let (methods, class) = (methods.join(", "), row.class);
+        let (path, operation, needs) = (row.path, row.operation, row.class.needs());
+        writeln!(
+            page,
+            "| {methods} | `{path}` | {operation} | {class} | {needs} | {model} | {stream} |"
+        )
+        .unwrap();
+    }
+    page.push_str(
+        "\n## The gate's own\n\n\
+         | methods | path | login | what |\n|---|---|---|---|\n\
+         | GET, HEAD | `/_portcullis/health` | no | the gate lives |\n\
+         | GET, HEAD | `/_portcullis/ready` | no | it takes requests; 503 while it drains |\n\
+         | GET, HEAD | `/_portcullis/help` | no | a page for people without a login |\n\
+         | GET, HEAD | `/_portcullis/me` | yes | who the caller is and what it may do |\n\
+         | HEAD | `/` and, with `path_keys`, `/k/KEY/` | no | answered by the gate; the `ollama` program begins with it |\n\
+         | OPTIONS | any, from a page of another site | no | CORS preflight |\n",
+    );
+    compare("endpoints.md", &page);
+}
+
+#[test]
+fn the_configuration_page_is_the_table_of_keys() {
+    compare("configuration.md", &markdown_reference());
+}
+
+#[test]
+fn the_commands_page_is_what_help_says() {
+    let mut page =
+        "# Commands\n\nWhat `portcullis --help` says, and `--help` of each command.\n".to_owned();
+    for command in [
+        "",
+        "serve",
+        "try",
+        "check",
+        "init",
+        "user",
+        "user add",
+        "user passwd",
+        "user remove",
+        "user list",
+        "user verify",
+        "health",
+        "completions",
+        "man",
+    ] {
+        let help = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .args(command.split(' ').filter(|word| !word.is_empty()))
+            .arg("--help")
+            .output()
+            .unwrap();
+        let help = String::from_utf8(help.stdout).unwrap();
+        let name = format!("portcullis {command}");
+        write!(page, "\n## {}\n\n```\n{}\n```\n", name.trim(), help.trim()).unwrap();
+    }
+    compare("commands.md", &page);
+}
