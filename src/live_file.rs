@@ -222,7 +222,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
         self.current().await;
         let mut seen = self.write();
         let due = seen.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
-        if let Some(trouble) = seen.trouble.clone().filter(|_| due) {
+        if let Some(trouble) = seen.trouble.clone().filter(|trouble| due && trouble.is_fault()) {
             tracing::error!(file = %self.path.display(), "credential file {trouble}");
             seen.said = Some(now);
         }
@@ -452,9 +452,13 @@ fn unreadable(
 fn refused(path: &Path, kind: io::ErrorKind, owner: u32, mode: u32, us: u32) -> String {
     let path = path.display();
     let mode = mode & 0o7777;
+    let repair = match owner == us {
+        true => format!("chmod u+r {path}"),
+        false => format!("chown {us} {path}"),
+    };
     format!(
         "{kind}: it belongs to user {owner} with mode {mode:04o} and we run as user {us}; \
-         repair it with `chown {us} {path}` or `chmod a+r {path}`"
+         repair it with `{repair}`"
     )
 }
 
