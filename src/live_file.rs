@@ -361,10 +361,12 @@ pub struct Report {
 }
 
 fn read(path: &Path) -> Look {
+    // Before the file is opened: if this thread is held up on the way, half a save stays half a save.
+    let started = SystemTime::now();
     match read_settled(path) {
         Ok((meta, _)) if meta.is_dir() => Look::Broken(Some(Stamp::of(&meta)), Trouble::Directory),
         Ok((meta, bytes)) if bytes.is_empty() => Look::Gone(Some(Stamp::of(&meta)), Trouble::Empty),
-        Ok((meta, bytes)) => text_of(&meta, &bytes),
+        Ok((meta, bytes)) => text_of(&meta, &bytes, started),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Look::Gone(None, Trouble::Missing),
         Err(error) => {
             let meta = fs::metadata(path).ok();
@@ -393,7 +395,7 @@ fn read_settled(path: &Path) -> io::Result<(Metadata, Vec<u8>)> {
     }
 }
 
-fn text_of(meta: &Metadata, bytes: &[u8]) -> Look {
+fn text_of(meta: &Metadata, bytes: &[u8], started: SystemTime) -> Look {
     let stamp = Stamp::of(meta);
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Look::Broken(Some(stamp), Trouble::Utf16);
@@ -403,7 +405,8 @@ fn text_of(meta: &Metadata, bytes: &[u8]) -> Look {
     }
     let digest = Sha256::digest(bytes).into();
     let (text, notes) = utf8_lines(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
-    let mid_line = !bytes.ends_with(b"\n") && changed_just_now(meta);
+    let mid_line = !bytes.ends_with(b"\n")
+        && meta.modified().is_ok_and(|at| changed_just_now(at, started, SystemTime::now()));
     Look::Text { stamp, text, digest, notes, mid_line }
 }
 
@@ -428,9 +431,9 @@ fn utf8_lines(bytes: &[u8]) -> (String, Vec<Note>) {
     (text, notes)
 }
 
-fn changed_just_now(meta: &Metadata) -> bool {
-    let age = meta.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-    age.is_some_and(|age| age < MID_LINE)
+/// A time of change that lies ahead tells nothing: it was set by hand, or by another clock.
+fn changed_just_now(modified: SystemTime, started: SystemTime, now: SystemTime) -> bool {
+    modified <= now && started.duration_since(modified).map_or(true, |age| age < MID_LINE)
 }
 
 /// The user that we run as; `None` where the system does not say.
