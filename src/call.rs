@@ -373,11 +373,11 @@ impl Passing {
                 continue;
             };
             match frame {
+                None | Some(Err(_)) if self.arrived.is_gone() => return Poll::Pending,
                 None => {
                     self.arrived.complete();
                     return Poll::Ready(None);
                 }
-                Some(Err(_)) if self.arrived.is_gone() => return Poll::Pending,
                 Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(BROKEN_BODY)))),
                 Some(Ok(frame)) => {
                     // Trailers are dropped: none may become a header behind us.

@@ -68,20 +68,21 @@ fn a_stamp_is_trusted_only_when_its_tick_is_over() {
 }
 
 /// File systems of newer kernels tick whenever somebody looked; this is one that does not.
-#[tokio::test]
-async fn a_second_save_in_the_same_tick_is_seen() {
+#[test]
+fn a_stamp_that_stayed_the_same_over_a_save_is_not_trusted_within_its_tick() {
     let (_folder, path, file) = file(b"old\n");
-    let file = Arc::new(file);
-    for text in ["one\n", "two\n", "six\n"] {
-        assert_eq!(file.current().await.len(), 1);
+    let start = Instant::now();
+    file.seen.write().unwrap().stamp_since = start;
+    for (text, after) in [("one\n", 0), ("two\n", 20), ("six\n", 49)] {
+        file.look(start + Duration::from_millis(after));
         fs::write(&path, text).unwrap();
-        let stamp = Stamp::of(&fs::metadata(&path).unwrap());
-        file.seen.write().unwrap().stamp = Some(stamp);
-        assert_eq!(*file.current().await, [text.trim()], "the stamp was trusted too early");
+        file.seen.write().unwrap().stamp = Some(Stamp::of(&fs::metadata(&path).unwrap()));
+        assert!(file.unchanged().is_none(), "after {after} ms");
+        file.look(start + Duration::from_millis(after));
+        assert_eq!(*file.last(), [text.trim()]);
     }
     // Once the tick is over, the file is not read again.
-    let now = Instant::now() + GRAIN * 2;
-    file.look(now);
+    file.look(start + GRAIN);
     assert!(file.unchanged().is_some());
 }
 
@@ -214,6 +215,8 @@ fn a_file_without_an_entry_is_no_fault_but_lets_nobody_in() {
     fs::write(&path, b"\n\n").unwrap();
     file.look(Instant::now());
     assert_eq!((file.last().len(), file.report().trouble), (0, Some(Trouble::NoEntry)));
+    file.look(Instant::now());
+    assert_eq!(file.report().trouble, Some(Trouble::NoEntry), "a second look is no cure");
     assert!(!Trouble::NoEntry.is_fault());
 }
 

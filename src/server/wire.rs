@@ -172,7 +172,8 @@ impl Watch {
     }
 
     fn look(&mut self, bytes: &mut [u8]) {
-        if self.current.is_none() && !bytes.is_empty() {
+        // What comes after an unread body is the rest of that body.
+        if self.current.is_none() && !self.body_unread && !bytes.is_empty() {
             self.head_since.get_or_insert_with(Instant::now);
             self.head.look(bytes);
         }

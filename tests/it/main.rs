@@ -21,3 +21,4 @@ mod path_key; // keys in the path
 mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod stream; // answers as they pass
+mod upload; // request bodies
