@@ -395,7 +395,6 @@ struct Records {
     seen: Vec<Seen>,
     opened: usize,
     closed: usize,
-    bytes: u64,
     sent: u64,
 }
 
@@ -457,11 +456,6 @@ impl Backend {
         (records.opened, records.closed)
     }
 
-    /// Bytes read so far, also of requests that are not complete.
-    pub fn bytes_read(&self) -> u64 {
-        self.records.lock().unwrap().bytes
-    }
-
     /// Bytes that a script has sent so far.
     pub fn bytes_sent(&self) -> u64 {
         self.records.lock().unwrap().sent
@@ -517,7 +511,7 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
 
 async fn converse(mut socket: TcpStream, number: usize, script: &Script, records: &Mutex<Records>) {
     let mut unread = Vec::new();
-    while let Some(seen) = read_request(&mut socket, &mut unread, number, records).await {
+    while let Some(seen) = read_request(&mut socket, &mut unread, number).await {
         records.lock().unwrap().seen.push(seen.clone());
         for step in script(&seen) {
             match step {
@@ -555,7 +549,6 @@ async fn read_request(
     socket: &mut TcpStream,
     unread: &mut Vec<u8>,
     connection: usize,
-    records: &Mutex<Records>,
 ) -> Option<Seen> {
     let mut head_end = None;
     loop {
@@ -576,7 +569,7 @@ async fn read_request(
             }
         }
         match socket.read_buf(unread).await {
-            Ok(bytes) if bytes > 0 => records.lock().unwrap().bytes += bytes as u64,
+            Ok(bytes) if bytes > 0 => {}
             _ => return None,
         }
     }

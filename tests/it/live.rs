@@ -199,7 +199,8 @@ async fn a_file_that_did_not_exist_at_the_start_opens_its_door_when_it_comes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_gone_for_a_moment_refuses_nobody_and_for_longer_everybody() {
-    let ways: [(&str, fn(&Path), &str); 2] = [
+    type Way = (&'static str, fn(&Path), &'static str);
+    let ways: [Way; 2] = [
         ("missing", |path| fs::remove_file(path).unwrap(), "does not exist"),
         ("empty", |path| in_place(path, ""), "is empty"),
     ];
@@ -373,7 +374,7 @@ async fn a_file_that_may_not_be_read_keeps_the_last_good_content() {
     let backend = Backend::ok().await;
     let house = unbraked(&backend).await;
     let keys = house.file("api_keys.txt");
-    fs::set_permissions(&keys, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&keys, fs::Permissions::from_mode(0o000)).unwrap();
     if File::open(&keys).is_ok() {
         // Root reads everything; the sentence has a test beside its function.
         return;
