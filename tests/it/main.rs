@@ -15,6 +15,7 @@ mod login; // who gets in
 mod malformed; // what a guard must refuse
 mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
+mod lifecycle; // start, reload, drain, end
 mod live; // credential files that change under the gate
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
