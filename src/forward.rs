@@ -312,6 +312,3 @@ fn inbound(mut response: Response<Incoming>) -> Result<Response<Incoming>, Rejec
     *response.version_mut() = Version::HTTP_11;
     Ok(response)
 }
-
-#[cfg(test)]
-mod tests;

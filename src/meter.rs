@@ -283,6 +283,3 @@ impl fmt::Debug for Metered {
         f.debug_struct("Metered").field("state", &self.state).finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What waits for a blocked sink; past it items are dropped and counted.
 const MOST_WAITING: usize = 8192;
@@ -53,13 +53,26 @@ impl<T: Send + 'static> Outlet<T> {
         }
     }
 
+    /// Items dropped since that was told last.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
     /// Waits until everything posted so far is written, for as long as `patience`.
     pub fn flush(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
         let (done, written) = sync_channel(1);
-        if self.queue.try_send(Entry::Flush(done)).is_ok() {
-            // A sink that nobody reads is given up.
-            let _ = written.recv_timeout(patience);
+        let mut entry = Entry::Flush(done);
+        while let Err(refused) = self.queue.try_send(entry) {
+            match refused {
+                TrySendError::Full(back) if Instant::now() < deadline => entry = back,
+                // A sink that nobody reads is given up.
+                TrySendError::Full(_) | TrySendError::Disconnected(_) => return,
+            }
+            nap();
         }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
     }
 }
 

@@ -1,1 +1,136 @@
-//! tests
+//! A line's form, and the queue in front of a sink.
+
+use std::sync::{Condvar, Mutex};
+
+use super::*;
+
+const FIELDS: &str = "time,id,client,name,credential,method,path,operation,model,backend,status,code,\
+                      outcome,bytes_in,bytes_out,queue_ms,first_byte_ms,total_ms";
+
+fn line() -> Line {
+    Line {
+        client: Some("192.0.2.1".parse().unwrap()),
+        name: Some("anna".into()),
+        credential: Some(Credential::Key),
+        method: Some(Method::POST),
+        path: "/api/chat".into(),
+        operation: Some("chat"),
+        backend: Some("ollama".into()),
+        status: 200,
+        outcome: Outcome::Done,
+        bytes_in: 3,
+        bytes_out: 5,
+        first_byte: Some(Duration::from_micros(1_260)),
+        total: Duration::from_micros(20_040),
+        ..Line::default()
+    }
+}
+
+fn written(write: fn(&Line, &mut String), line: &Line) -> String {
+    let mut text = String::new();
+    write(line, &mut text);
+    text
+}
+
+#[test]
+fn a_json_line_has_its_fields_in_their_order() {
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(&written(json_line, &line())).unwrap();
+    let names: Vec<_> = json.keys().map(String::as_str).collect();
+    assert_eq!(names.join(","), FIELDS);
+    assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
+    assert_eq!((&json["first_byte_ms"], &json["total_ms"]), (&1.3.into(), &20.0.into()));
+    assert!(json["code"].is_null() && json["model"].is_null());
+}
+
+#[test]
+fn a_text_line_is_one_line_of_columns() {
+    assert_eq!(
+        written(text_line, &line()),
+        "1970-01-01T00:00:00.000Z 0000000000000000 192.0.2.1 anna key POST /api/chat chat - ollama \
+         200 - done in=3 out=5 queue=0.0ms first=1.3ms total=20.0ms\n"
+    );
+    assert_eq!(
+        written(text_line, &Line { status: 0, ..Line::default() }),
+        "1970-01-01T00:00:00.000Z 0000000000000000 - - - - - - - - 0 - client_gone in=0 out=0 \
+         queue=0.0ms first=- total=0.0ms\n"
+    );
+}
+
+#[test]
+fn what_a_caller_sends_breaks_no_line_no_column_and_no_terminal() {
+    let name = format!("a b\n\r\x1b[31m\"\\{}", "ä".repeat(5_000));
+    let nasty = Line { name: Some(name.into()), path: "/x\ty".into(), ..line() };
+    let text = written(text_line, &nasty);
+    assert_eq!(text.lines().count(), 1);
+    assert_eq!(text.split(' ').count(), written(text_line, &line()).split(' ').count());
+    assert!(!text.contains('\x1b') && text.len() < 1_000, "{text}");
+    let json = written(json_line, &nasty);
+    assert_eq!(json.lines().count(), 1);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json["name"].as_str().unwrap().len() <= 256);
+    assert!(json["name"].as_str().unwrap().starts_with("a b\n\r"));
+}
+
+#[test]
+fn ids_count_on_and_are_sixteen_digits() {
+    let ids = RequestIds { process: 0xabcd, next: AtomicU32::new(0xffff_fffe) };
+    assert_eq!(ids.draw().as_str(), "0000abcdfffffffe");
+    assert_eq!(ids.draw().as_str(), "0000abcdffffffff");
+    assert_eq!(ids.draw().as_str(), "0000abcd00000000");
+}
+
+#[test]
+fn an_error_is_told_with_its_causes() {
+    let error = Reject::NoBackend(Box::new(io::Error::other("no route")));
+    assert_eq!(Chain(&error).to_string(), "no backend could be reached: no route");
+}
+
+/// A sink that nobody reads until it is opened.
+#[derive(Clone, Default)]
+struct Gate(Arc<(Mutex<Taken>, Condvar)>);
+
+/// Whether it is open, and what came through.
+type Taken = (bool, Vec<u8>);
+
+impl Gate {
+    fn open(&self) {
+        self.0.0.lock().unwrap().0 = true;
+        self.0.1.notify_all();
+    }
+
+    fn lines(&self) -> usize {
+        self.0.0.lock().unwrap().1.split(|b| *b == b'\n').count() - 1
+    }
+}
+
+impl Write for Gate {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let state = self.0.0.lock().unwrap();
+        let mut state = self.0.1.wait_while(state, |(open, _)| !*open).unwrap();
+        state.1.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_sink_that_nobody_reads_delays_nobody_and_what_is_dropped_is_counted() {
+    let sink = Gate::default();
+    let outlet = Outlet::start("test", sink.clone(), |number: &u32, text| {
+        let _ = writeln!(text, "{number}");
+    })
+    .unwrap();
+    // Returns though the sink takes nothing; a queue without a bound would keep them all.
+    for number in 0..50_000 {
+        outlet.post(number);
+    }
+    let dropped = outlet.dropped();
+    assert!(dropped > 0 && dropped < 50_000, "{dropped}");
+    sink.open();
+    outlet.flush(Duration::from_secs(20));
+    assert_eq!(sink.lines() as u64 + dropped, 50_000, "each is written or counted");
+}

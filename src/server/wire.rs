@@ -249,6 +249,3 @@ impl AsyncWrite for Handle {
         Pin::new(&mut self.0.watch().socket).poll_shutdown(cx)
     }
 }
-
-#[cfg(test)]
-mod tests;

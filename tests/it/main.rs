@@ -17,6 +17,7 @@ mod headers; // what goes along, and what does not
 mod targets; // endpoints, methods, spellings, roles
 mod lifecycle; // start, reload, drain, end
 mod live; // credential files that change under the gate
+mod log; // one line per request
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
 mod reference; // the reference pages
