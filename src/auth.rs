@@ -256,8 +256,8 @@ impl Auth {
         &self.files
     }
 
-    /// The first credential that verifies wins, in the order of DESIGN 2.1; a request that fails is
-    /// one failure.
+    /// The first credential that verifies wins, in the order of `Attempt::run`; a request that
+    /// fails is one failure.
     ///
     /// # Errors
     /// 400 for a credential header sent twice, 401, 429 from the brake, 503 from the hash pool.

@@ -68,7 +68,7 @@ impl BodyBounds {
 }
 
 /// Reads a request's head as strictly as a guard must: whatever could be read in two ways is refused
-/// here, because hyper lets it through (RELIABILITY A, B, C).
+/// here, because hyper lets it through.
 ///
 /// # Errors
 /// 400, 414, 417, 421, 431.
@@ -134,7 +134,7 @@ fn is_authority(host: &[u8]) -> bool {
         && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=%".contains(b))
 }
 
-/// `Transfer-Encoding` is exactly `chunked`, once (RELIABILITY A5); hyper has already refused it
+/// `Transfer-Encoding` is exactly `chunked`, once (RFC 9112, 6.1); hyper has already refused it
 /// beside Content-Length in the ways that matter, and two lengths that differ.
 fn framing(headers: &HeaderMap) -> Result<(), Reject> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();

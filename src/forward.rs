@@ -22,7 +22,7 @@ use crate::pool::{Connection, Failed, Lease};
 use crate::record::RequestId;
 use crate::reject::{REQUEST_ID, Reject};
 
-/// A model server has no reason for more interim answers than this (RELIABILITY G8).
+/// A model server has no reason for more interim answers than this.
 const MOST_INTERIM: usize = 20;
 const TOO_MANY: &str = "too many interim answers";
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -265,7 +265,7 @@ fn is_dropped(name: &HeaderName) -> bool {
         || ["x-forwarded-", "x-original-", "x-rewrite-", "x-openwebui-", "x-portcullis-", "sec-fetch-"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
-        // A server behind us may take `x_real_ip` for `x-real-ip` (RELIABILITY C4).
+        // A server behind us may take `x_real_ip` for `x-real-ip`.
         || name.contains('_')
 }
 

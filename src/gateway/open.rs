@@ -15,7 +15,7 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const OURS: &str = "/_portcullis";
 
-/// Open without a login, and nothing else (DESIGN 8).
+/// Open without a login, and nothing else: the list is here.
 ///
 /// # Errors
 /// 404 for a key in the path where those are off, 405.
