@@ -38,7 +38,7 @@ pub(super) fn to_anybody(
     let page = match target.path.as_str() {
         "/_portcullis/health" => json_answer(StatusCode::OK, &json!({"status": "ok"})),
         "/_portcullis/ready" => ready(live, state),
-        "/_portcullis/help" => help(state.help_page()),
+        "/_portcullis/help" => help(state.help_page(&parts.headers)),
         _ => return Ok(None),
     };
     only_read(&parts.method)?;
@@ -86,8 +86,8 @@ fn ready(live: &Live, state: &State) -> Response<Bytes> {
     json_answer(status, &json!({"status": word, "backends_up": up, "alarms": alarms}))
 }
 
-fn help(page: &Bytes) -> Response<Bytes> {
-    let mut response = answer(StatusCode::OK, HTML, page.clone());
+fn help(page: Bytes) -> Response<Bytes> {
+    let mut response = answer(StatusCode::OK, HTML, page);
     let headers = response.headers_mut();
     let policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; \
                   form-action 'none'; frame-ancestors 'none'";

@@ -45,7 +45,8 @@ pub struct State {
     bounds: BodyBounds,
     pool: Arc<Pool>,
     forwarding: Forwarding,
-    help_page: Bytes,
+    /// The address is still to be put in.
+    help_page: String,
 }
 
 impl State {
@@ -75,7 +76,7 @@ impl State {
             bounds,
             pool,
             forwarding: forwarding(&config, before)?,
-            help_page: help_page(&config).into(),
+            help_page: help_page(&config),
             config,
         })
     }
@@ -127,28 +128,29 @@ impl State {
         self.config.timeouts.connect
     }
 
-    pub(super) fn help_page(&self) -> &Bytes {
-        &self.help_page
+    /// With the address under which people reach this gate, or else under which the caller did.
+    pub(super) fn help_page(&self, headers: &HeaderMap) -> Bytes {
+        self.help_page.replace("{{base}}", &escaped(&self.base(headers))).into()
     }
 
     pub(super) fn provenance<'a>(&'a self, parts: &'a Parts) -> Provenance<'a> {
         Provenance { method: &parts.method, headers: &parts.headers, cors: &self.config.cors }
     }
 
-    /// Where the stock CLI sends a person without a login. Without a configured address it is the
-    /// one under which the caller found us.
+    /// Where the stock CLI sends a person without a login.
     pub(super) fn signin_url(&self, headers: &HeaderMap) -> String {
-        let Config { help_url, public_url, .. } = &self.config;
-        if let Some(help) = help_url {
-            return help.clone();
+        match &self.config.help_url {
+            Some(help) => help.clone(),
+            None => self.base(headers) + HELP_PATH,
         }
-        if let Some(public) = public_url {
-            return format!("{}{HELP_PATH}", public.trim_end_matches('/'));
+    }
+
+    fn base(&self, headers: &HeaderMap) -> String {
+        if let Some(public) = &self.config.public_url {
+            return public.trim_end_matches('/').to_owned();
         }
-        match headers.get(header::HOST).and_then(|host| host.to_str().ok()) {
-            Some(host) => format!("http://{host}{HELP_PATH}"),
-            None => HELP_PATH.to_owned(),
-        }
+        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        host.map_or_else(String::new, |host| format!("http://{host}"))
     }
 }
 
@@ -189,9 +191,7 @@ fn backend_key(path: &PathBuf) -> Result<HeaderValue, StateError> {
 
 fn help_page(config: &Config) -> String {
     let contact = config.contact.as_deref().unwrap_or("whoever runs this server");
-    let base =
-        config.public_url.as_deref().map_or("http://THIS-SERVER", |url| url.trim_end_matches('/'));
-    HELP.replace("{{contact}}", &escaped(contact)).replace("{{base}}", &escaped(base))
+    HELP.replace("{{contact}}", &escaped(contact))
 }
 
 fn escaped(text: &str) -> String {

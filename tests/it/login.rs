@@ -131,6 +131,8 @@ async fn a_configured_help_page_is_where_people_are_sent() {
     })
     .await;
     assert_eq!(house.ask(ask).await.json()["signin_url"], "https://wiki.example/gate");
+    let page = house.ask("GET /_portcullis/help HTTP/1.1\r\nHost: g&b:1\r\n\r\n").await.text();
+    assert!(page.contains("http://g&amp;b:1/api/tags") && !page.contains("g&b"), "{page}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
