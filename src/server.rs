@@ -1,12 +1,11 @@
 //! Sockets: accept, HTTP/1.1, drain.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -146,8 +145,12 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Rec
         }
     }
     // Whoever stands in the queue already has asked in time.
-    while let Some(Ok(accepted)) = waiting(&listener).await {
-        welcome(accepted, &mut connections, &gateway, &stages);
+    loop {
+        match waiting(&listener) {
+            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(_) => break,
+        }
     }
     drop(listener);
     finished(&mut connections).await;
@@ -162,13 +165,13 @@ fn welcome(
     connections.spawn(connection::serve(socket, peer, Arc::clone(gateway), stages.clone()));
 }
 
-/// The next connection, if it is there now.
-async fn waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
-    poll_fn(|cx| match listener.poll_accept(cx) {
-        Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
-        Poll::Pending => Poll::Ready(None),
-    })
-    .await
+/// The next connection, if it is there now. Asks the kernel: the runtime may not have heard yet, and
+/// says after a hundred or so that nobody is there, to let others run.
+fn waiting(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    let (socket, peer) = SockRef::from(listener).accept()?;
+    socket.set_nonblocking(true)?;
+    let peer = peer.as_socket().ok_or(io::ErrorKind::ConnectionAborted)?;
+    Ok((TcpStream::from_std(socket.into())?, peer))
 }
 
 /// A caller who left in the queue is nothing; no file descriptors is told once a second at most.
@@ -182,4 +185,41 @@ async fn wait_for_better(error: &io::Error, complained: &mut Option<Instant>) {
         *complained = Some(now);
     }
     sleep(BREATHER).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+    use crate::config::{Config, LogFormat};
+    use crate::record::Log;
+
+    const HEALTH: &[u8] = b"GET /_portcullis/health HTTP/1.1\r\nHost: g\r\n\r\n";
+
+    #[tokio::test]
+    async fn whoever_stands_in_the_queue_when_the_door_closes_is_served() {
+        let log = Log::start(io::sink(), LogFormat::Json).unwrap();
+        let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1024).unwrap();
+        // More than the runtime lets one task do at a time.
+        let callers: Vec<_> = (0..300)
+            .map(|_| {
+                let mut caller =
+                    std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                caller.write_all(HEALTH).unwrap();
+                caller
+            })
+            .collect();
+        gateway.drain();
+        let (_stage, stages) = watch::channel(Stage::Closing);
+        accept(listener, gateway, stages).await;
+        for mut caller in callers {
+            let mut answer = String::new();
+            caller.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+        }
+    }
 }
