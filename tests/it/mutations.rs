@@ -72,11 +72,14 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
     }
 }
 
+/// The request line as it should be passed on, and the body.
+type Read = (String, Vec<u8>);
+
 /// What the second reader makes of the bytes: requests, up to the first that is malformed or not
 /// complete. Behind the first it is as lenient as RFC 9112 allows in two things that hyper does not
 /// tell of: a fragment is dropped (3.2), a length beside a coding too, and then the connection ends
 /// (6.3).
-fn strict(mut bytes: &[u8]) -> Vec<(String, Vec<u8>)> {
+fn strict(mut bytes: &[u8]) -> Vec<Read> {
     let mut requests = Vec::new();
     while let Some((request, rest)) = strict_one(bytes, requests.is_empty()) {
         requests.push(request);
@@ -90,7 +93,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]), &bytes[end + 1..]))
 }
 
-fn strict_one(mut bytes: &[u8], first: bool) -> Option<((String, Vec<u8>), &[u8])> {
+fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
     let request_line = loop {
         let (first, rest) = line(bytes)?;
         bytes = rest;
@@ -109,29 +112,8 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<((String, Vec<u8>), &[u8]
     }
     let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
     let path = Target::read(path).ok()?.path;
-    let (mut lengths, mut codings, mut hosts) = (Vec::new(), Vec::new(), 0);
-    loop {
-        let (field, rest) = line(bytes)?;
-        bytes = rest;
-        if field.is_empty() {
-            break;
-        }
-        let colon = find(field, b":")?;
-        let (name, value) = (&field[..colon], field[colon + 1..].trim_ascii());
-        let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
-        if name.is_empty()
-            || !name.iter().all(token)
-            || value.iter().any(|b| *b < 32 && *b != b'\t')
-        {
-            return None;
-        }
-        match name.to_ascii_lowercase().as_slice() {
-            b"content-length" => lengths.push(value),
-            b"transfer-encoding" => codings.push(value.to_ascii_lowercase()),
-            b"host" => hosts += 1,
-            _ => {}
-        }
-    }
+    let (Fields { lengths, codings, hosts }, rest) = fields(bytes)?;
+    bytes = rest;
     let pairs: Vec<_> = query.into_iter().flat_map(|query| query.split('&')).collect();
     let kept: Vec<_> = pairs
         .into_iter()
@@ -155,6 +137,39 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<((String, Vec<u8>), &[u8]
         _ => return None,
     };
     Some(((asked, body), rest))
+}
+
+#[derive(Default)]
+struct Fields<'a> {
+    lengths: Vec<&'a [u8]>,
+    codings: Vec<Vec<u8>>,
+    hosts: usize,
+}
+
+fn fields(mut bytes: &[u8]) -> Option<(Fields<'_>, &[u8])> {
+    let mut fields = Fields::default();
+    loop {
+        let (field, rest) = line(bytes)?;
+        bytes = rest;
+        if field.is_empty() {
+            return Some((fields, bytes));
+        }
+        let colon = find(field, b":")?;
+        let (name, value) = (&field[..colon], field[colon + 1..].trim_ascii());
+        let token = |b: &u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b);
+        if name.is_empty()
+            || !name.iter().all(token)
+            || value.iter().any(|b| *b < 32 && *b != b'\t')
+        {
+            return None;
+        }
+        match name.to_ascii_lowercase().as_slice() {
+            b"content-length" => fields.lengths.push(value),
+            b"transfer-encoding" => fields.codings.push(value.to_ascii_lowercase()),
+            b"host" => fields.hosts += 1,
+            _ => {}
+        }
+    }
 }
 
 fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {

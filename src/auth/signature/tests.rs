@@ -161,6 +161,27 @@ fn a_key_of_ssh_keygen_verifies() {
     assert_eq!(&*signer.name, "someone@example");
 }
 
+/// Made by the `ollama` program 0.20.0; the last two with an address that had a key in its path.
+#[test]
+#[rustfmt::skip]
+fn what_the_stock_program_signs_verifies() {
+    const KEY: &str = "AAAAC3NzaC1lZDI1NTE5AAAAIOHrEY9pj9VDWSCCCFtUILBe0ri4U1rg8r51DrEj2aMC";
+    let signed = [
+        ("HEAD", "/", "1795454355", "tHZxupdfTvjDGsgRkBFId4Mf5HaUkw/sQTBei6tysntLuAG0bKNsyYtsLnAXEjDNVA5MHSRk7HjxPCqPeWBCDg=="),
+        ("GET", "/api/tags", "1795454355", "JkJH6mJsTZFoFpQwziqiOnyUFMkOxrMeqWn+78XFzjkQP9NGODHXakPwQ2zoaDQrX1t4K7Vs1yxHy2Yf4b0zBQ=="),
+        ("POST", "/api/show", "1795454355", "4OklmTwDfVAfVjUb4KL/duYpeDNMg2YV3zGUiH1sptz/BAOW5gxFYTAVRWnZWOUpxaQmuWxiLoAaaympHZDJCw=="),
+        ("POST", "/api/pull", "1795454356", "sFNGMe3j4q7qbaygqI8wu0Eo29cjgFr/NyrIrcDUFD380QLAk5EoQSC0cj3QF96BkEj9xyFp1gbq+1aeUo08Bw=="),
+    ];
+    let keys = keys(&format!("ssh-ed25519 {KEY} anna\n"));
+    for (method, path, ts, signature) in signed {
+        let signed = Signed::parse(format!("{KEY}:{signature}").as_bytes()).unwrap();
+        let now: i64 = ts.parse().unwrap();
+        let check = |method, path| keys.check(&signed, &asked(method, path, ts), HOME, now, &Replays::default());
+        assert_eq!(&*check(method, path).unwrap().name, "anna", "{method} {path}");
+        assert!(check("DELETE", path).is_err() && check(method, "/api/delete").is_err());
+    }
+}
+
 #[test]
 fn what_is_no_signature_is_none() {
     let whole = Client::new(1).authorization("GET,/?ts=1");
