@@ -76,7 +76,7 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 type Read = (String, Vec<u8>);
 
 /// What the second reader makes of the bytes: requests, up to the first that is malformed or not
-/// complete. Behind the first it is as lenient as RFC 9112 allows in two things that hyper does not
+/// complete. Behind the first (for a fragment also behind an odd method) it is as lenient as RFC 9112 allows in two things that hyper does not
 /// tell of: a fragment is dropped (3.2), a length beside a coding too, and then the connection ends
 /// (6.3).
 fn strict(mut bytes: &[u8]) -> Vec<Read> {
@@ -106,7 +106,8 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
         return None;
     };
     let target = target.strip_prefix("http://gate").unwrap_or(target);
-    let target = if first { target } else { target.split('#').next()? };
+    let plain = method.bytes().all(|b| b.is_ascii_uppercase());
+    let target = if first && plain { target } else { target.split('#').next()? };
     if target.contains('#') || !target.bytes().all(|b| b.is_ascii_graphic()) {
         return None;
     }
