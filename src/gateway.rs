@@ -79,7 +79,7 @@ impl Gateway {
         let asker = Asker::of(&state, &request);
         let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
         let path = visit.serve(request, Arc::clone(&arrived), &mut record);
-        let mut closes = self.is_draining();
+        let mut closes = false;
         let mut response = match held_off(path).await {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
@@ -90,11 +90,11 @@ impl Gateway {
             Ok(Served::Own(answer)) => own(answer, record),
             Err(reject) => {
                 closes |= reject.closes();
-                asker.refuse(&reject, record)
+                asker.refuse(&reject, &state, record)
             }
         };
         asker.finish(response.headers_mut(), id);
-        if closes || !arrived.is_complete() {
+        if closes || self.is_draining() || !arrived.is_complete() {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
@@ -227,7 +227,7 @@ struct Asker {
     dialect: Dialect,
     challenges: Challenges,
     cors: Option<cors::Granted>,
-    signin_url: String,
+    host: Option<HeaderValue>,
 }
 
 impl Asker {
@@ -237,19 +237,19 @@ impl Asker {
             dialect: Dialect::of(api::without_key(request.uri().path())),
             challenges: state.auth().challenges(headers),
             cors: cors::Granted::to(headers, state.cors()),
-            signin_url: state.signin_url(headers),
+            host: headers.get(header::HOST).cloned(),
         }
     }
 
-    fn refuse(&self, reject: &Reject, record: Record) -> Response<Answer> {
+    fn refuse(&self, reject: &Reject, state: &State, mut record: Record) -> Response<Answer> {
+        let signin_url = state.signin_url(self.host.as_ref());
         let told = Told {
             dialect: self.dialect,
             request_id: record.line.id.as_str(),
-            signin_url: &self.signin_url,
+            signin_url: &signin_url,
             challenges: self.challenges,
         };
         let refusal = reject.response(&told);
-        let mut record = record;
         record.refuse(reject, refusal.body().len());
         refusal.map(|data| Answer::Own { data, record: Some(Box::new(record)) })
     }

@@ -38,7 +38,7 @@ pub(super) fn to_anybody(
     let page = match target.path.as_str() {
         "/_portcullis/health" => json_answer(StatusCode::OK, &json!({"status": "ok"})),
         "/_portcullis/ready" => ready(live, state),
-        "/_portcullis/help" => help(state.help_page(&parts.headers)),
+        "/_portcullis/help" => help(state.help_page(parts.headers.get(header::HOST))),
         _ => return Ok(None),
     };
     only_read(&parts.method)?;

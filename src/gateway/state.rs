@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderValue;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, header};
 
 use crate::access::Provenance;
 use crate::auth::{Auth, Files};
@@ -129,8 +129,8 @@ impl State {
     }
 
     /// With the address under which people reach this gate, or else under which the caller did.
-    pub(super) fn help_page(&self, headers: &HeaderMap) -> Bytes {
-        self.help_page.replace("{{base}}", &escaped(&self.base(headers))).into()
+    pub(super) fn help_page(&self, host: Option<&HeaderValue>) -> Bytes {
+        self.help_page.replace("{{base}}", &escaped(&self.base(host))).into()
     }
 
     pub(super) fn provenance<'a>(&'a self, parts: &'a Parts) -> Provenance<'a> {
@@ -138,18 +138,18 @@ impl State {
     }
 
     /// Where the stock CLI sends a person without a login.
-    pub(super) fn signin_url(&self, headers: &HeaderMap) -> String {
+    pub(super) fn signin_url(&self, host: Option<&HeaderValue>) -> String {
         match &self.config.help_url {
             Some(help) => help.clone(),
-            None => self.base(headers) + HELP_PATH,
+            None => self.base(host) + HELP_PATH,
         }
     }
 
-    fn base(&self, headers: &HeaderMap) -> String {
+    fn base(&self, host: Option<&HeaderValue>) -> String {
         if let Some(public) = &self.config.public_url {
             return public.trim_end_matches('/').to_owned();
         }
-        let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let host = host.and_then(|host| host.to_str().ok());
         host.map_or_else(String::new, |host| format!("http://{host}"))
     }
 }
