@@ -8,6 +8,7 @@
 )]
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
+mod events; // no secret in what the operator reads, and no byte that breaks it
 mod gin; // Ollama's own router, asked about every target
 mod hostile_backend; // a backend that answers what it must not
 mod house; // a gate, a backend, a caller
