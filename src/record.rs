@@ -132,7 +132,7 @@ impl Record {
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
         self.line.client = Some(client.ip());
         self.line.method = Some(method.clone());
-        self.line.path = api::without_key(path).to_owned().into();
+        self.line.path = api::loggable(path).into();
     }
 
     pub fn met(&mut self, who: &Identity) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -21,6 +21,8 @@ mod wire;
 const TEND: Duration = Duration::from_secs(1);
 /// A log that nobody reads does not hold up the end.
 const FLUSH: Duration = Duration::from_secs(2);
+/// Callers that the kernel keeps while we are busy; it may be set to keep fewer.
+const MOST_QUEUED: u32 = 1024;
 /// At the limit of open files accepting is tried again after this long.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -44,17 +46,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens every address; port 0 is one that the system gives.
+    /// Opens every address; port 0 is one that the system gives. To be called within a runtime.
     ///
     /// # Errors
     /// The address that could not be opened, and why.
-    pub async fn bind(
-        addresses: &[SocketAddr],
-    ) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
         let mut listeners = Vec::new();
         for address in addresses {
-            let listener = TcpListener::bind(address).await.map_err(|error| (*address, error))?;
-            listeners.push(listener);
+            listeners.push(open(*address).map_err(|error| (*address, error))?);
         }
         Ok(listeners)
     }
@@ -109,6 +108,18 @@ impl Server {
         // Flushing may wait for a slow reader of the log; nothing else is left to be held up.
         let _ = tokio::task::spawn_blocking(move || gateway.log().flush(FLUSH)).await;
     }
+}
+
+/// The runtime's own way would let only 128 callers wait.
+fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // A restart finds connections of the gate before it that still linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(MOST_QUEUED)
 }
 
 async fn finished(tasks: &mut JoinSet<()>) {
@@ -201,9 +212,7 @@ mod tests {
     async fn whoever_stands_in_the_queue_when_the_door_closes_is_served() {
         let log = Log::start(io::sink(), LogFormat::Json).unwrap();
         let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
-        let socket = tokio::net::TcpSocket::new_v4().unwrap();
-        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let listener = socket.listen(1024).unwrap();
+        let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();
         // More than the runtime lets one task do at a time.
         let callers: Vec<_> = (0..300)
             .map(|_| {

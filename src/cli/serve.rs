@@ -30,7 +30,7 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     }
     let runtime = Runtime::new().context("could not start the runtime")?;
     let served = runtime.block_on(async {
-        let listeners = listen(&loaded.config).await?;
+        let listeners = listen(&loaded.config)?;
         serve(loaded.config, listeners, Some(given)).await
     });
     events.flush(LAST_WORDS);
@@ -38,8 +38,8 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
 }
 
 /// Opens every address of the configuration.
-pub(super) async fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    Server::bind(&config.listen).await.map_err(|(address, error)| {
+pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    Server::bind(&config.listen).map_err(|(address, error)| {
         let kind = error.kind();
         let advice = if kind == io::ErrorKind::AddrInUse {
             "; another program listens there: choose another --listen"

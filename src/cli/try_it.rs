@@ -39,7 +39,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let events = serve::start_events(config.log_format)?;
     let served = Runtime::new().context("could not start the runtime")?.block_on(async {
         let (backend, _stand_in) = find_backend(upstream, &mut config).await?;
-        let listeners = listen(&config).await?;
+        let listeners = listen(&config)?;
         let address = listeners.first().context("nothing to listen on")?.local_addr()?;
         super::say(&greeting(&backend, &format!("http://{address}"), &login));
         serve::serve(config, listeners, None).await
@@ -79,15 +79,15 @@ fn first_model(tags: &str) -> Option<String> {
     Some(tags.pointer("/models/0/name")?.as_str()?.to_owned())
 }
 
-async fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    if let Ok(listeners) = Server::bind(&config.listen).await {
+fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+    if let Ok(listeners) = Server::bind(&config.listen) {
         return Ok(listeners);
     }
     let mut anywhere = config.clone();
     for address in &mut anywhere.listen {
         address.set_port(0);
     }
-    serve::listen(&anywhere).await
+    serve::listen(&anywhere)
 }
 
 /// A temporary user and a temporary key.

@@ -60,6 +60,8 @@ fn leaky(secret: &str) -> Vec<String> {
         asks(&format!("GET /k/{secret}/%00"), &known, ""),
         asks(&format!("GET /k/{secret}/../api/tags"), &known, ""),
         asks(&format!("GET //k/{secret}/api/tags"), &known, ""),
+        asks(&format!("GET /%6b/{secret}/api/tags"), &known, ""),
+        asks(&format!("GET /k%2f{secret}/api/tags"), &known, ""),
         asks(&format!("GET /k/{KEY}/k/{secret}/api/tags"), &known, ""),
         asks(&format!("GET /api/tags?key={secret}"), &known, ""),
         asks(&format!("GET /api/tags?ts={secret}"), &known, ""),

@@ -56,10 +56,11 @@ impl House {
         Self::serve(config, folder).await
     }
 
+    #[expect(clippy::unused_async, reason = "sockets can be opened only where a runtime is")]
     async fn serve(config: Config, folder: TempDir) -> Self {
         let log = Lines::default();
         let written = Log::start(log.clone(), config.log_format).unwrap();
-        let listeners = Server::bind(&config.listen).await.unwrap();
+        let listeners = Server::bind(&config.listen).unwrap();
         let gateway = Arc::new(Gateway::new(config, written).unwrap());
         let server = Server::start(listeners, &gateway);
         let address = server.addresses()[0];

@@ -135,7 +135,7 @@ async fn a_log_that_nobody_reads_delays_no_request() {
     config.backend.url = format!("http://{}", backend.address).parse().unwrap();
     let sink = Blocked::default();
     let log = Log::start(sink.clone(), LogFormat::Text).unwrap();
-    let listeners = Server::bind(&config.listen).await.unwrap();
+    let listeners = Server::bind(&config.listen).unwrap();
     let gateway = Arc::new(Gateway::new(config, log).unwrap());
     let server = Server::start(listeners, &gateway);
     let mut caller = Caller::connect(server.addresses()[0]).await;
