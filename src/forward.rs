@@ -50,7 +50,12 @@ impl Forwarding {
     /// # Errors
     /// 508 for a request that this very gate sent: `upstream` leads back to it.
     pub fn refuse_loop(&self, headers: &HeaderMap) -> Result<(), Reject> {
-        match headers.get_all(header::VIA).iter().any(|via| *via == self.via) {
+        let mut hops = headers
+            .get_all(header::VIA)
+            .iter()
+            .flat_map(|via| via.as_bytes().split(|b| *b == b','))
+            .map(<[u8]>::trim_ascii);
+        match hops.any(|hop| hop == self.via.as_bytes()) {
             true => Err(Reject::LoopDetected),
             false => Ok(()),
         }
@@ -174,7 +179,8 @@ fn outbound(call: Call, rules: &Forwarding, origin: Origin) -> Result<Request<Ou
         if through { address(origin.client.peer().ip()) } else { ip.clone() },
     );
     headers.insert(X_REAL_IP, ip);
-    headers.insert(header::VIA, rules.via.clone());
+    // Behind those that it has come by, so that a way back over others is seen too.
+    headers.append(header::VIA, rules.via.clone());
     if let Ok(id) = HeaderValue::from_str(origin.id.as_str()) {
         headers.insert(REQUEST_ID, id);
     }
@@ -252,7 +258,7 @@ fn is_dropped(name: &HeaderName) -> bool {
             // Credentials.
             "authorization" | "cookie" | "x-api-key" | "api-key"
             // Ours to set.
-            | "host" | "content-length" | "expect" | "via" | "x-request-id"
+            | "host" | "content-length" | "expect" | "x-request-id"
             // Answered at the gate; Ollama would answer 403 to an origin that it does not know.
             | "origin" | "referer"
             | "access-control-request-method" | "access-control-request-headers"

@@ -132,7 +132,7 @@ impl Record {
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
         self.line.client = Some(client.ip());
         self.line.method = Some(method.clone());
-        self.line.path = api::loggable(path).into();
+        self.line.path = short(&api::loggable(path)).to_owned().into();
     }
 
     pub fn met(&mut self, who: &Identity) {
@@ -142,7 +142,10 @@ impl Record {
 
     pub fn asked(&mut self, asked: &Asked) {
         self.line.operation = Some(asked.operation());
-        self.line.path = asked.path().clone();
+        self.line.path = match asked.path() {
+            Cow::Borrowed(path) => Cow::Borrowed(path),
+            Cow::Owned(path) => short(path).to_owned().into(),
+        };
     }
 
     pub fn leaves_for(&mut self, backend: &Arc<str>) {

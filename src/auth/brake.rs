@@ -10,6 +10,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
+
 use crate::client_addr::ClientAddr;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -26,7 +28,8 @@ pub(crate) struct Brake {
 
 #[derive(Debug, Default)]
 struct Counts {
-    pairs: HashMap<(IpAddr, Box<str>), Window>,
+    /// Names by their digest: a caller chooses them, and how long they are.
+    pairs: HashMap<(IpAddr, [u8; 32]), Window>,
     addresses: HashMap<IpAddr, Window>,
     keys: HashMap<IpAddr, Window>,
 }
@@ -60,7 +63,7 @@ impl Brake {
         if !client.is_shared() {
             check(&counts.addresses, &address, limit.saturating_mul(NAMES_PER_ADDRESS), now)?;
         }
-        let pair = (address, name.into());
+        let pair = (address, digest(name));
         check(&counts.pairs, &pair, limit, now)?;
         count(&mut counts.pairs, pair, now);
         if !client.is_shared() {
@@ -73,7 +76,7 @@ impl Brake {
     pub(crate) fn forgive(&self, client: ClientAddr, name: &str) {
         let mut counts = self.lock();
         let address = network(client.ip());
-        if let Some(window) = counts.pairs.get_mut(&(address, name.into())) {
+        if let Some(window) = counts.pairs.get_mut(&(address, digest(name))) {
             window.failures = window.failures.saturating_sub(1);
         }
         if let Some(window) = counts.addresses.get_mut(&address) {
@@ -102,6 +105,10 @@ impl Brake {
     fn lock(&self) -> std::sync::MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn digest(name: &str) -> [u8; 32] {
+    Sha256::digest(name).into()
 }
 
 /// A household or a rented machine has a whole /64 of IPv6 to try from (RFC 6177).

@@ -231,8 +231,15 @@ async fn a_gate_that_is_its_own_backend_says_so() {
     let via = backend.wait_for_request(1).await.header("via").unwrap();
     let answer = house.ask(with_headers("GET", &format!("Via: {via}\r\n"))).await;
     assert_eq!((answer.status, answer.code().as_str()), (508, "loop_detected"));
+    let over_others =
+        house.ask(with_headers("GET", &format!("Via: 1.1 a, {via}, 1.1 b\r\n"))).await;
+    assert_eq!(over_others.status, 508);
     let other = house.ask(with_headers("GET", "Via: 1.1 portcullis-0123456789abcdef\r\n")).await;
     assert_eq!(other.status, 200, "another gate in front is no loop");
+    let seen = backend.wait_for_request(2).await;
+    for hop in ["via: 1.1 portcullis-0123456789abcdef", &format!("via: {via}")] {
+        assert!(seen.head.contains(hop), "{}", seen.head);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
