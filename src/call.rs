@@ -3,21 +3,21 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::request::Parts;
 use http::uri::Uri;
 use http::{HeaderMap, Version, header};
-use http_body::{Body, Frame, SizeHint};
+use http_body::Body;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::api::{Asked, MAX_TARGET, Target};
+use crate::http1::{Arrival, Due, Incoming};
 use crate::reject::Reject;
 
 /// Header fields of one request, names and values and their separators.
@@ -68,7 +68,7 @@ impl BodyBounds {
 }
 
 /// Reads a request's head as strictly as a guard must: whatever could be read in two ways is refused
-/// here, because hyper lets it through.
+/// here, if `http1` could read it at all.
 ///
 /// # Errors
 /// 400, 414, 417, 421, 431.
@@ -134,8 +134,8 @@ fn is_authority(host: &[u8]) -> bool {
         && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=%".contains(b))
 }
 
-/// `Transfer-Encoding` is exactly `chunked`, once (RFC 9112, 6.1); hyper has already refused it
-/// beside Content-Length in the ways that matter, and two lengths that differ.
+/// `Transfer-Encoding` is exactly `chunked`, once (RFC 9112, 6.1). `http1` frames by the same
+/// rules; a head that was read by another version of HTTP is held to them here.
 fn framing(headers: &HeaderMap) -> Result<(), Reject> {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
@@ -194,16 +194,13 @@ async fn whole(
             Err(_) if arrived.is_gone() => std::future::pending().await,
             Err(_) => return Err(BROKEN_BODY),
         };
-        // Trailers are dropped: none may become a header behind us.
         let Ok(data) = frame.into_data() else { continue };
-        arrived.count(data.len());
         pace.count(data.len());
         let total = (read.len() + data.len()) as u64;
         if total > bounds.max {
             return Err(too_large);
         }
         if announced == Some(data.len() as u64) {
-            arrived.complete();
             return Ok(Outgoing(Inner::Whole { data, _memory: Some(memory) }));
         }
         if announced.is_none() {
@@ -216,7 +213,6 @@ async fn whole(
         }
         read.extend_from_slice(&data);
     }
-    arrived.complete();
     Ok(Outgoing(Inner::Whole { data: read.freeze(), _memory: Some(memory) }))
 }
 
@@ -242,55 +238,6 @@ impl Pace {
     }
 }
 
-/// How much of a request's body has come; read by the record and by the connection's watch.
-#[derive(Debug, Default)]
-pub struct Arrival {
-    bytes: AtomicU64,
-    complete: AtomicBool,
-    gone: AtomicBool,
-}
-
-impl Arrival {
-    /// A request without a body has arrived with its head.
-    #[must_use]
-    pub fn of(request: &http::Request<Incoming>) -> Self {
-        let complete = AtomicBool::new(request.body().is_end_stream());
-        Self { complete, ..Self::default() }
-    }
-
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// The whole request is here: whatever comes now is not part of it.
-    #[must_use]
-    pub fn is_complete(&self) -> bool {
-        self.complete.load(Ordering::Relaxed)
-    }
-
-    /// The caller left before the whole request was here. Nobody waits for an answer, and the
-    /// connection's driver is about to drop whatever works on one.
-    #[must_use]
-    pub fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Relaxed)
-    }
-
-    /// To be called when nothing more can come.
-    pub(crate) fn leave(&self) {
-        let gone = !self.is_complete();
-        self.gone.fetch_or(gone, Ordering::Relaxed);
-    }
-
-    fn count(&self, bytes: usize) {
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn complete(&self) {
-        self.complete.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A request body on its way to a backend.
 pub struct Outgoing(Inner);
 
@@ -304,8 +251,35 @@ enum Inner {
 }
 
 impl Outgoing {
-    fn empty() -> Self {
+    #[must_use]
+    pub fn empty() -> Self {
         Self(Inner::Whole { data: Bytes::new(), _memory: None })
+    }
+
+    /// The body, if it is here.
+    #[must_use]
+    pub fn whole(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Inner::Whole { data, .. } => Some(data),
+            Inner::Passing(_) => None,
+        }
+    }
+
+    /// Bytes, where that is known.
+    #[must_use]
+    pub fn length(&self) -> Option<u64> {
+        match &self.0 {
+            Inner::Whole { data, .. } => Some(data.len() as u64),
+            Inner::Passing(passing) => passing.body.size_hint().exact(),
+        }
+    }
+
+    /// The next bytes of a body that passes through; `None` at its end.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        match &mut self.0 {
+            Inner::Whole { .. } => Poll::Ready(None),
+            Inner::Passing(passing) => passing.poll(cx),
+        }
     }
 
     /// The upload behind this body, if it is one.
@@ -345,7 +319,7 @@ impl Upload {
 struct Passing {
     body: Incoming,
     pace: Pace,
-    due: Pin<Box<Sleep>>,
+    due: Due,
     arrived: Arc<Arrival>,
     upload: Arc<Upload>,
 }
@@ -353,37 +327,30 @@ struct Passing {
 impl Passing {
     fn new(body: Incoming, grace: Duration, arrived: Arc<Arrival>) -> Self {
         let pace = Pace::new(grace);
-        let due = Box::pin(sleep_until(pace.deadline()));
         let upload = Upload {
             started: pace.started,
             moved: AtomicU64::new(0),
             fault: std::sync::Mutex::new(None),
         };
-        Self { body, pace, due, arrived, upload: Arc::new(upload) }
+        Self { body, pace, due: Due::default(), arrived, upload: Arc::new(upload) }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
         loop {
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                ready!(self.due.as_mut().poll(cx));
-                if self.pace.deadline() <= Instant::now() {
-                    return Poll::Ready(Some(Err(self.fail(Reject::RequestTimeout))));
-                }
-                self.due.as_mut().reset(self.pace.deadline());
-                continue;
+                return match self.due.has_passed(self.pace.deadline(), cx) {
+                    true => Poll::Ready(Some(Err(self.fail(Reject::RequestTimeout)))),
+                    false => Poll::Pending,
+                };
             };
             match frame {
                 None | Some(Err(_)) if self.arrived.is_gone() => return Poll::Pending,
-                None => {
-                    self.arrived.complete();
-                    return Poll::Ready(None);
-                }
+                None => return Poll::Ready(None),
                 Some(Err(_)) => return Poll::Ready(Some(Err(self.fail(BROKEN_BODY)))),
                 Some(Ok(frame)) => {
-                    // Trailers are dropped: none may become a header behind us.
                     let Ok(data) = frame.into_data() else { continue };
                     self.count(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                    return Poll::Ready(Some(Ok(data)));
                 }
             }
         }
@@ -391,12 +358,8 @@ impl Passing {
 
     fn count(&mut self, bytes: usize) {
         self.pace.count(bytes);
-        self.arrived.count(bytes);
         let moved = self.upload.started.elapsed().as_millis();
         self.upload.moved.store(u64::try_from(moved).unwrap_or(u64::MAX), Ordering::Relaxed);
-        if self.body.is_end_stream() {
-            self.arrived.complete();
-        }
     }
 
     fn fail(&self, fault: Reject) -> Broken {
@@ -410,36 +373,6 @@ impl Passing {
 #[derive(Debug, thiserror::Error)]
 #[error("the caller's body broke off")]
 pub struct Broken;
-
-impl Body for Outgoing {
-    type Data = Bytes;
-    type Error = Broken;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        match &mut self.get_mut().0 {
-            Inner::Whole { data, .. } if data.is_empty() => Poll::Ready(None),
-            Inner::Whole { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
-            Inner::Passing(passing) => passing.poll(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Inner::Whole { data, .. } => data.is_empty(),
-            Inner::Passing(passing) => passing.body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Inner::Whole { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Inner::Passing(passing) => passing.body.size_hint(),
-        }
-    }
-}
 
 impl fmt::Debug for Outgoing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,34 +1,27 @@
 //! A call and a lease to an answer: header hygiene, timeouts, the retry rule.
 
 use std::fmt::Write as _;
-use std::future::poll_fn;
-use std::net::IpAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
-use hyper::body::Incoming;
-use tokio::time::sleep_until;
+use http::{HeaderMap, HeaderValue, Method, Response, Uri};
 
-use crate::call::{Call, Outgoing, Upload};
+use crate::call::{Call, Outgoing};
 use crate::client_addr::ClientAddr;
+use crate::http1::{ResponseHead, push_field};
 use crate::limit::Ticket;
-use crate::pool::{Connection, Failed, Lease};
+use crate::pool::{Connection, Failed, Lease, Outbound};
 use crate::record::RequestId;
 use crate::reject::{REQUEST_ID, Reject};
 
-/// A model server has no reason for more interim answers than this.
-const MOST_INTERIM: usize = 20;
-const TOO_MANY: &str = "too many interim answers";
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// Most heads of requests, in bytes.
+const USUAL_HEAD: usize = 768;
 
 /// How requests leave, from the configuration.
 #[derive(Debug)]
@@ -72,7 +65,7 @@ pub struct Origin {
 /// An answer's head and where its body comes from.
 #[derive(Debug)]
 pub struct Answered {
-    pub response: Response<Incoming>,
+    pub response: Response<()>,
     pub connection: Connection,
 }
 
@@ -88,12 +81,7 @@ pub async fn send(
     origin: Origin,
 ) -> Result<Answered, Reject> {
     let upload = call.body.upload();
-    let interim = Arc::new(AtomicUsize::new(0));
     let mut request = outbound(call, rules, origin)?;
-    let count = Arc::clone(&interim);
-    hyper::ext::on_informational(&mut request, move |_| {
-        count.fetch_add(1, Ordering::Relaxed);
-    });
     let mut kept = lease.kept(Instant::now());
     loop {
         let fresh = kept.is_none();
@@ -101,106 +89,79 @@ pub async fn send(
             Some(kept) => kept,
             None => lease.connect().await?,
         };
-        let patience = Patience { first_byte: rules.first_byte, upload: &upload };
-        let answer = tokio::select! {
-            biased;
-            answer = connection.exchange(request) => answer,
-            () = too_many(&interim) => return Err(Reject::BackendFailed(TOO_MANY.into())),
-            () = patience.run_out() => return Err(Reject::BackendTimeout),
+        let failed = match connection.exchange(&mut request, rules.first_byte).await {
+            Ok(head) => return Ok(Answered { response: inbound(head), connection }),
+            Err(failed) => failed,
         };
-        match answer {
-            // They may all have come at once.
-            Ok(_) if interim.load(Ordering::Relaxed) > MOST_INTERIM => {
-                return Err(Reject::BackendFailed(TOO_MANY.into()));
-            }
-            Ok(response) => return Ok(Answered { response: inbound(response)?, connection }),
-            Err(Failed::NotBegun(_)) if fresh => {
-                return Err(Reject::BackendFailed("it ended the connection at once".into()));
-            }
-            Err(Failed::NotBegun(unsent)) => request = *unsent,
-            Err(Failed::Broken(error)) => {
-                let own = upload.and_then(|upload| upload.fault());
-                return Err(own.unwrap_or_else(|| Reject::BackendFailed(Box::new(error))));
-            }
-        }
-    }
-}
-
-/// Looks whenever the exchange has moved.
-fn too_many(interim: &AtomicUsize) -> impl Future<Output = ()> + '_ {
-    poll_fn(|_| match interim.load(Ordering::Relaxed) > MOST_INTERIM {
-        true => Poll::Ready(()),
-        false => Poll::Pending,
-    })
-}
-
-/// The wait for an answer's first byte; while an upload moves, the clock has not started.
-struct Patience<'a> {
-    first_byte: Duration,
-    upload: &'a Option<Arc<Upload>>,
-}
-
-impl Patience<'_> {
-    async fn run_out(self) {
-        let mut deadline = tokio::time::Instant::now() + self.first_byte;
-        loop {
-            sleep_until(deadline).await;
-            let moved = self.upload.as_ref().map(|upload| upload.moved() + self.first_byte);
-            match moved {
-                Some(later) if later > deadline => deadline = later,
-                _ => return,
-            }
-        }
+        return Err(match failed {
+            Failed::NotBegun if !fresh => continue,
+            Failed::NotBegun => Reject::BackendFailed("it ended the connection at once".into()),
+            Failed::Late => Reject::BackendTimeout,
+            Failed::Upload => upload.and_then(|it| it.fault()).unwrap_or(Reject::Internal),
+            Failed::Broken(cause) => Reject::BackendFailed(cause),
+        });
     }
 }
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
-fn outbound(call: Call, rules: &Forwarding, origin: Origin) -> Result<Request<Outgoing>, Reject> {
+fn outbound(call: Call, rules: &Forwarding, origin: Origin) -> Result<Outbound, Reject> {
     let Call { asked, parts, body } = call;
-    let uri = target(asked.path(), parts.uri.query())?;
-    let host = parts.headers.get(header::HOST).cloned();
-    let forwarded_for = parts.headers.get_all(&X_FORWARDED_FOR).iter().cloned().collect::<Vec<_>>();
-    let mut headers = kept(parts.headers, &rules.key_headers);
-
-    let kept_host = host.as_ref().filter(|_| rules.preserve_host);
-    headers.insert(header::HOST, kept_host.unwrap_or(&rules.host).clone());
-    if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    let ip = address(origin.client.ip());
-    let through = origin.client.through_proxy();
-    for hop in forwarded_for.into_iter().filter(|_| through) {
-        headers.append(X_FORWARDED_FOR, hop);
-    }
-    headers.append(
-        X_FORWARDED_FOR,
-        if through { address(origin.client.peer().ip()) } else { ip.clone() },
-    );
-    headers.insert(X_REAL_IP, ip);
+    let mut head = Vec::with_capacity(USUAL_HEAD);
+    let target = target(asked.path(), parts.uri.query())?;
+    // Writing into a vector cannot fail.
+    let _ = write!(head, "{} {target} HTTP/1.1\r\n", parts.method);
+    push_ours(&mut head, &parts.headers, rules, origin);
+    push_kept(&mut head, &parts.headers, &rules.key_headers);
     // Behind those that it has come by, so that a way back over others is seen too.
-    headers.append(header::VIA, rules.via.clone());
-    if let Ok(id) = HeaderValue::from_str(origin.id.as_str()) {
-        headers.insert(REQUEST_ID, id);
-    }
-    if let Some(key) = &rules.backend_key {
-        headers.insert(header::AUTHORIZATION, key.clone());
-    }
-    // A body that is empty but announced stays announced: some servers ask for a length.
-    if matches!(parts.method, Method::POST | Method::PUT) && body_is_empty(&body) {
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = uri;
-    *request.version_mut() = Version::HTTP_11;
-    *request.headers_mut() = headers;
-    Ok(request)
+    push_field(&mut head, &header::VIA, rules.via.as_bytes());
+    push_length(&mut head, &parts.method, &body);
+    head.extend_from_slice(b"\r\n");
+    Ok(Outbound::new(parts.method, head, body))
 }
 
-fn body_is_empty(body: &Outgoing) -> bool {
-    http_body::Body::is_end_stream(body)
+/// What the backend hears from the gate.
+fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin: Origin) {
+    let host = theirs.get(header::HOST);
+    let kept_host = host.filter(|_| rules.preserve_host);
+    push_field(head, &header::HOST, kept_host.unwrap_or(&rules.host).as_bytes());
+    if let Some(host) = host {
+        push_field(head, &X_FORWARDED_HOST, host.as_bytes());
+    }
+    push_field(head, &X_FORWARDED_PROTO, b"http");
+    let client = origin.client.ip();
+    if origin.client.through_proxy() {
+        for hop in theirs.get_all(&X_FORWARDED_FOR) {
+            push_field(head, &X_FORWARDED_FOR, hop.as_bytes());
+        }
+        let _ = write!(head, "x-forwarded-for: {}\r\n", origin.client.peer().ip());
+    } else {
+        let _ = write!(head, "x-forwarded-for: {client}\r\n");
+    }
+    let _ = write!(head, "x-real-ip: {client}\r\n");
+    push_field(head, &REQUEST_ID, origin.id.as_str().as_bytes());
+    if let Some(key) = &rules.backend_key {
+        push_field(head, &header::AUTHORIZATION, key.as_bytes());
+    }
+}
+
+/// The caller's headers that may go on.
+fn push_kept(head: &mut Vec<u8>, theirs: &HeaderMap, key_headers: &[HeaderName]) {
+    let named = named_by_connection(theirs);
+    for (name, value) in theirs {
+        if !is_dropped(name) && !key_headers.contains(name) && !named.contains(name) {
+            push_field(head, name, value.as_bytes());
+        }
+    }
+}
+
+/// A body that is empty but announced stays announced: some servers ask for a length.
+fn push_length(head: &mut Vec<u8>, method: &Method, body: &Outgoing) {
+    let _ = match body.length() {
+        None => head.write_all(b"transfer-encoding: chunked\r\n"),
+        Some(0) if !matches!(*method, Method::POST | Method::PUT) => Ok(()),
+        Some(length) => write!(head, "content-length: {length}\r\n"),
+    };
 }
 
 /// The path that was decided on, and the query without a signature's `ts`.
@@ -217,26 +178,6 @@ pub fn target(path: &str, query: Option<&str>) -> Result<Uri, Reject> {
     }
     let target = PathAndQuery::from_maybe_shared(Bytes::from(target));
     target.map(Uri::from).map_err(|_| Reject::BadPath("the target cannot be passed on"))
-}
-
-fn address(ip: IpAddr) -> HeaderValue {
-    HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
-}
-
-/// The caller's headers that may go on.
-fn kept(headers: HeaderMap, key_headers: &[HeaderName]) -> HeaderMap {
-    let named = named_by_connection(&headers);
-    let mut kept = HeaderMap::with_capacity(headers.len() + 8);
-    let mut last = None;
-    for (name, value) in headers {
-        // A name is told once for all its values.
-        last = name.or(last);
-        let Some(name) = &last else { continue };
-        if !is_dropped(name) && !key_headers.contains(name) && !named.contains(name) {
-            kept.append(name, value);
-        }
-    }
-    kept
 }
 
 /// Header fields that a `Connection` field names belong to one hop (RFC 9110, 7.6.1).
@@ -291,30 +232,26 @@ fn is_hop_by_hop(name: &str) -> bool {
 }
 
 /// The backend's answer without what belongs to its hop, or to the gate to say.
-fn inbound(mut response: Response<Incoming>) -> Result<Response<Incoming>, Reject> {
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Reject::BackendFailed("switched protocols without being asked".into()));
-    }
-    let headers = response.headers_mut();
+fn inbound(head: ResponseHead) -> Response<()> {
+    let ResponseHead { status, mut headers, .. } = head;
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    let mut dropped = named_by_connection(headers);
+    let mut dropped = named_by_connection(&headers);
     dropped.retain(|name| *name != header::CONTENT_LENGTH);
-    dropped.extend(
-        headers
-            .keys()
-            .filter(|name| {
-                let name = name.as_str();
-                is_hop_by_hop(name)
-                    || matches!(name, "server" | "x-powered-by" | "x-request-id")
-                    || name.starts_with("access-control-")
-            })
-            .cloned(),
-    );
+    dropped.extend(headers.keys().filter(|name| is_kept_from_callers(name)).cloned());
     for name in dropped {
         headers.remove(name);
     }
-    *response.version_mut() = Version::HTTP_11;
-    Ok(response)
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn is_kept_from_callers(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    is_hop_by_hop(name)
+        || matches!(name, "server" | "x-powered-by" | "x-request-id")
+        || name.starts_with("access-control-")
 }

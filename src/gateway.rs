@@ -11,15 +11,15 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
-use hyper::body::Incoming;
 
 use crate::access;
 use crate::api::{self, Asked, Target};
 use crate::auth::{Memory, Presented};
-use crate::call::{self, Arrival, Call};
+use crate::call::{self, Call};
 use crate::client_addr::PeerAddr;
 use crate::config::Config;
 use crate::forward::{self, Origin};
+use crate::http1::{Arrival, Incoming};
 use crate::limit::{Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;

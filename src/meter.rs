@@ -10,9 +10,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep_until};
 
 use crate::limit::Ticket;
 use crate::pool::{Connection, Lease};
@@ -42,27 +41,24 @@ enum Framing {
 
 /// A backend's answer on its way to the caller.
 pub struct Metered {
-    body: Incoming,
+    /// Until its last byte has been read.
     connection: Option<Connection>,
     lease: Lease,
     _ticket: Ticket,
     record: Record,
     idle: Duration,
     last_byte: Instant,
-    due: Option<Pin<Box<Sleep>>>,
     framing: Framing,
     dialect: Dialect,
     /// Up to two bytes that went last, to end a half line.
     tail: [u8; 2],
-    left: Option<u64>,
     state: State,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Streaming,
-    /// The error frame went out; hyper flushes before the connection is cut.
-    Flushing,
+    /// The error frame is on its way.
     Cutting,
     Ended,
 }
@@ -80,84 +76,59 @@ impl Metered {
     /// `idle`: the longest silence between two bytes. `dialect`: of the path asked.
     #[must_use]
     pub fn around(
-        response: http::Response<Incoming>,
+        response: Response<()>,
         riders: Riders,
         idle: Duration,
         dialect: Dialect,
-    ) -> http::Response<Answer> {
+    ) -> Response<Answer> {
         let Riders { connection, lease, ticket, record } = riders;
-        let (parts, body) = response.into_parts();
-        let left = body.size_hint().exact();
-        let framing = if left.is_some() { Framing::Opaque } else { Framing::of(&parts.headers) };
+        let known = connection.left().is_some();
+        let framing = if known { Framing::Opaque } else { Framing::of(response.headers()) };
         let mut metered = Self {
-            body,
             connection: Some(connection),
             lease,
             _ticket: ticket,
             record,
             idle,
             last_byte: Instant::now(),
-            due: None,
             framing,
             dialect,
             tail: [b'\n'; 2],
-            left,
             state: State::Streaming,
         };
-        if metered.body.is_end_stream() {
-            // hyper never polls a body that is at its end.
-            metered.finish(None);
-        }
-        http::Response::from_parts(parts, Answer::Passing(Box::new(metered)))
+        metered.finish_if_past();
+        response.map(|()| Answer::Passing(Box::new(metered)))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        match self.state {
-            State::Ended => return Poll::Ready(None),
-            State::Cutting => return Poll::Ready(Some(Err(Cut))),
-            State::Flushing => {
-                self.state = State::Cutting;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        let connection = match (self.state, &mut self.connection) {
+            (State::Cutting, _) => return Poll::Ready(Some(Err(Cut))),
+            (State::Streaming, Some(connection)) => connection,
+            (State::Ended | State::Streaming, _) => return Poll::Ready(None),
+        };
+        match connection.poll_data(cx) {
+            Poll::Ready(Ok(Some(data))) => {
+                self.count(&data);
+                self.finish_if_past();
+                Poll::Ready(Some(Ok(data)))
             }
-            State::Streaming => {}
-        }
-        loop {
-            match self.next(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers are dropped with the other hop-by-hop fields.
-                    let Ok(data) = frame.into_data() else { continue };
-                    self.count(&data, cx);
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Poll::Ready(None) => {
-                    self.finish(Some(cx));
-                    return Poll::Ready(None);
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    return self.broken(&Reject::BackendFailed(error.into()));
-                }
-                Poll::Pending if self.is_silent_too_long(cx) => {
-                    return self.broken(&Reject::BackendTimeout);
-                }
-                Poll::Pending => return Poll::Pending,
+            Poll::Ready(Ok(None)) => {
+                self.finish_if_past();
+                Poll::Ready(None)
             }
+            Poll::Ready(Err(cause)) => self.broken(&Reject::BackendFailed(cause)),
+            Poll::Pending if connection.is_due(self.last_byte + self.idle, cx) => {
+                self.broken(&Reject::BackendTimeout)
+            }
+            Poll::Pending => Poll::Pending,
         }
     }
 
-    /// The body knows nothing new until its connection has moved bytes.
-    fn next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
-        if frame.is_ready() {
-            return frame;
-        }
-        if let Some(connection) = &mut self.connection {
-            connection.drive(cx);
-        }
-        Pin::new(&mut self.body).poll_frame(cx)
+    fn left(&self) -> Option<u64> {
+        self.connection.as_ref().map_or(Some(0), Connection::left)
     }
 
-    fn count(&mut self, data: &Bytes, cx: &mut Context<'_>) {
+    fn count(&mut self, data: &Bytes) {
         self.last_byte = Instant::now();
         self.record.sent(data.len(), self.last_byte);
         match data.as_ref() {
@@ -165,48 +136,26 @@ impl Metered {
             [b] => self.tail = [self.tail[1], *b],
             [] => {}
         }
-        self.left = self.left.map(|left| left.saturating_sub(data.len() as u64));
-        if self.left == Some(0) || self.body.is_end_stream() {
-            // With a known length hyper does not ask again.
-            self.finish(Some(cx));
+    }
+
+    /// Gives the connection back with the last byte, so that the next request finds it.
+    fn finish_if_past(&mut self) {
+        if let Some(connection) = self.connection.take_if(|it| it.is_past()) {
+            self.state = State::Ended;
+            self.record.end(Outcome::Done);
+            self.lease.give_back(connection, Instant::now());
         }
     }
 
-    fn is_silent_too_long(&mut self, cx: &mut Context<'_>) -> bool {
-        let (last_byte, idle) = (self.last_byte, self.idle);
-        let due = self.due.get_or_insert_with(|| Box::pin(sleep_until((last_byte + idle).into())));
-        while due.as_mut().poll(cx).is_ready() {
-            let deadline = last_byte + idle;
-            if deadline <= Instant::now() {
-                return true;
-            }
-            due.as_mut().reset(deadline.into());
-        }
-        false
-    }
-
-    fn finish(&mut self, cx: Option<&mut Context<'_>>) {
-        self.state = State::Ended;
-        self.record.end(Outcome::Done);
-        let Some(mut connection) = self.connection.take() else { return };
-        match cx {
-            // One more step brings the connection to rest.
-            Some(cx) => connection.drive(cx),
-            None => connection.drive(&mut Context::from_waker(std::task::Waker::noop())),
-        }
-        self.lease.give_back(connection, Instant::now());
-    }
-
-    fn broken(&mut self, reject: &Reject) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    fn broken(&mut self, reject: &Reject) -> Poll<Option<Result<Bytes, Cut>>> {
         self.connection = None;
         self.record.break_off(reject);
+        self.state = State::Cutting;
         let last_words = self.last_words(reject);
-        if last_words.is_empty() {
-            self.state = State::Cutting;
-            return Poll::Ready(Some(Err(Cut)));
-        }
-        self.state = State::Flushing;
-        Poll::Ready(Some(Ok(Frame::data(last_words.into()))))
+        Poll::Ready(Some(match last_words.is_empty() {
+            true => Err(Cut),
+            false => Ok(last_words.into()),
+        }))
     }
 
     /// The status has gone long ago; what is left is an error in the stream's own form, after the
@@ -255,7 +204,7 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
-            Self::Passing(metered) => metered.poll(cx),
+            Self::Passing(metered) => metered.poll(cx).map_ok(Frame::data),
             Self::Own { data, .. } if data.is_empty() => Poll::Ready(None),
             Self::Own { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
         }
@@ -271,7 +220,7 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Passing(metered) => {
-                metered.left.map_or_else(SizeHint::default, SizeHint::with_exact)
+                metered.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),
         }

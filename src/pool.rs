@@ -3,36 +3,32 @@
 //! A connection is driven by the request that uses it, in the same task: no hand-over between tasks,
 //! and dropping the request closes the connection, which is what stops the model.
 
-use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::call::Outgoing;
 use crate::config::BackendUrl;
+use crate::http1::{Due, Framing, Inbox, Outbox, Piece, ResponseHead};
 use crate::limit::Ticket;
-use crate::reject::Reject;
+use crate::reject::{Cause, Reject};
 
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// Idle connections beyond this are closed; more than this many at once are rare in front of a GPU.
 const MOST_IDLE: usize = 1024;
-/// The largest response head that is believed.
-const MAX_RESPONSE_HEAD: usize = 64 * 1024;
+/// A model server has no reason for more interim answers than this.
+const MOST_INTERIM: usize = 20;
 
 /// One backend and its idle connections; survives a reload that does not change it.
 #[derive(Debug)]
@@ -53,10 +49,15 @@ pub struct Lease {
 }
 
 /// One connection to a backend, driven by whoever holds it.
+#[derive(Debug)]
 pub struct Connection {
-    sender: SendRequest<Outgoing>,
-    driver: http1::Connection<TokioIo<Socket>, Outgoing>,
-    socket: Socket,
+    socket: TcpStream,
+    inbox: Inbox,
+    /// Of the answer that is being read.
+    framing: Framing,
+    /// Another request may follow that answer.
+    stays: bool,
+    due: Due,
 }
 
 impl Pool {
@@ -122,15 +123,13 @@ impl Pool {
     async fn connect(&self) -> io::Result<Connection> {
         let socket = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
         socket.set_nodelay(true)?;
-        let socket = Socket(Arc::new(Mutex::new(socket)));
-        let io = TokioIo::new(socket.clone());
-        let (sender, driver) = http1::Builder::new()
-            .max_header_size(MAX_RESPONSE_HEAD)
-            .max_headers(100)
-            .handshake(io)
-            .await
-            .map_err(io::Error::other)?;
-        Ok(Connection { sender, driver, socket })
+        Ok(Connection {
+            socket,
+            inbox: Inbox::default(),
+            framing: Framing::NOTHING,
+            stays: false,
+            due: Due::default(),
+        })
     }
 }
 
@@ -165,7 +164,7 @@ impl Lease {
 
     /// Keeps a connection whose answer has been read whole.
     pub fn give_back(&self, connection: Connection, now: Instant) {
-        if !connection.sender.is_ready() {
+        if !connection.is_reusable() {
             return;
         }
         let mut idle = self.pool.idle();
@@ -181,108 +180,217 @@ impl Drop for Lease {
     }
 }
 
+/// A request as it goes over the wire; nothing of it is lost until a byte of it has gone.
+#[derive(Debug)]
+pub struct Outbound {
+    method: Method,
+    /// The head, and behind it what is there of the body.
+    outbox: Outbox,
+    /// What is still to come of the body; or the memory of a whole one, until it has gone.
+    body: Outgoing,
+    is_chunked: bool,
+    is_gathered: bool,
+    has_begun: bool,
+}
+
+impl Outbound {
+    /// `head` tells the length of `body`, or that it comes in chunks, if its length is unknown.
+    #[must_use]
+    pub fn new(method: Method, head: Vec<u8>, body: Outgoing) -> Self {
+        let mut outbox = Outbox::from(head);
+        let whole = body.whole().cloned();
+        let (is_chunked, is_gathered) = (body.length().is_none(), whole.is_some());
+        outbox.push(whole.unwrap_or_default());
+        Self { method, outbox, body, is_chunked, is_gathered, has_begun: false }
+    }
+
+    fn poll_send(&mut self, socket: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Sent> {
+        loop {
+            let waiting = match self.poll_gather(cx) {
+                Poll::Ready(Ok(())) => false,
+                Poll::Ready(Err(_)) => return Poll::Ready(Sent::BodyBroke),
+                Poll::Pending => true,
+            };
+            let flushed = self.outbox.poll_flush(&mut *socket, cx);
+            self.has_begun |= !self.outbox.is_untouched();
+            if ready!(flushed).is_err() {
+                return Poll::Ready(Sent::Cut);
+            }
+            if self.is_gathered {
+                // The memory is free for another's body.
+                self.body = Outgoing::empty();
+                return Poll::Ready(Sent::Whole);
+            }
+            if waiting {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Takes from the body until that ends, or there is enough to send.
+    fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
+        while !self.is_gathered && !self.outbox.is_full() {
+            match ready!(self.body.poll_data(cx)).transpose()? {
+                Some(data) if self.is_chunked => self.outbox.push_chunk(data),
+                Some(data) => self.outbox.push(data),
+                None => {
+                    self.is_gathered = true;
+                    if self.is_chunked {
+                        self.outbox.push_last_chunk();
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// How far a request has gone out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    Partly,
+    Whole,
+    /// The backend takes no more; it may have answered all the same.
+    Cut,
+    BodyBroke,
+}
+
 /// Why an exchange gave no answer.
 #[derive(Debug)]
 pub enum Failed {
-    /// Nothing of the request was sent; here it is again.
-    NotBegun(Box<Request<Outgoing>>),
-    Broken(hyper::Error),
+    /// Nothing of the request was sent; it can be sent elsewhere.
+    NotBegun,
+    /// The first byte of the answer did not come in time.
+    Late,
+    /// The caller's upload broke off.
+    Upload,
+    Broken(Cause),
 }
 
 impl Connection {
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer, for as long as `first_byte` after the
+    /// last byte that an upload moved.
     ///
     /// # Errors
     /// Whether the backend can have begun, see [`Failed`].
     pub async fn exchange(
         &mut self,
-        request: Request<Outgoing>,
-    ) -> Result<Response<Incoming>, Failed> {
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        let driver = &mut self.driver;
-        poll_fn(|cx| {
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer);
+        request: &mut Outbound,
+        first_byte: Duration,
+    ) -> Result<ResponseHead, Failed> {
+        let started = tokio::time::Instant::now();
+        let upload = request.body.upload();
+        let (mut sent, mut interim) = (Sent::Partly, 0);
+        let head = poll_fn(|cx| {
+            if sent == Sent::Partly
+                && let Poll::Ready(now) = request.poll_send(&mut self.socket, cx)
+            {
+                sent = now;
+                match now {
+                    Sent::BodyBroke => return Poll::Ready(Err(Failed::Upload)),
+                    Sent::Cut if !request.has_begun => return Poll::Ready(Err(Failed::NotBegun)),
+                    Sent::Partly | Sent::Whole | Sent::Cut => {}
+                }
             }
-            // Also when the driver has ended: it leaves the reason with the answer.
-            let _ = Pin::new(&mut *driver).poll(cx);
-            answer.as_mut().poll(cx)
+            if let Poll::Ready(head) = self.poll_head(&request.method, &mut interim, cx) {
+                return Poll::Ready(head.map_err(Failed::Broken));
+            }
+            let moved = upload.as_ref().map_or(started, |upload| upload.moved().max(started));
+            match self.due.has_passed(moved + first_byte, cx) {
+                true => Poll::Ready(Err(Failed::Late)),
+                false => Poll::Pending,
+            }
         })
-        .await
-        .map_err(|mut refused| match refused.take_message() {
-            Some(request) => Failed::NotBegun(Box::new(request)),
-            None => Failed::Broken(refused.into_error()),
-        })
+        .await?;
+        self.framing = head.framing;
+        // An answer that did not wait for the whole request leaves the rest of it unsent.
+        self.stays = head.keeps_alive && sent == Sent::Whole;
+        Ok(head)
     }
 
-    /// Moves bytes; to be called after the body of the answer said that it has none.
-    pub fn drive(&mut self, cx: &mut Context<'_>) {
-        // How it ends is told by the body.
-        let _ = Pin::new(&mut self.driver).poll(cx);
+    /// The head of the final answer; what may come before that is only counted.
+    fn poll_head(
+        &mut self,
+        asked: &Method,
+        interim: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<ResponseHead, Cause>> {
+        loop {
+            match ResponseHead::take(&mut self.inbox, asked)? {
+                Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Poll::Ready(Err("switched protocols without being asked".into()));
+                }
+                Some(head) if head.status.is_informational() => *interim += 1,
+                Some(head) => return Poll::Ready(Ok(head)),
+                None => ready!(self.poll_fill(cx))?,
+            }
+            if *interim > MOST_INTERIM {
+                return Poll::Ready(Err("too many interim answers".into()));
+            }
+        }
+    }
+
+    /// The next bytes of the answer's body; `None` at its end.
+    ///
+    /// # Errors
+    /// Where the backend breaks off, or frames its answer wrongly.
+    pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cause>> {
+        loop {
+            match self.framing.next(&mut self.inbox)? {
+                Piece::Data(data) => {
+                    // A fault behind this piece is met again by the next.
+                    let _ = self.framing.settle(&mut self.inbox);
+                    return Poll::Ready(Ok(Some(data)));
+                }
+                Piece::End => return Poll::Ready(Ok(None)),
+                Piece::Wanting => match (ready!(self.poll_fill(cx)), self.framing) {
+                    (Err(error), Framing::UntilClose)
+                        if error.kind() == io::ErrorKind::UnexpectedEof =>
+                    {
+                        self.framing = Framing::NOTHING;
+                    }
+                    (read, _) => read?,
+                },
+            }
+        }
+    }
+
+    /// Bytes of the answer's body that are still to come, where that is known.
+    #[must_use]
+    pub fn left(&self) -> Option<u64> {
+        self.framing.length()
+    }
+
+    /// The answer has been read whole.
+    #[must_use]
+    pub fn is_past(&self) -> bool {
+        self.framing.is_past()
+    }
+
+    /// Whether `deadline` has passed; otherwise the task is woken when it has.
+    pub fn is_due(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+        self.due.has_passed(deadline.into(), cx)
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match ready!(self.inbox.poll_fill(&mut self.socket, cx))? {
+            0 => {
+                self.stays = false;
+                Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()))
+            }
+            _ => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn is_reusable(&self) -> bool {
+        self.stays && self.framing.is_past() && self.inbox.is_empty()
     }
 
     /// Asks the kernel, not the runtime, which may not have heard yet: a connection that was closed
     /// or written to while idle is not to be used.
     fn is_silent(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
-        let peeked = SockRef::from(&*self.socket.lock()).peek(&mut byte);
+        let peeked = SockRef::from(&self.socket).peek(&mut byte);
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-            && !self.sender.is_closed()
-    }
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").finish_non_exhaustive()
-    }
-}
-
-/// A socket of which the pool keeps a handle for itself, to ask whether it is silent.
-#[derive(Debug, Clone)]
-struct Socket(Arc<Mutex<TcpStream>>);
-
-impl Socket {
-    fn lock(&self) -> MutexGuard<'_, TcpStream> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.lock()).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.lock()).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.lock()).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.lock()).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.lock()).poll_shutdown(cx)
     }
 }

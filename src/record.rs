@@ -13,9 +13,9 @@ use serde::Serialize;
 
 use crate::api::{self, Asked};
 use crate::auth::{Credential, Identity};
-use crate::call::Arrival;
 use crate::client_addr::ClientAddr;
 use crate::config::LogFormat;
+use crate::http1::Arrival;
 use crate::reject::{Fault, Reject};
 
 mod outlet;

@@ -14,8 +14,6 @@ use tokio::time::{Instant, sleep};
 use crate::gateway::Gateway;
 
 mod connection;
-mod head;
-mod wire;
 
 /// How often files and idle connections are looked at without a request.
 const TEND: Duration = Duration::from_secs(1);

@@ -1,36 +1,27 @@
 //! One caller's connection: driven, timed, and ended so that the caller can read the last answer.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::{Shutdown, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{HttpService, service_fn};
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, Response, Version};
+use http_body::Body;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Sleep, sleep, sleep_until};
+use tokio::time::Instant;
 
 use super::Stage;
-use super::wire::{Handle, Remains, Wire};
-use crate::call::{Arrival, MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::gateway::Gateway;
-use crate::meter::{Answer, Cut};
-use crate::record::Outcome;
+use crate::http1::{
+    Arrival, Due, Ending, Form, HeadError, Incoming, Malformed, Outbox, RequestHead, Wire,
+};
+use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
 
-/// A refusal of ours can say more than hyper's, so hyper's bounds lie higher.
-const HYPER_HEADER_BYTES: usize = 2 * MAX_HEADER_BYTES;
-const HYPER_HEADERS: usize = 2 * MAX_HEADERS;
 /// In a drain a connection that stays idle for this long is closed.
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
 /// Unread bytes would turn the last answer into a reset at the caller's (nginx: lingering close).
@@ -42,180 +33,268 @@ const MOST_LINGERED: usize = 8 * 1024 * 1024;
 enum End {
     Closed,
     CallerGone,
-    /// The deadline for a head, or for the next request, has passed.
-    Late,
-    Broken(hyper::Error),
+    /// Waited long enough for a request.
+    Idle,
+    /// Part of a head came, and then nothing in time.
+    HalfAHead,
+    /// Part of a head came, and then the end.
+    GoneInAHead,
+    Malformed(Malformed),
+    /// An answer broke off.
+    Cut,
 }
 
 pub(super) async fn serve(
     socket: TcpStream,
     peer: SocketAddr,
     gateway: Arc<Gateway>,
-    stages: watch::Receiver<Stage>,
+    mut stages: watch::Receiver<Stage>,
 ) {
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay(true);
-    let wire = Arc::new(Wire::new(socket, Instant::now()));
-    let end = drive(&wire, peer, &gateway, stages).await;
-    // hyper and the last answer are gone, and with them their handles.
+    let wire = Arc::new(Wire::new(socket));
+    let mut due = Due::default();
+    let end = {
+        let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
+        // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
+        poll_fn(|cx| Poll::Ready(draining.as_mut().poll(cx).is_ready())).await;
+        drive(&wire, peer, &gateway, &mut due).await
+    };
+    let at_rest = wire.is_at_rest();
+    // The last request is gone, and with it its handle.
     let Some(wire) = Arc::into_inner(wire) else { return };
-    let (socket, remains) = wire.close();
-    if let Some(bytes) = remember(&end, remains, peer, &gateway) {
+    let socket = wire.into_socket();
+    if let Some(bytes) = remember(&end, peer, &gateway) {
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
     }
     let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
-    let unread = remains.unread || matches!(end, End::Broken(_));
-    if unread && !matches!(end, End::CallerGone) {
+    let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
+    if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
         let _ = tokio::time::timeout(LINGER, discard(&socket)).await;
     }
 }
 
-async fn drive(
-    wire: &Arc<Wire>,
-    peer: SocketAddr,
-    gateway: &Arc<Gateway>,
-    mut stages: watch::Receiver<Stage>,
-) -> End {
-    let answering = (Arc::clone(gateway), Arc::clone(wire));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (gateway, wire) = (Arc::clone(&answering.0), Arc::clone(&answering.1));
-        let arrived = Arc::new(Arrival::of(&request));
-        wire.begin(Arc::clone(&arrived));
-        // Boxed, so that a connection between requests and in a stream stays small.
-        Box::pin(async move {
-            let response = gateway.handle(peer, request, arrived).await;
-            Ok::<_, Infallible>(response.map(|answer| Watched { answer, wire }))
-        })
-    });
-    let hyper = http1::Builder::new()
-        .half_close(false)
-        .max_header_size(HYPER_HEADER_BYTES)
-        .max_headers(HYPER_HEADERS)
-        .header_read_timeout(None)
-        .serve_connection(TokioIo::new(Handle(Arc::clone(wire))), service);
-    let timeouts = gateway.state().config().timeouts.clone();
-    let due = Box::pin(sleep_until((Instant::now() + timeouts.header).into()));
-    let mut driver = Driver {
-        hyper,
-        wire,
-        due,
-        due_for_head: None,
-        header: timeouts.header,
-        keep_alive: timeouts.keep_alive,
+async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut Due) -> End {
+    let (header, keep_alive) = {
+        let state = gateway.state();
+        (state.config().timeouts.header, state.config().timeouts.keep_alive)
     };
-    tokio::select! {
-        biased;
-        end = poll_fn(|cx| driver.poll(cx)) => return end,
-        _ = stages.wait_for(|stage| *stage >= Stage::Draining) => {}
+    let mut patience = header;
+    loop {
+        let mut waiting = Waiting::new(header, patience);
+        let head = poll_fn(|cx| waiting.poll(wire, gateway, due, cx)).await;
+        let head = match head {
+            Ok(head) => head,
+            Err(end) => return end,
+        };
+        let mut form = Form::of(&head.parts.method, head.parts.version, head.keeps_alive);
+        let arrived = Arc::new(Arrival::of(&head.framing));
+        let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
+        let request = Request::from_parts(head.parts, body);
+        // Boxed, so that a connection between requests and in a stream stays small.
+        let handled = Box::pin(gateway.handle(peer, request, Arc::clone(&arrived)));
+        let Some(response) = unless_gone(handled, wire, &arrived).await else {
+            return End::CallerGone;
+        };
+        match send(response, &mut form, wire).await {
+            Sent::Whole if form.stays && wire.is_past_body() => {}
+            Sent::Whole => return End::Closed,
+            Sent::Cut => return End::Cut,
+            Sent::ToNobody => return End::CallerGone,
+        }
+        patience = keep_alive;
     }
-    // The next request is still served, with `Connection: close`.
-    tokio::select! {
-        biased;
-        end = poll_fn(|cx| driver.poll(cx)) => return end,
-        () = sleep(DRAIN_IDLE) => {}
-    }
-    Pin::new(&mut driver.hyper).graceful_shutdown();
-    poll_fn(|cx| driver.poll(cx)).await
 }
 
-/// hyper, and what it does not watch for.
-struct Driver<'a, S: HttpService<Incoming>> {
-    hyper: http1::Connection<TokioIo<Handle>, S>,
-    wire: &'a Wire,
-    due: Pin<Box<Sleep>>,
-    /// The half head that `due` was set for.
-    due_for_head: Option<Instant>,
+/// The wait for a request.
+struct Waiting {
+    since: Instant,
+    /// When a part of a head was first seen.
+    half_since: Option<Instant>,
+    drain_since: Option<Instant>,
     header: Duration,
-    keep_alive: Duration,
+    patience: Duration,
 }
 
-impl<S> Driver<'_, S>
-where
-    S: HttpService<Incoming, ResBody = Watched> + Unpin,
-    S::Future: Unpin,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        self.wire.expect_interest();
-        match self.hyper.poll_without_shutdown(cx) {
-            Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
-            Poll::Ready(Err(error)) => return Poll::Ready(End::Broken(error)),
+impl Waiting {
+    fn new(header: Duration, patience: Duration) -> Self {
+        Self { since: Instant::now(), half_since: None, drain_since: None, header, patience }
+    }
+
+    fn poll(
+        &mut self,
+        wire: &Wire,
+        gateway: &Gateway,
+        due: &mut Due,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<RequestHead, End>> {
+        match wire.poll_head(cx) {
+            Poll::Ready(Ok(Some(head))) => return Poll::Ready(Ok(head)),
+            Poll::Ready(Ok(None)) => return Poll::Ready(Err(End::Closed)),
+            Poll::Ready(Err(HeadError::Half)) => return Poll::Ready(Err(End::GoneInAHead)),
+            Poll::Ready(Err(HeadError::Malformed(why))) => {
+                return Poll::Ready(Err(End::Malformed(why)));
+            }
             Poll::Pending => {}
         }
-        if self.wire.is_gone(cx) {
-            return Poll::Ready(End::CallerGone);
+        if self.half_since.is_none() && wire.has_half_a_head() {
+            self.half_since = Some(Instant::now());
         }
-        let half = self.wire.half_since();
-        if half.is_some() && half != self.due_for_head {
-            self.due_for_head = half;
-            self.rearm();
+        if self.drain_since.is_none() && gateway.is_draining() {
+            self.drain_since = Some(Instant::now());
         }
-        while self.due.as_mut().poll(cx).is_ready() {
-            let deadline = self.wire.deadline(self.header, self.keep_alive);
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Poll::Ready(End::Late);
-            }
-            self.rearm();
+        match due.has_passed(self.deadline(), cx) {
+            false => Poll::Pending,
+            true if self.half_since.is_some() => Poll::Ready(Err(End::HalfAHead)),
+            true => Poll::Ready(Err(End::Idle)),
         }
-        Poll::Pending
     }
 
-    fn rearm(&mut self) {
-        let deadline = self.wire.deadline(self.header, self.keep_alive);
-        let deadline = deadline.unwrap_or_else(|| Instant::now() + self.keep_alive);
-        self.due.as_mut().reset(deadline.into());
+    fn deadline(&self) -> Instant {
+        let idle = self.since + self.patience;
+        match (self.half_since, self.drain_since) {
+            (Some(half), _) => half + self.header,
+            (None, Some(drain)) => idle.min(drain + DRAIN_IDLE),
+            (None, None) => idle,
+        }
     }
 }
 
-/// Leaves a line for what never became a request, and gives the answer to it that hyper did not.
-fn remember(end: &End, remains: Remains, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
-    let reject = match end {
-        End::Broken(error) if error.is_parse() && remains.preface => Some(Reject::BadVersion),
-        End::Broken(error) if error.is_parse() => {
-            let mut record = gateway.record_of(peer);
-            let (status, code) = match remains.last_status {
-                Some(414) => (414, "target_too_long"),
-                Some(431) => (431, "headers_too_large"),
-                _ => (400, "bad_request"),
-            };
-            record.line.status = status;
-            record.end(Outcome::Refused(code));
-            return None;
+/// `None` when the caller left first; then nobody waits for what was being worked on.
+async fn unless_gone<T>(
+    mut work: Pin<Box<impl Future<Output = T>>>,
+    wire: &Wire,
+    arrived: &Arrival,
+) -> Option<T> {
+    poll_fn(|cx| match work.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if arrived.is_gone() || wire.is_gone(cx) => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// How far an answer went out.
+#[derive(Debug, Clone, Copy)]
+enum Sent {
+    Whole,
+    Cut,
+    ToNobody,
+}
+
+async fn send(response: Response<Answer>, form: &mut Form, wire: &Wire) -> Sent {
+    let (parts, answer) = response.into_parts();
+    let mut outbox = Outbox::default();
+    let ending = form.push_head(&parts, answer.size_hint().exact(), &mut outbox);
+    drop(parts);
+    let mut sending = Sending { answer, outbox, ending, ended: None };
+    if ending == Ending::Bodiless {
+        sending.ended = Some(Sent::Whole);
+    }
+    poll_fn(|cx| sending.poll(wire, cx)).await
+}
+
+/// An answer on its way out.
+struct Sending {
+    answer: Answer,
+    outbox: Outbox,
+    ending: Ending,
+    /// How it ends when everything gathered has gone.
+    ended: Option<Sent>,
+}
+
+impl Sending {
+    fn poll(&mut self, wire: &Wire, cx: &mut Context<'_>) -> Poll<Sent> {
+        loop {
+            let waiting = self.gather(cx).is_pending();
+            match wire.poll_flush(&mut self.outbox, cx) {
+                Poll::Ready(Err(_)) => return Poll::Ready(Sent::ToNobody),
+                Poll::Ready(Ok(())) if let Some(ended) = self.ended => return Poll::Ready(ended),
+                Poll::Ready(Ok(())) if !waiting => {}
+                Poll::Ready(Ok(())) | Poll::Pending if wire.is_gone(cx) => {
+                    return Poll::Ready(Sent::ToNobody);
+                }
+                Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
+            }
         }
-        End::Late if remains.half_a_head => Some(Reject::RequestTimeout),
-        End::Closed | End::CallerGone | End::Broken(_) if remains.half_a_head => {
+    }
+
+    /// Takes from the answer until that ends, or there is enough to send.
+    fn gather(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.ended.is_none() && !self.outbox.is_full() {
+            let frame = std::task::ready!(Pin::new(&mut self.answer).poll_frame(cx));
+            match frame.map(|frame| frame.map(http_body::Frame::into_data)) {
+                Some(Ok(Ok(data))) if self.ending == Ending::Chunked => {
+                    self.outbox.push_chunk(data);
+                }
+                Some(Ok(Ok(data))) => self.outbox.push(data),
+                Some(Ok(Err(_))) => {}
+                Some(Err(_)) => self.ended = Some(Sent::Cut),
+                None => self.end(),
+            }
+            if self.answer.is_end_stream() {
+                self.end();
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn end(&mut self) {
+        if self.ended.is_none() {
+            self.ended = Some(Sent::Whole);
+            if self.ending == Ending::Chunked {
+                self.outbox.push_last_chunk();
+            }
+        }
+    }
+}
+
+/// Leaves a line for what never became a request, and gives the answer to it.
+fn remember(end: &End, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
+    let reject = match end {
+        End::Malformed(why) => malformed(*why),
+        End::HalfAHead => Reject::RequestTimeout,
+        End::GoneInAHead => {
             // The record says client_gone by itself.
             drop(gateway.record_of(peer));
-            None
+            return None;
         }
-        End::Closed | End::CallerGone | End::Late | End::Broken(_) => None,
-    }?;
+        End::Closed | End::CallerGone | End::Idle | End::Cut => return None,
+    };
     let mut record = gateway.record_of(peer);
-    let answer = bare(&reject, record.line.id.as_str());
-    record.refuse(&reject, answer.len());
+    let (answer, body) = bare(&reject, record.line.id.as_str());
+    record.refuse(&reject, body);
     Some(answer)
 }
 
-/// A refusal without hyper, which has given up the connection.
-fn bare(reject: &Reject, id: &str) -> Vec<u8> {
+fn malformed(why: Malformed) -> Reject {
+    match why {
+        Malformed::Head => Reject::BadRequest("the head of the request cannot be read"),
+        Malformed::Framing => Reject::BadRequest("the body's length can be read in two ways"),
+        Malformed::TargetTooLong => Reject::TargetTooLong,
+        Malformed::TooLarge => Reject::HeadersTooLarge,
+        Malformed::Preface => Reject::BadVersion,
+    }
+}
+
+/// A refusal to what never became a request, and the length of its body.
+fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     let told = Told {
         dialect: Dialect::Native,
         request_id: id,
         signin_url: "",
         challenges: Challenges::default(),
     };
-    let response = reject.response(&told);
-    let body = response.body();
-    let mut bytes = format!(
-        "HTTP/1.1 {}\r\ncontent-type: application/json\r\nx-request-id: {id}\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n",
-        response.status(),
-        body.len()
-    )
-    .into_bytes();
-    bytes.extend_from_slice(body);
-    bytes
+    let (mut parts, body) = reject.response(&told).into_parts();
+    if let Ok(id) = id.parse() {
+        parts.headers.insert(crate::reject::REQUEST_ID, id);
+    }
+    let mut outbox = Outbox::default();
+    let mut form = Form::of(&Method::GET, Version::HTTP_11, false);
+    form.push_head(&parts, Some(body.len() as u64), &mut outbox);
+    outbox.text().extend_from_slice(&body);
+    (std::mem::take(outbox.text()), body.len())
 }
 
 async fn discard(socket: &TcpStream) {
@@ -228,37 +307,5 @@ async fn discard(socket: &TcpStream) {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => return,
         }
-    }
-}
-
-/// An answer that tells its wire when it ends.
-struct Watched {
-    answer: Answer,
-    wire: Arc<Wire>,
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.wire.end(Instant::now());
-    }
-}
-
-impl Body for Watched {
-    type Data = Bytes;
-    type Error = Cut;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
-        Pin::new(&mut self.get_mut().answer).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.answer.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.answer.size_hint()
     }
 }
