@@ -38,10 +38,40 @@ const WRONG_TIME: &str =
 const NOT_ENROLLED: &str = "this machine's key is not enrolled here; give its line in ~/.ollama/id_ed25519.pub \
      to whoever runs this gate";
 
+/// What a caller is called; made and cloned without an allocation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Name {
+    Given(Arc<str>),
+    /// `key-` and eight hex digits of the digest, of a key without a name.
+    OfKey([u8; 12]),
+}
+
+impl Name {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Given(name) => name,
+            Self::OfKey(name) => std::str::from_utf8(name).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<&str> for Name {
+    fn from(name: &str) -> Self {
+        Self::Given(name.into())
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// Who asks. Only this room makes one.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    name: Arc<str>,
+    name: Name,
     role: Role,
     credential: Credential,
     endpoints: Endpoints,
@@ -49,7 +79,7 @@ pub struct Identity {
 
 impl Identity {
     #[must_use]
-    pub fn name(&self) -> &Arc<str> {
+    pub fn name(&self) -> &Name {
         &self.name
     }
 
@@ -78,13 +108,20 @@ pub enum Credential {
     Signature,
 }
 
-impl fmt::Display for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Credential {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Password => "password",
             Self::Key => "key",
             Self::Signature => "signature",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -193,7 +230,7 @@ impl Files {
         }
         if let Some(file) = &self.api_keys {
             let last = file.last();
-            names.extend(last.names().map(|name| (name, Credential::Key)));
+            names.extend(last.names().map(|name| (name.to_string(), Credential::Key)));
         }
         if let Some(file) = &self.authorized_keys {
             let last = file.last();
@@ -284,12 +321,12 @@ impl Auth {
     async fn key(&self, key: &[u8]) -> Option<Identity> {
         let file = self.files.api_keys.as_ref()?.current().await;
         let name = file.find(key.trim_ascii())?;
-        Some(self.identity(&name, Credential::Key))
+        Some(self.identity(name, Credential::Key))
     }
 
-    fn identity(&self, name: &str, credential: Credential) -> Identity {
-        let role = self.roles.role_of(name);
-        Identity { name: name.into(), role, credential, endpoints: Endpoints::All }
+    fn identity(&self, name: Name, credential: Credential) -> Identity {
+        let role = self.roles.role_of(name.as_str());
+        Identity { name, role, credential, endpoints: Endpoints::All }
     }
 
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
@@ -377,7 +414,7 @@ impl Attempt<'_> {
         let file = file.current().await;
         let Memory { passwords, brake, .. } = self.memory;
         if passwords.remembers(&file, &name, &password) {
-            return Ok(Some(self.auth.identity(&name, Credential::Password)));
+            return Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)));
         }
         self.password_counted = true;
         let limit = self.auth.failures_per_minute;
@@ -388,7 +425,7 @@ impl Attempt<'_> {
         match passwords.check(&file, &name, &password).await {
             Verdict::Right => {
                 brake.forgive(self.client, &name);
-                Ok(Some(self.auth.identity(&name, Credential::Password)))
+                Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)))
             }
             Verdict::Wrong => Ok(None),
             Verdict::Overloaded => {
@@ -406,7 +443,7 @@ impl Attempt<'_> {
         let unix = i64::try_from(unix).unwrap_or(i64::MAX);
         match file.check(signed, &asked, self.client.ip(), unix, &self.memory.replays) {
             Ok(signer) => {
-                let who = self.auth.identity(&signer.name, Credential::Signature);
+                let who = self.auth.identity(signer.name.clone(), Credential::Signature);
                 Some(Identity { endpoints: signer.endpoints, ..who })
             }
             Err(fault) => {

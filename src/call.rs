@@ -32,9 +32,9 @@ const BROKEN_BODY: Reject = Reject::BadBody("the body broke off or is not framed
 
 /// A request that is understood: where it goes and what goes with it.
 #[derive(Debug)]
-pub struct Call {
+pub struct Call<'a> {
     pub asked: Asked,
-    pub parts: Parts,
+    pub parts: &'a Parts,
     pub body: Outgoing,
 }
 
@@ -148,7 +148,7 @@ fn framing(headers: &HeaderMap) -> Result<(), Reject> {
     Ok(())
 }
 
-impl Call {
+impl<'a> Call<'a> {
     /// Takes the body: a blob's passes through, every other is read whole now, before a backend is
     /// asked, so that a caller who leaves is noticed and an unsent request can be sent elsewhere.
     ///
@@ -156,7 +156,7 @@ impl Call {
     /// 400, 408, 413, 503.
     pub async fn take(
         asked: Asked,
-        parts: Parts,
+        parts: &'a Parts,
         body: Incoming,
         bounds: &BodyBounds,
         arrived: Arc<Arrival>,

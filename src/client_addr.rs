@@ -1,6 +1,7 @@
 //! Peer and trusted proxies to client address.
 
 use std::fmt;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use http::HeaderMap;
@@ -61,6 +62,45 @@ impl ClientAddr {
 impl fmt::Display for ClientAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ip.fmt(f)
+    }
+}
+
+/// An address as text, without an allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct IpText {
+    /// The longest is an IPv6 address with an IPv4 address in it.
+    text: [u8; 45],
+    length: usize,
+}
+
+impl From<IpAddr> for IpText {
+    fn from(ip: IpAddr) -> Self {
+        let mut text = [0; 45];
+        let mut rest = &mut text[..];
+        match ip {
+            IpAddr::V4(ip) => {
+                for (place, octet) in ip.octets().iter().enumerate() {
+                    let dot: &[u8] = if place == 0 { b"" } else { b"." };
+                    // There is room for every address.
+                    let _ = rest.write_all(dot);
+                    let _ = rest.write_all(itoa::Buffer::new().format(*octet).as_bytes());
+                }
+            }
+            IpAddr::V6(ip) => {
+                let _ = write!(rest, "{ip}");
+            }
+        }
+        let length = 45 - rest.len();
+        Self { text, length }
+    }
+}
+
+impl std::ops::Deref for IpText {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        let text = self.text.get(..self.length).unwrap_or_default();
+        std::str::from_utf8(text).unwrap_or_default()
     }
 }
 
@@ -144,6 +184,22 @@ fn default_gateway(routes: &str) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_written_as_the_library_writes_it() {
+        for text in [
+            "0.0.0.0",
+            "192.0.2.10",
+            "255.255.255.255",
+            "::",
+            "2001:db8::1",
+            "1111:2222:3333:4444:5555:6666:7777:8888",
+            "::ffff:255.255.255.255",
+        ] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(&*IpText::from(ip), ip.to_string(), "{text}");
+        }
+    }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()

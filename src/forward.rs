@@ -1,5 +1,6 @@
 //! A call and a lease to an answer: header hygiene, timeouts, the retry rule.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -9,8 +10,9 @@ use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Response, Uri};
 
+use crate::api::Asked;
 use crate::call::{Call, Outgoing};
-use crate::client_addr::ClientAddr;
+use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{ResponseHead, push_field};
 use crate::limit::Ticket;
 use crate::pool::{Connection, Failed, Lease, Outbound};
@@ -20,6 +22,7 @@ use crate::reject::{REQUEST_ID, Reject};
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// Most heads of requests, in bytes.
 const USUAL_HEAD: usize = 768;
 
@@ -74,7 +77,7 @@ pub struct Answered {
 /// # Errors
 /// 502, 503, 504, and what broke the caller's own upload.
 pub async fn send(
-    call: Call,
+    call: Call<'_>,
     _admitted: &Ticket,
     lease: &Lease,
     rules: &Forwarding,
@@ -105,19 +108,20 @@ pub async fn send(
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
-fn outbound(call: Call, rules: &Forwarding, origin: Origin) -> Result<Outbound, Reject> {
+fn outbound(call: Call<'_>, rules: &Forwarding, origin: Origin) -> Result<Outbound, Reject> {
     let Call { asked, parts, body } = call;
     let mut head = Vec::with_capacity(USUAL_HEAD);
-    let target = target(asked.path(), parts.uri.query())?;
-    // Writing into a vector cannot fail.
-    let _ = write!(head, "{} {target} HTTP/1.1\r\n", parts.method);
+    head.extend_from_slice(parts.method.as_str().as_bytes());
+    head.push(b' ');
+    push_target(&mut head, &asked, parts.uri.query())?;
+    head.extend_from_slice(b" HTTP/1.1\r\n");
     push_ours(&mut head, &parts.headers, rules, origin);
     push_kept(&mut head, &parts.headers, &rules.key_headers);
     // Behind those that it has come by, so that a way back over others is seen too.
     push_field(&mut head, &header::VIA, rules.via.as_bytes());
     push_length(&mut head, &parts.method, &body);
     head.extend_from_slice(b"\r\n");
-    Ok(Outbound::new(parts.method, head, body))
+    Ok(Outbound::new(parts.method.clone(), head, body))
 }
 
 /// What the backend hears from the gate.
@@ -129,16 +133,17 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
         push_field(head, &X_FORWARDED_HOST, host.as_bytes());
     }
     push_field(head, &X_FORWARDED_PROTO, b"http");
-    let client = origin.client.ip();
+    let client = IpText::from(origin.client.ip());
     if origin.client.through_proxy() {
         for hop in theirs.get_all(&X_FORWARDED_FOR) {
             push_field(head, &X_FORWARDED_FOR, hop.as_bytes());
         }
-        let _ = write!(head, "x-forwarded-for: {}\r\n", origin.client.peer().ip());
+        let peer = IpText::from(origin.client.peer().ip());
+        push_field(head, &X_FORWARDED_FOR, peer.as_bytes());
     } else {
-        let _ = write!(head, "x-forwarded-for: {client}\r\n");
+        push_field(head, &X_FORWARDED_FOR, client.as_bytes());
     }
-    let _ = write!(head, "x-real-ip: {client}\r\n");
+    push_field(head, &X_REAL_IP, client.as_bytes());
     push_field(head, &REQUEST_ID, origin.id.as_str().as_bytes());
     if let Some(key) = &rules.backend_key {
         push_field(head, &header::AUTHORIZATION, key.as_bytes());
@@ -160,8 +165,22 @@ fn push_length(head: &mut Vec<u8>, method: &Method, body: &Outgoing) {
     let _ = match body.length() {
         None => head.write_all(b"transfer-encoding: chunked\r\n"),
         Some(0) if !matches!(*method, Method::POST | Method::PUT) => Ok(()),
+        // Writing into a vector cannot fail.
         Some(length) => write!(head, "content-length: {length}\r\n"),
     };
+}
+
+/// The target to ask for; a path out of the table needs no second look.
+fn push_target(head: &mut Vec<u8>, asked: &Asked, query: Option<&str>) -> Result<(), Reject> {
+    match (asked.path(), query) {
+        (Cow::Borrowed(path), None) => head.extend_from_slice(path.as_bytes()),
+        (path, query) => {
+            let target = target(path, query)?;
+            let target = target.path_and_query().map_or("/", PathAndQuery::as_str);
+            head.extend_from_slice(target.as_bytes());
+        }
+    }
+    Ok(())
 }
 
 /// The path that was decided on, and the query without a signature's `ts`.

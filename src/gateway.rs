@@ -24,7 +24,7 @@ use crate::limit::{Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
-use crate::reject::{Challenges, Dialect, REQUEST_ID, Reject, Told};
+use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 
 mod cors;
 mod open;
@@ -76,21 +76,22 @@ impl Gateway {
         let state = self.state();
         let id = self.live.ids.draw();
         let mut record = Record::open(self.live.log.clone(), id, Arc::clone(&arrived));
-        let asker = Asker::of(&state, &request);
+        let (parts, body) = request.into_parts();
+        let asker = Asker { state: &state, parts: &parts };
         let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
-        let path = visit.serve(request, Arc::clone(&arrived), &mut record);
+        let path = visit.serve(&parts, body, Arc::clone(&arrived), &mut record);
         let mut closes = false;
         let mut response = match held_off(path).await {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
                 record.line.status = answered.response.status().as_u16();
                 let riders = Riders { connection: answered.connection, lease, ticket, record };
-                Metered::around(answered.response, riders, state.idle(), asker.dialect)
+                Metered::around(answered.response, riders, state.idle(), asker.dialect())
             }
             Ok(Served::Own(answer)) => own(answer, record),
             Err(reject) => {
                 closes |= reject.closes();
-                asker.refuse(&reject, &state, record)
+                asker.refuse(&reject, record)
             }
         };
         asker.finish(response.headers_mut(), id);
@@ -179,20 +180,20 @@ impl Visit<'_> {
     /// THE PATH.
     async fn serve(
         &self,
-        request: Request<Incoming>,
+        parts: &Parts,
+        body: Incoming,
         arrived: Arc<Arrival>,
         record: &mut Record,
     ) -> Result<Served, Reject> {
         let Self { live, state, peer } = self;
-        let (parts, body) = request.into_parts();
         let client = state.proxies().client_addr(*peer, &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
-        let target = call::strict(&parts)?;
+        let target = call::strict(parts)?;
         state.forwarding().refuse_loop(&parts.headers)?;
-        if let Some(answer) = open::to_anybody(live, state, &parts, &target)? {
+        if let Some(answer) = open::to_anybody(live, state, parts, &target)? {
             return Ok(Served::Own(answer));
         }
-        let presented = presented(&parts, &target);
+        let presented = presented(parts, &target);
         let who = state.auth().authenticate(&live.memory, client, presented).await?;
         record.met(&who);
         if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
@@ -200,7 +201,7 @@ impl Visit<'_> {
         }
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
         record.asked(&asked);
-        let permit = access::authorize(who, &asked, state.provenance(&parts))?;
+        let permit = access::authorize(who, &asked, state.provenance(parts))?;
         let ticket = live.limits.admit(permit);
         let call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
@@ -222,32 +223,25 @@ fn presented<'a>(parts: &'a Parts, target: &'a Target) -> Presented<'a> {
     }
 }
 
-/// What an answer needs to know of the request, which is gone by then.
-struct Asker {
-    dialect: Dialect,
-    challenges: Challenges,
-    cors: Option<cors::Granted>,
-    host: Option<HeaderValue>,
+/// The request once more, for the form of its answer.
+struct Asker<'a> {
+    state: &'a State,
+    parts: &'a Parts,
 }
 
-impl Asker {
-    fn of(state: &State, request: &Request<Incoming>) -> Self {
-        let headers = request.headers();
-        Self {
-            dialect: Dialect::of(api::without_key(request.uri().path())),
-            challenges: state.auth().challenges(headers),
-            cors: cors::Granted::to(headers, state.cors()),
-            host: headers.get(header::HOST).cloned(),
-        }
+impl Asker<'_> {
+    fn dialect(&self) -> Dialect {
+        Dialect::of(api::without_key(self.parts.uri.path()))
     }
 
-    fn refuse(&self, reject: &Reject, state: &State, mut record: Record) -> Response<Answer> {
-        let signin_url = state.signin_url(self.host.as_ref());
+    fn refuse(&self, reject: &Reject, mut record: Record) -> Response<Answer> {
+        let headers = &self.parts.headers;
+        let signin_url = self.state.signin_url(headers.get(header::HOST));
         let told = Told {
-            dialect: self.dialect,
+            dialect: self.dialect(),
             request_id: record.line.id.as_str(),
             signin_url: &signin_url,
-            challenges: self.challenges,
+            challenges: self.state.auth().challenges(headers),
         };
         let refusal = reject.response(&told);
         record.refuse(reject, refusal.body().len());
@@ -259,7 +253,7 @@ impl Asker {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));
-        if let Some(granted) = &self.cors {
+        if let Some(granted) = cors::Granted::to(&self.parts.headers, self.state.cors()) {
             granted.write(headers);
         }
     }

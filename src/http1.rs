@@ -16,6 +16,6 @@ pub use answer::{Ending, Form, push_field};
 pub use caller::{Arrival, Broken, HeadError, Incoming, Wire};
 pub use due::Due;
 pub use framing::{BadFraming, Framing, Piece};
-pub use head::{Malformed, MAX_HEAD, RequestHead, ResponseHead};
+pub use head::{MAX_HEAD, Malformed, RequestHead, ResponseHead};
 pub use inbox::Inbox;
 pub use outbox::Outbox;

@@ -1,7 +1,8 @@
 //! One [`Line`] per request, written when the answer ends, however it ends.
 
 use std::borrow::Cow;
-use std::fmt::{self, Write as _};
+use std::cell::RefCell;
+use std::fmt;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,8 +13,8 @@ use http::Method;
 use serde::Serialize;
 
 use crate::api::{self, Asked};
-use crate::auth::{Credential, Identity};
-use crate::client_addr::ClientAddr;
+use crate::auth::{Credential, Identity, Name};
+use crate::client_addr::{ClientAddr, IpText};
 use crate::config::LogFormat;
 use crate::http1::Arrival;
 use crate::reject::{Fault, Reject};
@@ -24,6 +25,8 @@ pub use outlet::Outlet;
 
 /// Longest text of a caller's that a line repeats, in bytes.
 const LONGEST_TEXT: usize = 256;
+/// Most lines, in bytes.
+const USUAL_LINE: usize = 512;
 
 /// Names one request in the log, in `X-Request-Id` and to the backend: 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,15 +79,29 @@ pub enum Outcome {
     Refused(&'static str),
 }
 
+impl Outcome {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::ClientGone => "client_gone",
+            Self::BackendFailed => "backend_failed",
+            Self::BackendTimeout => "backend_timeout",
+            Self::Drained => "drained",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
         match self {
-            Self::Done => f.write_str("done"),
-            Self::ClientGone => f.write_str("client_gone"),
-            Self::BackendFailed => f.write_str("backend_failed"),
-            Self::BackendTimeout => f.write_str("backend_timeout"),
-            Self::Drained => f.write_str("drained"),
-            Self::Refused(code) => write!(f, "refused:{code}"),
+            Self::Refused(code) => write!(f, ":{code}"),
+            Self::Done
+            | Self::ClientGone
+            | Self::BackendFailed
+            | Self::BackendTimeout
+            | Self::Drained => Ok(()),
         }
     }
 }
@@ -95,7 +112,7 @@ pub struct Line {
     pub time: SystemTime,
     pub id: RequestId,
     pub client: Option<IpAddr>,
-    pub name: Option<Arc<str>>,
+    pub name: Option<Name>,
     pub credential: Option<Credential>,
     pub method: Option<Method>,
     pub path: Cow<'static, str>,
@@ -132,20 +149,17 @@ impl Record {
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
         self.line.client = Some(client.ip());
         self.line.method = Some(method.clone());
-        self.line.path = short(&api::loggable(path)).to_owned().into();
+        self.line.path = api::loggable(path);
     }
 
     pub fn met(&mut self, who: &Identity) {
-        self.line.name = Some(Arc::clone(who.name()));
+        self.line.name = Some(who.name().clone());
         self.line.credential = Some(who.credential());
     }
 
     pub fn asked(&mut self, asked: &Asked) {
         self.line.operation = Some(asked.operation());
-        self.line.path = match asked.path() {
-            Cow::Borrowed(path) => Cow::Borrowed(path),
-            Cow::Owned(path) => short(path).to_owned().into(),
-        };
+        self.line.path = asked.path().clone();
     }
 
     pub fn leaves_for(&mut self, backend: &Arc<str>) {
@@ -220,14 +234,15 @@ impl Drop for Record {
         }
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
-        self.log.lines.post(std::mem::take(&mut self.line));
+        self.log.post(&self.line);
     }
 }
 
 /// Where lines go.
 #[derive(Debug, Clone)]
 pub struct Log {
-    lines: Outlet<Line>,
+    lines: Outlet,
+    write: fn(&Line, &mut String),
     cutting: Arc<AtomicBool>,
 }
 
@@ -237,12 +252,18 @@ impl Log {
     /// # Errors
     /// Where no thread can be started.
     pub fn start(sink: impl Write + Send + 'static, format: LogFormat) -> io::Result<Self> {
-        let write = match format {
+        let write: fn(&Line, &mut String) = match format {
             LogFormat::Text => text_line,
             LogFormat::Json => json_line,
         };
-        let lines = Outlet::start("log", sink, write)?;
-        Ok(Self { lines, cutting: Arc::default() })
+        let lines = Outlet::start("log", sink)?;
+        Ok(Self { lines, write, cutting: Arc::default() })
+    }
+
+    fn post(&self, line: &Line) {
+        let mut text = String::with_capacity(USUAL_LINE);
+        (self.write)(line, &mut text);
+        self.lines.post(&text);
     }
 
     /// From now on an answer that breaks off was cut by us.
@@ -302,7 +323,7 @@ struct JsonLine<'a> {
     id: &'a str,
     client: Option<IpAddr>,
     name: Option<&'a str>,
-    credential: Option<String>,
+    credential: Option<&'a str>,
     method: Option<&'a str>,
     path: &'a str,
     operation: Option<&'a str>,
@@ -323,8 +344,8 @@ fn json_line(line: &Line, out: &mut String) {
         time: rfc3339(line.time),
         id: line.id.as_str(),
         client: line.client,
-        name: line.name.as_deref().map(short),
-        credential: line.credential.map(|it| it.to_string()),
+        name: line.name.as_ref().map(|it| short(it.as_str())),
+        credential: line.credential.map(Credential::as_str),
         method: line.method.as_ref().map(|it| short(it.as_str())),
         path: short(&line.path),
         operation: line.operation,
@@ -345,44 +366,73 @@ fn json_line(line: &Line, out: &mut String) {
 }
 
 fn text_line(line: &Line, out: &mut String) {
-    let mut field = |value: &str| {
-        plain(value, out);
-        out.push(' ');
-    };
-    field(&rfc3339(line.time));
-    field(line.id.as_str());
-    field(&line.client.map_or_else(|| "-".to_owned(), |it| it.to_string()));
-    field(line.name.as_deref().unwrap_or("-"));
-    field(&line.credential.map_or_else(|| "-".to_owned(), |it| it.to_string()));
-    field(line.method.as_ref().map_or("-", Method::as_str));
-    field(&line.path);
-    field(line.operation.unwrap_or("-"));
-    field(line.model.as_deref().unwrap_or("-"));
-    field(line.backend.as_deref().unwrap_or("-"));
-    field(&line.status.to_string());
-    field(line.code().unwrap_or("-"));
-    field(&line.outcome.to_string());
-    let first = line.first_byte.map_or_else(|| "-".to_owned(), |it| format!("{:.1}ms", millis(it)));
-    // Writing into a String cannot fail.
-    let _ = writeln!(
-        out,
-        "in={} out={} queue={:.1}ms first={first} total={:.1}ms",
-        line.bytes_in,
-        line.bytes_out,
-        millis(line.queue),
-        millis(line.total),
-    );
+    let mut digits = itoa::Buffer::new();
+    push_time(line.time, out);
+    word(line.id.as_str(), out);
+    match line.client {
+        Some(client) => word(&IpText::from(client), out),
+        None => word("-", out),
+    }
+    plain(line.name.as_ref().map_or("-", Name::as_str), out);
+    word(line.credential.map_or("-", Credential::as_str), out);
+    plain(line.method.as_ref().map_or("-", Method::as_str), out);
+    plain(&line.path, out);
+    word(line.operation.unwrap_or("-"), out);
+    plain(line.model.as_deref().unwrap_or("-"), out);
+    plain(line.backend.as_deref().unwrap_or("-"), out);
+    word(digits.format(line.status), out);
+    word(line.code().unwrap_or("-"), out);
+    word(line.outcome.kind(), out);
+    if let Outcome::Refused(code) = line.outcome {
+        out.push(':');
+        out.push_str(code);
+    }
+    out.push_str(" in=");
+    out.push_str(digits.format(line.bytes_in));
+    out.push_str(" out=");
+    out.push_str(digits.format(line.bytes_out));
+    push_millis(" queue=", Some(line.queue), out);
+    push_millis(" first=", line.first_byte, out);
+    push_millis(" total=", Some(line.total), out);
+    out.push('\n');
+}
+
+/// A word that holds nothing to escape.
+fn word(value: &str, out: &mut String) {
+    out.push(' ');
+    out.push_str(value);
 }
 
 /// One word: what would break a line or a column, or a terminal, is escaped.
 fn plain(value: &str, out: &mut String) {
-    for c in short(value).chars() {
+    out.push(' ');
+    let value = short(value);
+    if value.bytes().all(|b| b.is_ascii_graphic() && b != b'\\') {
+        out.push_str(value);
+        return;
+    }
+    for c in value.chars() {
         if c == ' ' || c == '\\' || c.is_control() {
             out.extend(c.escape_unicode());
         } else {
             out.push(c);
         }
     }
+}
+
+/// With one decimal.
+fn push_millis(field: &str, time: Option<Duration>, out: &mut String) {
+    out.push_str(field);
+    let Some(time) = time else {
+        out.push('-');
+        return;
+    };
+    let tenths = (time.as_micros() + 50) / 100;
+    let mut digits = itoa::Buffer::new();
+    out.push_str(digits.format(tenths / 10));
+    out.push('.');
+    out.push_str(digits.format(tenths % 10));
+    out.push_str("ms");
 }
 
 fn short(text: &str) -> &str {
@@ -394,8 +444,30 @@ fn short(text: &str) -> &str {
 }
 
 fn rfc3339(time: SystemTime) -> String {
+    let mut text = String::new();
+    push_time(time, &mut text);
+    text
+}
+
+/// RFC 3339 with milliseconds; what stands before those is worked out once a second and thread.
+fn push_time(time: SystemTime, out: &mut String) {
+    thread_local! {
+        static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
+    }
     let time = jiff::Timestamp::try_from(time).unwrap_or_default();
-    format!("{time:.3}")
+    SECOND.with_borrow_mut(|(second, text)| {
+        if *second != time.as_second() {
+            *second = time.as_second();
+            *text = format!("{time:.0}");
+        }
+        out.push_str(text.trim_end_matches('Z'));
+    });
+    let mut digits = itoa::Buffer::new();
+    // Never less than three digits, of which the first goes.
+    let millis = digits.format(1_000 + time.subsec_millisecond().max(0));
+    out.push('.');
+    out.push_str(millis.get(1..).unwrap_or_default());
+    out.push('Z');
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -1,11 +1,12 @@
 //! The API-key file: keys as SHA-256 digests, found by digest.
 
-use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use crate::auth::Name;
 use crate::auth::lines::{Line, Notes, entries, fault_of_name};
 use crate::live_file::Parsed;
 
@@ -15,7 +16,7 @@ pub struct ApiKeys {
     keys: Vec<Key>,
     /// Digests are uniform: so many shelves hold about four keys each. Where each begins.
     shelves: Vec<u32>,
-    names: Vec<Box<str>>,
+    names: Vec<Arc<str>>,
 }
 
 #[derive(Clone, Copy)]
@@ -34,10 +35,10 @@ impl ApiKeys {
         let lines = memchr::memchr_iter(b'\n', text.as_bytes()).count() + 1;
         // A file of blank lines needs no room.
         let mut keys = Vec::with_capacity(lines.min(text.len() / 16 + 1));
-        let mut names: Vec<Box<str>> = Vec::new();
+        let mut names: Vec<Arc<str>> = Vec::new();
         entries(text, &mut notes, |line, notes| match read(line) {
             Ok((digest, name)) => {
-                names.extend(name.map(Box::from));
+                names.extend(name.map(Arc::from));
                 let name = name.map_or(0, |_| small(names.len()));
                 keys.push(Key { digest, line: small(line.number), name });
             }
@@ -53,7 +54,7 @@ impl ApiKeys {
 
     /// The name of this key, if it is one of them.
     #[must_use]
-    pub fn find(&self, presented: &[u8]) -> Option<Cow<'_, str>> {
+    pub fn find(&self, presented: &[u8]) -> Option<Name> {
         let digest: [u8; 32] = Sha256::digest(presented).into();
         let keys = self.alike(&digest);
         let key = keys.get(keys.partition_point(|key| key.digest < digest))?;
@@ -62,8 +63,8 @@ impl ApiKeys {
     }
 
     /// In no particular order.
-    pub fn names(&self) -> impl Iterator<Item = String> {
-        self.keys.iter().map(|key| self.name_of(key).into_owned())
+    pub fn names(&self) -> impl Iterator<Item = Name> {
+        self.keys.iter().map(|key| self.name_of(key))
     }
 
     /// The few keys whose digests begin alike.
@@ -75,12 +76,12 @@ impl ApiKeys {
         self.keys.get(from..to).unwrap_or_default()
     }
 
-    fn name_of(&self, key: &Key) -> Cow<'_, str> {
+    fn name_of(&self, key: &Key) -> Name {
         let given =
             usize::try_from(key.name).ok().and_then(|name| self.names.get(name.checked_sub(1)?));
         match given {
-            Some(name) => Cow::Borrowed(name),
-            None => Cow::Owned(short_name(&key.digest)),
+            Some(name) => Name::Given(Arc::clone(name)),
+            None => short_name(&key.digest),
         }
     }
 }
@@ -113,9 +114,14 @@ impl fmt::Debug for ApiKeys {
 }
 
 /// What a key without a name is called.
-pub(crate) fn short_name(digest: &[u8; 32]) -> String {
-    let [a, b, c, d, ..] = digest;
-    format!("key-{a:02x}{b:02x}{c:02x}{d:02x}")
+pub(crate) fn short_name(digest: &[u8; 32]) -> Name {
+    let mut name = *b"key-........";
+    for (place, digit) in name.iter_mut().skip(4).enumerate() {
+        let byte = digest.get(place / 2).copied().unwrap_or_default();
+        let nibble = if place % 2 == 0 { byte >> 4 } else { byte & 0xf };
+        *digit = b"0123456789abcdef".get(usize::from(nibble)).copied().unwrap_or(b'0');
+    }
+    Name::OfKey(name)
 }
 
 fn read(line: Line<'_>) -> Result<([u8; 32], Option<&str>), &'static str> {
@@ -176,7 +182,7 @@ mod tests {
     use super::*;
 
     fn found(keys: &ApiKeys, key: &str) -> Option<String> {
-        keys.find(key.as_bytes()).map(Cow::into_owned)
+        keys.find(key.as_bytes()).map(|name| name.to_string())
     }
 
     /// `printf sk-one | sha256sum`.
@@ -194,7 +200,7 @@ mod tests {
         for wrong in ["", "sk-on", "sk-one ", "SK-ONE", "# keys", "bob", "sk-two\t# bob"] {
             assert_eq!(found(&keys, wrong), None, "{wrong}");
         }
-        let mut names: Vec<_> = keys.names().collect();
+        let mut names: Vec<_> = keys.names().map(|name| name.to_string()).collect();
         names.sort();
         assert_eq!(names.len(), 3);
         assert_eq!(names[0], "bob");

@@ -13,6 +13,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
+use crate::auth::Name;
 use crate::auth::api_keys::short_name;
 use crate::auth::lines::{Line, Notes, entries, fault_of_name};
 use crate::live_file::Parsed;
@@ -65,7 +66,7 @@ pub struct Asked<'a> {
 /// Who signed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signer {
-    pub name: Arc<str>,
+    pub name: Name,
     pub endpoints: Endpoints,
 }
 
@@ -164,7 +165,7 @@ impl AuthorizedKeys {
 
     /// In no particular order; one name may have several keys.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.signers.values().map(|signer| &*signer.name)
+        self.signers.values().map(|signer| signer.name.as_str())
     }
 }
 
@@ -217,7 +218,7 @@ fn read(line: Line<'_>) -> Result<([u8; 32], Signer), &'static str> {
             Some(fault) => return Err(fault),
             None => name.into(),
         },
-        None => short_name(&Sha256::digest(&wire).into()).into(),
+        None => short_name(&Sha256::digest(&wire).into()),
     };
     let endpoints = endpoints.map_or(Ok(Endpoints::All), read_endpoints)?;
     Ok((key, Signer { name, endpoints }))

@@ -169,11 +169,8 @@ fn say_who_may_manage(gateway: &Gateway) {
 }
 
 /// Events go to stderr by way of a queue: a terminal that nobody reads delays nobody.
-pub(super) fn start_events(format: LogFormat) -> anyhow::Result<Outlet<Vec<u8>>> {
-    let outlet = Outlet::start("events", io::stderr(), |bytes: &Vec<u8>, text: &mut String| {
-        text.push_str(&String::from_utf8_lossy(bytes));
-    })
-    .context("could not start the log")?;
+pub(super) fn start_events(format: LogFormat) -> anyhow::Result<Outlet> {
+    let outlet = Outlet::start("events", io::stderr()).context("could not start the log")?;
     let queue = outlet.clone();
     let layer = tracing_subscriber::fmt::layer()
         .with_ansi(false)
@@ -196,11 +193,11 @@ pub(super) fn start_events(format: LogFormat) -> anyhow::Result<Outlet<Vec<u8>>>
 }
 
 /// One event's bytes on their way into the queue.
-struct Posted(Outlet<Vec<u8>>);
+struct Posted(Outlet);
 
 impl io::Write for Posted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.post(bytes.to_owned());
+        self.0.post(&String::from_utf8_lossy(bytes));
         Ok(bytes.len())
     }
 

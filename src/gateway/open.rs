@@ -58,7 +58,7 @@ pub(super) fn to_callers(
         Some("/me") => {
             only_read(method)?;
             let me = json!({
-                "name": &**who.name(), "role": who.role().to_string(), "models": "all",
+                "name": who.name().as_str(), "role": who.role().to_string(), "models": "all",
                 "limits": {}, "used": {}, "waiting": [],
             });
             Ok(Some(json_answer(StatusCode::OK, &me)))

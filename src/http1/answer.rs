@@ -166,7 +166,14 @@ mod tests {
             (get, 304, None, Ending::Bodiless, "", true),
             (head_request, 200, Some(5), Ending::Bodiless, "content-length: 5", true),
             (head_request, 200, None, Ending::Bodiless, "", true),
-            (old, 200, Some(5), Ending::Length, "content-length: 5\r\nconnection: keep-alive", true),
+            (
+                old,
+                200,
+                Some(5),
+                Ending::Length,
+                "content-length: 5\r\nconnection: keep-alive",
+                true,
+            ),
             (old, 200, None, Ending::Close, "connection: close", false),
         ] {
             let (text, was) = head(&mut form, &parts(status, &[("date", "now")]), length);
@@ -174,7 +181,10 @@ mod tests {
             let version = if form.version == Version::HTTP_10 { "1.0" } else { "1.1" };
             let reason = StatusCode::from_u16(status).unwrap().canonical_reason().unwrap();
             let line = if line.is_empty() { String::new() } else { format!("{line}\r\n") };
-            assert_eq!(text, format!("HTTP/{version} {status} {reason}\r\ndate: now\r\n{line}\r\n"));
+            assert_eq!(
+                text,
+                format!("HTTP/{version} {status} {reason}\r\ndate: now\r\n{line}\r\n")
+            );
         }
     }
 

@@ -104,11 +104,7 @@ fn data(left: &mut u64, inbox: &mut Inbox) -> Piece {
     Piece::Data(data)
 }
 
-fn chunked(
-    chunk: &mut Chunk,
-    dropped: &mut usize,
-    inbox: &mut Inbox,
-) -> Result<Piece, BadFraming> {
+fn chunked(chunk: &mut Chunk, dropped: &mut usize, inbox: &mut Inbox) -> Result<Piece, BadFraming> {
     loop {
         match chunk {
             Chunk::Past => return Ok(Piece::End),
@@ -196,7 +192,11 @@ mod tests {
     use super::*;
 
     /// The body and what is left behind it, read with the bytes coming in pieces of `piece`.
-    fn read(mut framing: Framing, bytes: &[u8], piece: usize) -> Result<(Vec<u8>, Vec<u8>), String> {
+    fn read(
+        mut framing: Framing,
+        bytes: &[u8],
+        piece: usize,
+    ) -> Result<(Vec<u8>, Vec<u8>), String> {
         let (mut body, mut inbox) = (Vec::new(), Inbox::default());
         let mut pieces = bytes.chunks(piece);
         loop {

@@ -25,6 +25,12 @@ pub struct Outbox {
 }
 
 impl Outbox {
+    /// With room for `bytes` of text.
+    #[must_use]
+    pub fn with_room(bytes: usize) -> Self {
+        Self::from(Vec::with_capacity(bytes))
+    }
+
     /// Text to append to; nothing may be appended while a large piece waits behind it.
     pub fn text(&mut self) -> &mut Vec<u8> {
         &mut self.text

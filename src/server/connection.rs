@@ -28,6 +28,9 @@ const DRAIN_IDLE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(800);
 const MOST_LINGERED: usize = 8 * 1024 * 1024;
 
+/// Most heads of answers, with a short body, in bytes.
+const USUAL_HEAD: usize = 768;
+
 /// Why a connection came to its end.
 #[derive(Debug)]
 enum End {
@@ -185,7 +188,7 @@ enum Sent {
 
 async fn send(response: Response<Answer>, form: &mut Form, wire: &Wire) -> Sent {
     let (parts, answer) = response.into_parts();
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::with_room(USUAL_HEAD);
     let ending = form.push_head(&parts, answer.size_hint().exact(), &mut outbox);
     drop(parts);
     let mut sending = Sending { answer, outbox, ending, ended: None };

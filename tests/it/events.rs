@@ -221,13 +221,9 @@ async fn what_a_stuck_log_dropped_is_counted_and_said() {
     const POSTED: usize = 50_000;
     let events = events();
     let stuck = Stuck::default();
-    let outlet =
-        Outlet::start("the stuck outlet of the tests", stuck.clone(), |number: &usize, out| {
-            out.push_str(&format!("{number}\n"));
-        })
-        .unwrap();
+    let outlet = Outlet::start("the stuck outlet of the tests", stuck.clone()).unwrap();
     for number in 0..POSTED {
-        outlet.post(number);
+        outlet.post(&format!("{number:0>199}\n"));
     }
     stuck.open();
     let said = |events: &Lines| {

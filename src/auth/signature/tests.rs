@@ -51,7 +51,7 @@ fn a_right_signature_names_its_signer() {
     let signed = client.sign("POST,/api/chat?ts=1755800000");
     let asked = asked("POST", "/api/chat", "1755800000");
     let signer = keys.check(&signed, &asked, HOME, NOW, &Replays::default()).unwrap();
-    assert_eq!(&*signer.name, "alice");
+    assert_eq!(signer.name.as_str(), "alice");
     assert_eq!(signer.endpoints, Endpoints::All);
     assert_eq!(keys.names().collect::<Vec<_>>(), ["alice"]);
 }
@@ -158,7 +158,7 @@ fn a_key_of_ssh_keygen_verifies() {
     let signed = Signed::parse(authorization.as_bytes()).unwrap();
     let asked = asked("HEAD", "/", "1755800000");
     let signer = keys.check(&signed, &asked, HOME, NOW, &Replays::default()).unwrap();
-    assert_eq!(&*signer.name, "someone@example");
+    assert_eq!(signer.name.as_str(), "someone@example");
 }
 
 /// Made by the `ollama` program 0.20.0; the last two with an address that had a key in its path.
@@ -177,7 +177,7 @@ fn what_the_stock_program_signs_verifies() {
         let signed = Signed::parse(format!("{KEY}:{signature}").as_bytes()).unwrap();
         let now: i64 = ts.parse().unwrap();
         let check = |method, path| keys.check(&signed, &asked(method, path, ts), HOME, now, &Replays::default());
-        assert_eq!(&*check(method, path).unwrap().name, "anna", "{method} {path}");
+        assert_eq!(check(method, path).unwrap().name.as_str(), "anna", "{method} {path}");
         assert!(check("DELETE", path).is_err() && check(method, "/api/delete").is_err());
     }
 }
@@ -289,7 +289,7 @@ proptest! {
             let signed = Client::new(seed).sign("GET,/?ts=1755800000");
             let asked = asked("GET", "/", "1755800000");
             let signer = parsed.content.check(&signed, &asked, HOME, NOW, &Replays::default());
-            prop_assert_eq!(&*signer.unwrap().name, format!("n{seed}"));
+            prop_assert_eq!(signer.unwrap().name.to_string(), format!("n{seed}"));
         }
     }
 }
