@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
 use crate::api::Asked;
 use crate::call::{Call, Outgoing};
 use crate::client_addr::{ClientAddr, IpText};
-use crate::http1::{ResponseHead, push_field};
+use crate::http1::{FieldLines, ResponseHead, push_field};
 use crate::limit::Ticket;
 use crate::pool::{Connection, Failed, Lease, Outbound};
 use crate::record::RequestId;
@@ -68,7 +68,8 @@ pub struct Origin {
 /// An answer's head and where its body comes from.
 #[derive(Debug)]
 pub struct Answered {
-    pub response: Response<()>,
+    pub status: StatusCode,
+    pub fields: FieldLines,
     pub connection: Connection,
 }
 
@@ -93,7 +94,10 @@ pub async fn send(
             None => lease.connect().await?,
         };
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
-            Ok(head) => return Ok(Answered { response: inbound(head), connection }),
+            Ok(head) => {
+                let (status, fields) = (head.status, inbound(&head));
+                return Ok(Answered { status, fields, connection });
+            }
             Err(failed) => failed,
         };
         return Err(match failed {
@@ -212,7 +216,7 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 
 fn is_dropped(name: &HeaderName) -> bool {
     let name = name.as_str();
-    is_hop_by_hop(name)
+    HOP_BY_HOP.contains(&name)
         || matches!(
             name,
             // Credentials.
@@ -228,49 +232,55 @@ fn is_dropped(name: &HeaderName) -> bool {
             // Another method than the one that was decided on.
             | "x-http-method-override" | "x-http-method" | "x-method-override"
         )
-        || ["x-forwarded-", "x-original-", "x-rewrite-", "x-openwebui-", "x-portcullis-", "sec-fetch-"]
+        || ["proxy-", "x-forwarded-", "x-original-", "x-rewrite-", "x-openwebui-", "x-portcullis-", "sec-fetch-"]
             .iter()
             .any(|prefix| name.starts_with(prefix))
         // A server behind us may take `x_real_ip` for `x-real-ip`.
         || name.contains('_')
 }
 
-/// RFC 9110, 7.6.1, and the fields that RFC 7540 adds for an upgrade.
-fn is_hop_by_hop(name: &str) -> bool {
-    matches!(
-        name,
-        "connection"
-            | "keep-alive"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-            | "proxy-connection"
-    ) || name.starts_with("proxy-")
+/// RFC 9110, 7.6.1, and the fields that RFC 7540 adds for an upgrade; `proxy-*` too.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "proxy-connection",
+];
+
+/// The fields of a backend's answer without what belongs to its hop, or to the gate to say.
+fn inbound(head: &ResponseHead) -> FieldLines {
+    let named: Vec<_> = head
+        .fields
+        .all("connection")
+        .flat_map(|line| line.split(|b| *b == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
+    // Beside a transfer coding a length does not count, nor where nothing may follow.
+    let lengthless = head.status == StatusCode::NO_CONTENT
+        || head.fields.all("transfer-encoding").next().is_some();
+    let mut passed = FieldLines::with_room(head.fields.bytes());
+    for (name, value) in head.fields.iter() {
+        let is_length = name.eq_ignore_ascii_case("content-length");
+        let is_named = || named.iter().any(|it| it.eq_ignore_ascii_case(name.as_bytes()));
+        let dropped = if is_length { lengthless } else { is_kept_from_callers(name) || is_named() };
+        if !dropped {
+            passed.push(name, value);
+        }
+    }
+    passed
 }
 
-/// The backend's answer without what belongs to its hop, or to the gate to say.
-fn inbound(head: ResponseHead) -> Response<()> {
-    let ResponseHead { status, mut headers, .. } = head;
-    if headers.contains_key(header::TRANSFER_ENCODING) {
-        headers.remove(header::CONTENT_LENGTH);
-    }
-    let mut dropped = named_by_connection(&headers);
-    dropped.retain(|name| *name != header::CONTENT_LENGTH);
-    dropped.extend(headers.keys().filter(|name| is_kept_from_callers(name)).cloned());
-    for name in dropped {
-        headers.remove(name);
-    }
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+fn is_kept_from_callers(name: &str) -> bool {
+    ["server", "x-powered-by", "x-request-id"].iter().any(|it| name.eq_ignore_ascii_case(it))
+        || HOP_BY_HOP.iter().any(|it| name.eq_ignore_ascii_case(it))
+        || begins(name, "proxy-")
+        || begins(name, "access-control-")
 }
 
-fn is_kept_from_callers(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    is_hop_by_hop(name)
-        || matches!(name, "server" | "x-powered-by" | "x-request-id")
-        || name.starts_with("access-control-")
+fn begins(name: &str, prefix: &str) -> bool {
+    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }

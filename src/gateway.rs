@@ -84,9 +84,13 @@ impl Gateway {
         let mut response = match held_off(path).await {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
-                record.line.status = answered.response.status().as_u16();
-                let riders = Riders { connection: answered.connection, lease, ticket, record };
-                Metered::around(answered.response, riders, state.idle(), asker.dialect())
+                let forward::Answered { status, fields, connection } = answered;
+                record.line.status = status.as_u16();
+                let riders = Riders { connection, lease, ticket, record };
+                let answer = Metered::around(fields, riders, state.idle(), asker.dialect());
+                let mut response = Response::new(answer);
+                *response.status_mut() = status;
+                response
             }
             Ok(Served::Own(answer)) => own(answer, record),
             Err(reject) => {

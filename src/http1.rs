@@ -12,10 +12,10 @@ mod head;
 mod inbox;
 mod outbox;
 
-pub use answer::{Ending, Form, push_field};
+pub use answer::{Ending, FieldLines, Form, push_field};
 pub use caller::{Arrival, Broken, HeadError, Incoming, Wire};
 pub use due::Due;
 pub use framing::{BadFraming, Framing, Piece};
-pub use head::{MAX_HEAD, Malformed, RequestHead, ResponseHead};
+pub use head::{Fields, MAX_HEAD, Malformed, RequestHead, ResponseHead};
 pub use inbox::Inbox;
 pub use outbox::Outbox;

@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
+use crate::http1::FieldLines;
 use crate::limit::Ticket;
 use crate::pool::{Connection, Lease};
 use crate::record::{Outcome, Record};
@@ -21,7 +21,7 @@ use crate::reject::{Dialect, Reject, Told};
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]
 pub enum Answer {
-    Passing(Box<Metered>),
+    Passing { metered: Box<Metered>, fields: FieldLines },
     Own { data: Bytes, record: Option<Box<Record>> },
 }
 
@@ -75,15 +75,10 @@ pub struct Riders {
 impl Metered {
     /// `idle`: the longest silence between two bytes. `dialect`: of the path asked.
     #[must_use]
-    pub fn around(
-        response: Response<()>,
-        riders: Riders,
-        idle: Duration,
-        dialect: Dialect,
-    ) -> Response<Answer> {
+    pub fn around(fields: FieldLines, riders: Riders, idle: Duration, dialect: Dialect) -> Answer {
         let Riders { connection, lease, ticket, record } = riders;
         let known = connection.left().is_some();
-        let framing = if known { Framing::Opaque } else { Framing::of(response.headers()) };
+        let framing = if known { Framing::Opaque } else { Framing::of(&fields) };
         let mut metered = Self {
             connection: Some(connection),
             lease,
@@ -97,7 +92,7 @@ impl Metered {
             state: State::Streaming,
         };
         metered.finish_if_past();
-        response.map(|()| Answer::Passing(Box::new(metered)))
+        Answer::Passing { metered: Box::new(metered), fields }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
@@ -179,11 +174,10 @@ impl Metered {
 }
 
 impl Framing {
-    fn of(headers: &http::HeaderMap) -> Self {
-        let kind = headers.get(http::header::CONTENT_TYPE).map(|kind| kind.as_bytes());
+    fn of(fields: &FieldLines) -> Self {
+        let kind = fields.kind();
         let is = |name: &[u8]| {
-            kind.and_then(|kind| kind.get(..name.len()))
-                .is_some_and(|kind| kind.eq_ignore_ascii_case(name))
+            kind.get(..name.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(name))
         };
         if is(b"application/x-ndjson") {
             Self::Ndjson
@@ -191,6 +185,17 @@ impl Framing {
             Self::Sse
         } else {
             Self::Opaque
+        }
+    }
+}
+
+impl Answer {
+    /// The fields of a backend's answer, once: they are gone when the head is.
+    #[must_use]
+    pub fn take_fields(&mut self) -> FieldLines {
+        match self {
+            Self::Passing { fields, .. } => std::mem::take(fields),
+            Self::Own { .. } => FieldLines::default(),
         }
     }
 }
@@ -204,7 +209,7 @@ impl Body for Answer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         match self.get_mut() {
-            Self::Passing(metered) => metered.poll(cx).map_ok(Frame::data),
+            Self::Passing { metered, .. } => metered.poll(cx).map_ok(Frame::data),
             Self::Own { data, .. } if data.is_empty() => Poll::Ready(None),
             Self::Own { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
         }
@@ -212,14 +217,14 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Passing(metered) => metered.state == State::Ended,
+            Self::Passing { metered, .. } => metered.state == State::Ended,
             Self::Own { data, .. } => data.is_empty(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Passing(metered) => {
+            Self::Passing { metered, .. } => {
                 metered.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),

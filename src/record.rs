@@ -427,7 +427,7 @@ fn push_millis(field: &str, time: Option<Duration>, out: &mut String) {
         out.push('-');
         return;
     };
-    let tenths = (time.as_micros() + 50) / 100;
+    let tenths = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).saturating_add(50) / 100;
     let mut digits = itoa::Buffer::new();
     out.push_str(digits.format(tenths / 10));
     out.push('.');

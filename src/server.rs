@@ -101,6 +101,8 @@ impl Server {
             tracing::warn!(requests = cut, "requests are cut that did not end in time");
             self.gateway.log().cut();
             self.tasks.shutdown().await;
+            // Each connection holds a receiver: with the last one the last line is posted.
+            let _ = tokio::time::timeout(FLUSH, self.stage.closed()).await;
         }
         let gateway = Arc::clone(&self.gateway);
         // Flushing may wait for a slow reader of the log; nothing else is left to be held up.

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Write as _;
+use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header, response};
@@ -17,6 +18,40 @@ pub enum Ending {
     Chunked,
     /// HTTP/1.0 knows no chunks.
     Close,
+}
+
+/// Fields of a backend's answer that are passed on as they came.
+#[derive(Debug, Default)]
+pub struct FieldLines {
+    lines: Vec<u8>,
+    /// Where the value of `Content-Type` stands in `lines`.
+    kind: Range<usize>,
+    has_date: bool,
+    has_length: bool,
+}
+
+impl FieldLines {
+    #[must_use]
+    pub fn with_room(bytes: usize) -> Self {
+        Self { lines: Vec::with_capacity(bytes), ..Self::default() }
+    }
+
+    /// `value` must be one that a `HeaderValue` may hold.
+    pub fn push(&mut self, name: &str, value: &[u8]) {
+        self.has_date |= name.eq_ignore_ascii_case("date");
+        self.has_length |= name.eq_ignore_ascii_case("content-length");
+        push_line(&mut self.lines, name, value);
+        if name.eq_ignore_ascii_case("content-type") {
+            let end = self.lines.len() - 2;
+            self.kind = end - value.len()..end;
+        }
+    }
+
+    /// The value of `Content-Type`; empty without one.
+    #[must_use]
+    pub fn kind(&self) -> &[u8] {
+        self.lines.get(self.kind.clone()).unwrap_or_default()
+    }
 }
 
 /// What of a request decides the form of its answer.
@@ -39,6 +74,7 @@ impl Form {
     pub fn push_head(
         &mut self,
         parts: &response::Parts,
+        passed: &FieldLines,
         length: Option<u64>,
         outbox: &mut Outbox,
     ) -> Ending {
@@ -46,9 +82,13 @@ impl Form {
         self.stays &= ending != Ending::Close && !says_close(&parts.headers);
         let text = outbox.text();
         push_status(text, self.version, parts.status);
-        push_fields(text, &parts.headers, parts.status);
+        text.extend_from_slice(&passed.lines);
+        push_fields(text, &parts.headers);
+        if !passed.has_date {
+            push_date(text);
+        }
         match (ending, length) {
-            _ if parts.headers.contains_key(header::CONTENT_LENGTH) => {}
+            _ if passed.has_length => {}
             (Ending::Chunked, _) => text.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             // An answer to HEAD may leave the length open, and 204 and 304 have none to tell.
             (Ending::Bodiless, None | Some(0)) | (Ending::Close | Ending::Length, None) => {}
@@ -95,29 +135,28 @@ fn push_status(text: &mut Vec<u8>, version: Version, status: StatusCode) {
 }
 
 /// All fields but those that belong to the connection.
-fn push_fields(text: &mut Vec<u8>, headers: &HeaderMap, status: StatusCode) {
+fn push_fields(text: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
-        let lengthless = *name == header::CONTENT_LENGTH && status == StatusCode::NO_CONTENT;
-        if *name != header::CONNECTION && *name != header::TRANSFER_ENCODING && !lengthless {
+        if *name != header::CONNECTION && *name != header::TRANSFER_ENCODING {
             push_field(text, name, value.as_bytes());
         }
-    }
-    if !headers.contains_key(header::DATE) {
-        text.extend_from_slice(b"date: ");
-        push_date(text);
-        text.extend_from_slice(b"\r\n");
     }
 }
 
 /// Appends one field; `value` must be one that a `HeaderValue` may hold.
 pub fn push_field(text: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    text.extend_from_slice(name.as_str().as_bytes());
+    push_line(text, name.as_str(), value);
+}
+
+fn push_line(text: &mut Vec<u8>, name: &str, value: &[u8]) {
+    text.reserve(name.len() + value.len() + 4);
+    text.extend_from_slice(name.as_bytes());
     text.extend_from_slice(b": ");
     text.extend_from_slice(value);
     text.extend_from_slice(b"\r\n");
 }
 
-/// The date in its fixed form (RFC 9110, 5.6.7), worked out once a second and thread.
+/// The `Date` field (RFC 9110, 6.6.1), worked out once a second and thread.
 fn push_date(text: &mut Vec<u8>) {
     thread_local! {
         static NOW: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
@@ -128,7 +167,7 @@ fn push_date(text: &mut Vec<u8>) {
             *second = since.as_secs();
             *date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(*second));
         }
-        text.extend_from_slice(date.as_bytes());
+        push_line(text, "date", date.as_bytes());
     });
 }
 
@@ -138,19 +177,23 @@ mod tests {
 
     use super::*;
 
-    fn head(form: &mut Form, parts: &response::Parts, length: Option<u64>) -> (String, Ending) {
-        let mut outbox = Outbox::default();
-        let ending = form.push_head(parts, length, &mut outbox);
-        (String::from_utf8(outbox.text().clone()).unwrap(), ending)
-    }
-
-    fn parts(status: u16, fields: &[(&'static str, &'static str)]) -> response::Parts {
+    fn head(
+        form: &mut Form,
+        status: u16,
+        passed: &[(&str, &str)],
+        length: Option<u64>,
+    ) -> (String, Ending) {
         let (mut parts, ()) = Response::new(()).into_parts();
         parts.status = StatusCode::from_u16(status).unwrap();
-        for (name, value) in fields {
-            parts.headers.append(*name, HeaderValue::from_static(value));
+        parts.headers.insert("x-own", HeaderValue::from_static("1"));
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("x"));
+        let mut fields = FieldLines::default();
+        for (name, value) in passed {
+            fields.push(name, value.as_bytes());
         }
-        parts
+        let mut outbox = Outbox::default();
+        let ending = form.push_head(&parts, &fields, length, &mut outbox);
+        (String::from_utf8(outbox.text().clone()).unwrap(), ending)
     }
 
     #[test]
@@ -176,44 +219,43 @@ mod tests {
             ),
             (old, 200, None, Ending::Close, "connection: close", false),
         ] {
-            let (text, was) = head(&mut form, &parts(status, &[("date", "now")]), length);
+            let (text, was) = head(&mut form, status, &[("Date", "now")], length);
             assert_eq!((was, form.stays), (ending, stays), "{text}");
             let version = if form.version == Version::HTTP_10 { "1.0" } else { "1.1" };
             let reason = StatusCode::from_u16(status).unwrap().canonical_reason().unwrap();
             let line = if line.is_empty() { String::new() } else { format!("{line}\r\n") };
-            assert_eq!(
-                text,
-                format!("HTTP/{version} {status} {reason}\r\ndate: now\r\n{line}\r\n")
-            );
+            let top = format!("HTTP/{version} {status} {reason}\r\nDate: now\r\nx-own: 1\r\n");
+            assert_eq!(text, format!("{top}{line}\r\n"));
         }
     }
 
     #[test]
-    fn what_belongs_to_a_connection_is_said_once_and_by_us() {
-        let mut form = Form::of(&Method::GET, Version::HTTP_11, true);
-        let fields = [
-            ("content-length", "5"),
-            ("connection", "close"),
-            ("transfer-encoding", "chunked"),
-            ("x-a", "1"),
-            ("x-a", "2"),
-            ("date", "now"),
-        ];
-        let (text, ending) = head(&mut form, &parts(299, &fields), Some(5));
+    fn what_was_passed_is_not_said_again() {
+        let mut form = Form::of(&Method::HEAD, Version::HTTP_11, false);
+        let passed = [("X-A", "1"), ("X-A", "2"), ("Content-Length", "7"), ("DATE", "now")];
+        let (text, ending) = head(&mut form, 299, &passed, Some(0));
         assert_eq!(
             text,
-            "HTTP/1.1 299 \r\ncontent-length: 5\r\nx-a: 1\r\nx-a: 2\r\ndate: now\r\n\
-             connection: close\r\n\r\n"
+            "HTTP/1.1 299 \r\nX-A: 1\r\nX-A: 2\r\nContent-Length: 7\r\nDATE: now\r\n\
+             x-own: 1\r\nconnection: close\r\n\r\n"
         );
-        assert_eq!((ending, form.stays), (Ending::Length, false));
-        let (text, _) = head(&mut form, &parts(204, &fields), Some(5));
-        assert!(!text.contains("content-length"), "{text}");
+        assert_eq!(ending, Ending::Bodiless);
+    }
+
+    #[test]
+    fn the_kind_of_an_answer_is_found_among_its_fields() {
+        let mut passed = FieldLines::default();
+        assert_eq!(passed.kind(), b"");
+        for (name, value) in [("X", "1"), ("Content-TYPE", "text/plain"), ("Y", "2")] {
+            passed.push(name, value.as_bytes());
+        }
+        assert_eq!(passed.kind(), b"text/plain");
     }
 
     #[test]
     fn an_answer_without_a_date_gets_todays() {
         let mut form = Form::of(&Method::GET, Version::HTTP_11, true);
-        let (text, _) = head(&mut form, &parts(200, &[]), None);
+        let (text, _) = head(&mut form, 200, &[], None);
         let date = text.lines().find_map(|line| line.strip_prefix("date: ")).unwrap();
         let date = httpdate::parse_http_date(date).unwrap();
         assert!(date.elapsed().unwrap() < Duration::from_secs(60));

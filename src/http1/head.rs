@@ -1,10 +1,11 @@
 //! The head of a message, read strictly: what could be read in two ways is malformed.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version};
 use httparse::{Header, Status};
 
 use super::{Framing, Inbox};
@@ -33,9 +34,58 @@ pub struct RequestHead {
 #[derive(Debug)]
 pub struct ResponseHead {
     pub status: StatusCode,
-    pub headers: HeaderMap,
+    pub fields: Fields,
     pub framing: Framing,
     pub keeps_alive: bool,
+}
+
+/// The fields of a head, left where they came.
+#[derive(Debug)]
+pub struct Fields {
+    head: Bytes,
+    places: Vec<Place>,
+}
+
+/// Of a name and of its value.
+type Place = (Range<u16>, Range<u16>);
+
+impl Fields {
+    fn of(parsed: &[Header<'_>], head: Bytes) -> Self {
+        let start = head.as_ptr().addr();
+        let range = |part: &[u8]| {
+            let from = part.as_ptr().addr().wrapping_sub(start);
+            // No head is longer than `MAX_HEAD`.
+            small(from)..small(from + part.len())
+        };
+        let places = parsed.iter().map(|it| (range(it.name.as_bytes()), range(it.value)));
+        let places = places.collect();
+        Self { head, places }
+    }
+
+    /// Of the whole head.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.head.len()
+    }
+
+    /// Names in whatever case they came, and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let part = |range: &Range<u16>| {
+            self.head.get(usize::from(range.start)..usize::from(range.end)).unwrap_or_default()
+        };
+        self.places
+            .iter()
+            .map(move |(name, value)| (std::str::from_utf8(part(name)).unwrap_or("-"), part(value)))
+    }
+
+    /// The values of one field; `name` in any case.
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.iter().filter(|it| it.0.eq_ignore_ascii_case(name)).map(|it| it.1)
+    }
+}
+
+fn small(place: usize) -> u16 {
+    u16::try_from(place).unwrap_or(u16::MAX)
 }
 
 /// A head that is not one of HTTP/1.1.
@@ -87,13 +137,11 @@ impl RequestHead {
         parts.uri = target(parsed.path.unwrap_or_default(), head)?;
         parts.version = version(parsed.version);
         parts.headers = fields(parsed.headers, head)?;
-        let framing = request_framing(&parts.headers, parts.version)?;
-        let expectation = parts.headers.get(header::EXPECT).map(HeaderValue::as_bytes);
+        let told = Told::by(parsed.headers);
         Ok(Self {
-            framing,
-            keeps_alive: keeps_alive(&parts.headers, parts.version),
-            expects_continue: parts.version == Version::HTTP_11
-                && expectation.is_some_and(|it| it.eq_ignore_ascii_case(b"100-continue")),
+            framing: told.request_framing(parts.version)?,
+            keeps_alive: told.keeps_alive(parts.version),
+            expects_continue: parts.version == Version::HTTP_11 && told.expects_continue,
             parts,
         })
     }
@@ -122,11 +170,12 @@ impl ResponseHead {
         }
         let status = StatusCode::from_u16(parsed.code.unwrap_or_default());
         let status = status.map_err(|_| Malformed::Head)?;
-        let headers = fields(parsed.headers, &head)?;
         let version = version(parsed.version);
-        let framing = response_framing(&headers, status, asked, version)?;
-        let keeps_alive = keeps_alive(&headers, version) && framing != Framing::UntilClose;
-        Ok(Some(Self { status, headers, framing, keeps_alive }))
+        let told = Told::by(parsed.headers);
+        let framing = told.response_framing(status, asked, version)?;
+        let keeps_alive = told.keeps_alive(version) && framing != Framing::UntilClose;
+        let fields = Fields::of(parsed.headers, head.clone());
+        Ok(Some(Self { status, fields, framing, keeps_alive }))
     }
 }
 
@@ -227,66 +276,101 @@ fn fields(parsed: &[Header<'_>], head: &Bytes) -> Result<HeaderMap, Malformed> {
     Ok(headers)
 }
 
-/// RFC 9112, 6.3; a length beside a coding, two lengths, and every coding but one `chunked` are
-/// errors.
-fn request_framing(headers: &HeaderMap, version: Version) -> Result<Framing, Malformed> {
-    match (headers.contains_key(header::TRANSFER_ENCODING), length(headers)?) {
-        (false, length) => Ok(length.map_or(Framing::NOTHING, Framing::Length)),
-        (true, None) if version == Version::HTTP_11 && is_chunked(headers) => Ok(Framing::CHUNKED),
-        (true, _) => Err(Malformed::Framing),
+/// What the fields of a head tell of its body and of the connection.
+#[derive(Debug, Default)]
+struct Told<'a> {
+    lengths: Single<'a>,
+    codings: Single<'a>,
+    close: bool,
+    keep_alive: bool,
+    expects_continue: bool,
+}
+
+/// The first value of a field, and whether there are more.
+#[derive(Debug, Default)]
+struct Single<'a> {
+    first: Option<&'a [u8]>,
+    more: bool,
+}
+
+impl<'a> Single<'a> {
+    fn push(&mut self, value: &'a [u8]) {
+        self.more |= self.first.is_some();
+        self.first.get_or_insert(value);
     }
 }
 
-/// RFC 9112, 6.3; a length beside `chunked` does not count.
-fn response_framing(
-    headers: &HeaderMap,
-    status: StatusCode,
-    asked: &Method,
-    version: Version,
-) -> Result<Framing, Malformed> {
-    let length = length(headers)?;
-    let bodiless = status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || *asked == Method::HEAD;
-    if bodiless {
-        return Ok(Framing::NOTHING);
+impl<'a> Told<'a> {
+    fn by(fields: &[Header<'a>]) -> Self {
+        let mut told = Self::default();
+        for Header { name, value } in fields {
+            // Most names differ in their length already.
+            match name.len() {
+                14 if name.eq_ignore_ascii_case("content-length") => told.lengths.push(value),
+                17 if name.eq_ignore_ascii_case("transfer-encoding") => told.codings.push(value),
+                10 if name.eq_ignore_ascii_case("connection") => {
+                    for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                        told.close |= option.eq_ignore_ascii_case(b"close");
+                        told.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
+                    }
+                }
+                6 if name.eq_ignore_ascii_case("expect") => {
+                    told.expects_continue |= value.eq_ignore_ascii_case(b"100-continue");
+                }
+                _ => {}
+            }
+        }
+        told
     }
-    match headers.contains_key(header::TRANSFER_ENCODING) {
-        true if version == Version::HTTP_11 && is_chunked(headers) => Ok(Framing::CHUNKED),
-        true => Err(Malformed::Framing),
-        false => Ok(length.map_or(Framing::UntilClose, Framing::Length)),
+
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::HTTP_11 || self.keep_alive)
     }
-}
 
-fn is_chunked(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let coding = codings.next().map(HeaderValue::as_bytes).unwrap_or_default();
-    codings.next().is_none() && coding.trim_ascii().eq_ignore_ascii_case(b"chunked")
-}
-
-/// One number of digits only; the same number twice is not believed either.
-fn length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
-    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
-    let Some(length) = lengths.next() else { return Ok(None) };
-    let digits = length.as_bytes();
-    if lengths.next().is_some() || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(Malformed::Framing);
+    /// RFC 9112, 6.3; a length beside a coding, two lengths, and every coding but one `chunked` are
+    /// errors.
+    fn request_framing(&self, version: Version) -> Result<Framing, Malformed> {
+        match (self.codings.first.is_some(), self.length()?) {
+            (false, length) => Ok(length.map_or(Framing::NOTHING, Framing::Length)),
+            (true, None) if version == Version::HTTP_11 && self.is_chunked() => {
+                Ok(Framing::CHUNKED)
+            }
+            (true, _) => Err(Malformed::Framing),
+        }
     }
-    let length = length.to_str().ok().and_then(|digits| digits.parse::<u64>().ok());
-    length.map(Some).ok_or(Malformed::Framing)
-}
 
-fn keeps_alive(headers: &HeaderMap, version: Version) -> bool {
-    let says = |word: &[u8]| {
-        headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .flat_map(|line| line.as_bytes().split(|b| *b == b','))
-            .any(|option| option.trim_ascii().eq_ignore_ascii_case(word))
-    };
-    match version {
-        Version::HTTP_11 => !says(b"close"),
-        _ => says(b"keep-alive") && !says(b"close"),
+    /// RFC 9112, 6.3; a length beside `chunked` does not count.
+    fn response_framing(
+        &self,
+        status: StatusCode,
+        asked: &Method,
+        version: Version,
+    ) -> Result<Framing, Malformed> {
+        let length = self.length()?;
+        let bodiless = status.is_informational()
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+            || *asked == Method::HEAD;
+        match self.codings.first {
+            _ if bodiless => Ok(Framing::NOTHING),
+            Some(_) if version == Version::HTTP_11 && self.is_chunked() => Ok(Framing::CHUNKED),
+            Some(_) => Err(Malformed::Framing),
+            None => Ok(length.map_or(Framing::UntilClose, Framing::Length)),
+        }
+    }
+
+    fn is_chunked(&self) -> bool {
+        let coding = self.codings.first.unwrap_or_default();
+        !self.codings.more && coding.trim_ascii().eq_ignore_ascii_case(b"chunked")
+    }
+
+    /// One number of digits only; the same number twice is not believed either.
+    fn length(&self) -> Result<Option<u64>, Malformed> {
+        let Some(digits) = self.lengths.first else { return Ok(None) };
+        if self.lengths.more || digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+            return Err(Malformed::Framing);
+        }
+        let length = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
+        length.map(Some).ok_or(Malformed::Framing)
     }
 }
 
@@ -385,6 +469,15 @@ mod tests {
         assert!(framing(&format!("{ok}Content-Length: 5, 4\r\n\r\n")).is_err());
         assert!(framing(&format!("{ok}Transfer-Encoding: gzip, chunked\r\n\r\n")).is_err());
         assert!(response("SSH-2.0").is_err() && response("HTTP/1.").unwrap().is_none());
+    }
+
+    #[test]
+    fn the_fields_of_an_answer_are_as_they_came() {
+        let head = "HTTP/1.1 200 OK\r\nX-One:  1 \r\nx-TWO:\r\nX-one: 3\r\n\r\n";
+        let head = response(head).unwrap().unwrap();
+        let fields: Vec<_> = head.fields.iter().collect();
+        assert_eq!(fields, [("X-One", &b"1"[..]), ("x-TWO", b""), ("X-one", b"3")]);
+        assert_eq!(head.fields.all("x-ONE").collect::<Vec<_>>(), [b"1", b"3"]);
     }
 
     proptest! {

@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use super::Stage;
 use crate::gateway::Gateway;
 use crate::http1::{
-    Arrival, Due, Ending, Form, HeadError, Incoming, Malformed, Outbox, RequestHead, Wire,
+    Arrival, Due, Ending, FieldLines, Form, HeadError, Incoming, Malformed, Outbox, RequestHead,
+    Wire,
 };
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
@@ -187,10 +188,11 @@ enum Sent {
 }
 
 async fn send(response: Response<Answer>, form: &mut Form, wire: &Wire) -> Sent {
-    let (parts, answer) = response.into_parts();
+    let (parts, mut answer) = response.into_parts();
     let mut outbox = Outbox::with_room(USUAL_HEAD);
-    let ending = form.push_head(&parts, answer.size_hint().exact(), &mut outbox);
-    drop(parts);
+    let (fields, length) = (answer.take_fields(), answer.size_hint().exact());
+    let ending = form.push_head(&parts, &fields, length, &mut outbox);
+    drop((parts, fields));
     let mut sending = Sending { answer, outbox, ending, ended: None };
     if ending == Ending::Bodiless {
         sending.ended = Some(Sent::Whole);
@@ -295,7 +297,7 @@ fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     }
     let mut outbox = Outbox::default();
     let mut form = Form::of(&Method::GET, Version::HTTP_11, false);
-    form.push_head(&parts, Some(body.len() as u64), &mut outbox);
+    form.push_head(&parts, &FieldLines::default(), Some(body.len() as u64), &mut outbox);
     outbox.text().extend_from_slice(&body);
     (std::mem::take(outbox.text()), body.len())
 }
