@@ -143,7 +143,7 @@ struct Decided {
 
 impl Decided {
     fn on(method: &Method, raw: &[u8]) -> Option<Self> {
-        // As hyper reads it, then as the path does.
+        // As a URI, then as the path reads it.
         let uri = Uri::try_from(raw).ok()?;
         let target = Target::read(uri.path()).ok()?;
         let asked = Asked::find(method, &target.path, &[]).ok()?;

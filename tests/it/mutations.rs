@@ -76,12 +76,10 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut Random) {
 type Read = (String, Vec<u8>);
 
 /// What the second reader makes of the bytes: requests, up to the first that is malformed or not
-/// complete. Behind the first (for a fragment also behind an odd method) it is as lenient as RFC 9112 allows in two things that hyper does not
-/// tell of: a fragment is dropped (3.2), a length beside a coding too, and then the connection ends
-/// (6.3).
+/// complete.
 fn strict(mut bytes: &[u8]) -> Vec<Read> {
     let mut requests = Vec::new();
-    while let Some((request, rest)) = strict_one(bytes, requests.is_empty()) {
+    while let Some((request, rest)) = strict_one(bytes) {
         requests.push(request);
         bytes = rest;
     }
@@ -93,7 +91,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes[..end].strip_suffix(b"\r").unwrap_or(&bytes[..end]), &bytes[end + 1..]))
 }
 
-fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
+fn strict_one(mut bytes: &[u8]) -> Option<(Read, &[u8])> {
     let request_line = loop {
         let (first, rest) = line(bytes)?;
         bytes = rest;
@@ -106,8 +104,6 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
         return None;
     };
     let target = target.strip_prefix("http://gate").unwrap_or(target);
-    let plain = method.bytes().all(|b| b.is_ascii_uppercase());
-    let target = if first && plain { target } else { target.split('#').next()? };
     if target.contains('#') || !target.bytes().all(|b| b.is_ascii_graphic()) {
         return None;
     }
@@ -122,7 +118,7 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
         .collect();
     let query = if kept.is_empty() { String::new() } else { format!("?{}", kept.join("&")) };
     let asked = format!("{method} {path}{query} HTTP/1.1");
-    if hosts > 1 || lengths.iter().any(|length| *length != lengths[0]) {
+    if hosts > 1 || lengths.len() > 1 {
         return None;
     }
     let (body, rest) = match (codings.as_slice(), lengths.first()) {
@@ -134,7 +130,6 @@ fn strict_one(mut bytes: &[u8], first: bool) -> Option<(Read, &[u8])> {
             (bytes.get(..length)?.to_vec(), &bytes[length..])
         }
         ([coding], None) if coding == b"chunked" => chunks(bytes)?,
-        ([coding], Some(_)) if coding == b"chunked" && !first => (chunks(bytes)?.0, &bytes[..0]),
         _ => return None,
     };
     Some(((asked, body), rest))
