@@ -76,7 +76,7 @@ pub struct IpText {
 impl From<IpAddr> for IpText {
     fn from(ip: IpAddr) -> Self {
         let mut text = [0; 45];
-        let mut rest = &mut text[..];
+        let mut rest = text.as_mut_slice();
         match ip {
             IpAddr::V4(ip) => {
                 for (place, octet) in ip.octets().iter().enumerate() {
