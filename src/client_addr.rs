@@ -95,12 +95,15 @@ impl From<IpAddr> for IpText {
     }
 }
 
-impl std::ops::Deref for IpText {
-    type Target = str;
+impl IpText {
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.text.get(..self.length).unwrap_or_default()
+    }
 
-    fn deref(&self) -> &str {
-        let text = self.text.get(..self.length).unwrap_or_default();
-        std::str::from_utf8(text).unwrap_or_default()
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
@@ -197,7 +200,7 @@ mod tests {
             "::ffff:255.255.255.255",
         ] {
             let ip: IpAddr = text.parse().unwrap();
-            assert_eq!(&*IpText::from(ip), ip.to_string(), "{text}");
+            assert_eq!(IpText::from(ip).as_str(), ip.to_string(), "{text}");
         }
     }
 

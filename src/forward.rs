@@ -148,7 +148,7 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
         push_field(head, &X_FORWARDED_FOR, client.as_bytes());
     }
     push_field(head, &X_REAL_IP, client.as_bytes());
-    push_field(head, &REQUEST_ID, origin.id.as_str().as_bytes());
+    push_field(head, &REQUEST_ID, origin.id.as_bytes());
     if let Some(key) = &rules.backend_key {
         push_field(head, &header::AUTHORIZATION, key.as_bytes());
     }
@@ -255,17 +255,17 @@ const HOP_BY_HOP: [&str; 8] = [
 fn inbound(head: &ResponseHead) -> FieldLines {
     let named: Vec<_> = head
         .fields
-        .all("connection")
+        .all(b"connection")
         .flat_map(|line| line.split(|b| *b == b','))
         .map(<[u8]>::trim_ascii)
         .collect();
     // Beside a transfer coding a length does not count, nor where nothing may follow.
     let lengthless = head.status == StatusCode::NO_CONTENT
-        || head.fields.all("transfer-encoding").next().is_some();
+        || head.fields.all(b"transfer-encoding").next().is_some();
     let mut passed = FieldLines::with_room(head.fields.bytes());
     for (name, value) in head.fields.iter() {
-        let is_length = name.eq_ignore_ascii_case("content-length");
-        let is_named = || named.iter().any(|it| it.eq_ignore_ascii_case(name.as_bytes()));
+        let is_length = name.eq_ignore_ascii_case(b"content-length");
+        let is_named = || named.iter().any(|it| it.eq_ignore_ascii_case(name));
         let dropped = if is_length { lengthless } else { is_kept_from_callers(name) || is_named() };
         if !dropped {
             passed.push(name, value);
@@ -274,13 +274,13 @@ fn inbound(head: &ResponseHead) -> FieldLines {
     passed
 }
 
-fn is_kept_from_callers(name: &str) -> bool {
-    ["server", "x-powered-by", "x-request-id"].iter().any(|it| name.eq_ignore_ascii_case(it))
-        || HOP_BY_HOP.iter().any(|it| name.eq_ignore_ascii_case(it))
-        || begins(name, "proxy-")
-        || begins(name, "access-control-")
-}
-
-fn begins(name: &str, prefix: &str) -> bool {
-    name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+fn is_kept_from_callers(name: &[u8]) -> bool {
+    let is = |it: &&str| name.eq_ignore_ascii_case(it.as_bytes());
+    let begins = |prefix: &[u8]| {
+        name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
+    };
+    ["server", "x-powered-by", "x-request-id"].iter().any(is)
+        || HOP_BY_HOP.iter().any(is)
+        || begins(b"proxy-")
+        || begins(b"access-control-")
 }

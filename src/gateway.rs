@@ -253,7 +253,7 @@ impl Asker<'_> {
     }
 
     fn finish(&self, headers: &mut HeaderMap, id: RequestId) {
-        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+        if let Ok(id) = HeaderValue::from_bytes(id.as_bytes()) {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));

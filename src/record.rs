@@ -34,6 +34,11 @@ pub struct RequestId([u8; 16]);
 
 impl RequestId {
     #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
@@ -370,7 +375,7 @@ fn text_line(line: &Line, out: &mut String) {
     push_time(line.time, out);
     word(line.id.as_str(), out);
     match line.client {
-        Some(client) => word(&IpText::from(client), out),
+        Some(client) => word(IpText::from(client).as_str(), out),
         None => word("-", out),
     }
     plain(line.name.as_ref().map_or("-", Name::as_str), out);

@@ -37,11 +37,11 @@ impl FieldLines {
     }
 
     /// `value` must be one that a `HeaderValue` may hold.
-    pub fn push(&mut self, name: &str, value: &[u8]) {
-        self.has_date |= name.eq_ignore_ascii_case("date");
-        self.has_length |= name.eq_ignore_ascii_case("content-length");
+    pub fn push(&mut self, name: &[u8], value: &[u8]) {
+        self.has_date |= name.eq_ignore_ascii_case(b"date");
+        self.has_length |= name.eq_ignore_ascii_case(b"content-length");
         push_line(&mut self.lines, name, value);
-        if name.eq_ignore_ascii_case("content-type") {
+        if name.eq_ignore_ascii_case(b"content-type") {
             let end = self.lines.len() - 2;
             self.kind = end - value.len()..end;
         }
@@ -145,12 +145,12 @@ fn push_fields(text: &mut Vec<u8>, headers: &HeaderMap) {
 
 /// Appends one field; `value` must be one that a `HeaderValue` may hold.
 pub fn push_field(text: &mut Vec<u8>, name: &HeaderName, value: &[u8]) {
-    push_line(text, name.as_str(), value);
+    push_line(text, name.as_str().as_bytes(), value);
 }
 
-fn push_line(text: &mut Vec<u8>, name: &str, value: &[u8]) {
+fn push_line(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     text.reserve(name.len() + value.len() + 4);
-    text.extend_from_slice(name.as_bytes());
+    text.extend_from_slice(name);
     text.extend_from_slice(b": ");
     text.extend_from_slice(value);
     text.extend_from_slice(b"\r\n");
@@ -167,7 +167,7 @@ fn push_date(text: &mut Vec<u8>) {
             *second = since.as_secs();
             *date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(*second));
         }
-        push_line(text, "date", date.as_bytes());
+        push_line(text, b"date", date.as_bytes());
     });
 }
 
@@ -189,7 +189,7 @@ mod tests {
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("x"));
         let mut fields = FieldLines::default();
         for (name, value) in passed {
-            fields.push(name, value.as_bytes());
+            fields.push(name.as_bytes(), value.as_bytes());
         }
         let mut outbox = Outbox::default();
         let ending = form.push_head(&parts, &fields, length, &mut outbox);
@@ -247,7 +247,7 @@ mod tests {
         let mut passed = FieldLines::default();
         assert_eq!(passed.kind(), b"");
         for (name, value) in [("X", "1"), ("Content-TYPE", "text/plain"), ("Y", "2")] {
-            passed.push(name, value.as_bytes());
+            passed.push(name.as_bytes(), value.as_bytes());
         }
         assert_eq!(passed.kind(), b"text/plain");
     }

@@ -69,17 +69,15 @@ impl Fields {
     }
 
     /// Names in whatever case they came, and values, in order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let part = |range: &Range<u16>| {
             self.head.get(usize::from(range.start)..usize::from(range.end)).unwrap_or_default()
         };
-        self.places
-            .iter()
-            .map(move |(name, value)| (std::str::from_utf8(part(name)).unwrap_or("-"), part(value)))
+        self.places.iter().map(move |(name, value)| (part(name), part(value)))
     }
 
     /// The values of one field; `name` in any case.
-    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    pub fn all<'a>(&'a self, name: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.iter().filter(|it| it.0.eq_ignore_ascii_case(name)).map(|it| it.1)
     }
 }
@@ -476,8 +474,8 @@ mod tests {
         let head = "HTTP/1.1 200 OK\r\nX-One:  1 \r\nx-TWO:\r\nX-one: 3\r\n\r\n";
         let head = response(head).unwrap().unwrap();
         let fields: Vec<_> = head.fields.iter().collect();
-        assert_eq!(fields, [("X-One", &b"1"[..]), ("x-TWO", b""), ("X-one", b"3")]);
-        assert_eq!(head.fields.all("x-ONE").collect::<Vec<_>>(), [b"1", b"3"]);
+        assert_eq!(fields, [(&b"X-One"[..], &b"1"[..]), (b"x-TWO", b""), (b"X-one", b"3")]);
+        assert_eq!(head.fields.all(b"x-ONE").collect::<Vec<_>>(), [b"1", b"3"]);
     }
 
     proptest! {
