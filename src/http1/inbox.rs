@@ -9,7 +9,9 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 /// Room for one read; what is larger comes in several.
-const ROOM: usize = 64 * 1024;
+const ROOM: usize = 128 * 1024;
+/// A read of this size is worth more than the copy that landing costs.
+const BULK: usize = 8 * 1024;
 
 thread_local! {
     /// What is read lands here first: a connection that waits for bytes holds no memory for them.
@@ -20,7 +22,7 @@ thread_local! {
 #[derive(Debug, Default)]
 pub struct Inbox {
     held: BytesMut,
-    /// The last read filled all its room, so the next one goes straight to where it is kept.
+    /// The last read was large, so the next one goes straight to where it is kept.
     bulk: bool,
 }
 
@@ -36,8 +38,12 @@ impl Inbox {
     ) -> Poll<io::Result<usize>> {
         if self.bulk {
             self.held.reserve(ROOM);
-            let read = ready!(pin!(socket.read_buf(&mut self.held)).poll(cx))?;
-            self.bulk = read >= ROOM / 4;
+            let read = pin!(socket.read_buf(&mut self.held)).poll(cx);
+            if self.held.is_empty() {
+                self.held = BytesMut::new();
+            }
+            let read = ready!(read)?;
+            self.bulk = read >= BULK;
             return Poll::Ready(Ok(read));
         }
         LANDING.with_borrow_mut(|landing| {
@@ -45,7 +51,7 @@ impl Inbox {
             ready!(Pin::new(&mut socket).poll_read(cx, &mut landing))?;
             let came = landing.filled();
             self.held.extend_from_slice(came);
-            self.bulk = came.len() == ROOM;
+            self.bulk = came.len() >= BULK;
             Poll::Ready(Ok(came.len()))
         })
     }
@@ -109,5 +115,16 @@ mod tests {
             got.extend_from_slice(&inbox.take(usize::MAX));
         }
         assert_eq!(got, sent);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_more_of_much_holds_nothing() {
+        let (mut ours, mut theirs) = tokio::io::duplex(ROOM);
+        tokio::io::AsyncWriteExt::write_all(&mut theirs, &[1; BULK]).await.unwrap();
+        let mut inbox = Inbox::default();
+        assert_eq!(poll_fn(|cx| inbox.poll_fill(&mut ours, cx)).await.unwrap(), BULK);
+        assert!(inbox.bulk && inbox.take(BULK).len() == BULK);
+        let waits = poll_fn(|cx| Poll::Ready(inbox.poll_fill(&mut ours, cx).is_pending())).await;
+        assert!(waits && inbox.held.capacity() == 0);
     }
 }

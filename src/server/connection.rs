@@ -72,9 +72,9 @@ pub(super) async fn serve(
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
     }
-    let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
     let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
     if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
+        let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
         let _ = tokio::time::timeout(LINGER, discard(&socket)).await;
     }
 }
