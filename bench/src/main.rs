@@ -1,0 +1,3 @@
+//! Portcullis and other proxies, measured side by side.
+
+fn main() {}
