@@ -1,3 +1,5 @@
 //! Portcullis and other proxies, measured side by side.
 
+mod peer;
+
 fn main() {}
