@@ -1,7 +1,8 @@
 //! Keys, a user and passwords: what the measured proxies have in their files, and what callers send.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::Context;
@@ -24,21 +25,27 @@ const PASSWORD: &str = "correct-horse";
 /// The folder cannot be written.
 pub(crate) fn write(dir: &Path, keys: usize, hash: Hash) -> anyhow::Result<()> {
     let path = dir.join(KEYS);
-    let write_keys = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(&path)?);
-        for number in 1..=keys {
-            writeln!(file, "{}", key(number))?;
-        }
-        file.flush()
-    };
-    write_keys().with_context(|| format!("cannot write {}", path.display()))?;
-    let users = dir.join(USERS);
+    write_keys(&path, keys).with_context(|| format!("cannot write {}", path.display()))?;
+    let path = dir.join(USERS);
     let stored = match hash {
         Hash::Apr1 => APR1,
         Hash::Bcrypt10 => BCRYPT10,
     };
-    fs::write(&users, format!("{USER}:{stored}\n"))
-        .with_context(|| format!("cannot write {}", users.display()))
+    let write_user = || writeln!(private(&path)?, "{USER}:{stored}");
+    write_user().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write_keys(path: &Path, keys: usize) -> io::Result<()> {
+    let mut file = BufWriter::new(private(path)?);
+    for number in 1..=keys {
+        writeln!(file, "{}", key(number))?;
+    }
+    file.flush()
+}
+
+/// As such files should be; the gate warns of others.
+fn private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// The header's value for the last key of a file of that many lines.
@@ -104,10 +111,10 @@ mod tests {
     #[test]
     fn the_key_that_is_sent_is_the_last_line_of_the_file() {
         let dir = std::env::temp_dir().join(format!("bench-keys-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        std::fs::create_dir_all(&dir).unwrap();
         write(&dir, 3, Hash::Apr1).unwrap();
-        let text = fs::read_to_string(dir.join(KEYS)).unwrap();
-        fs::remove_dir_all(&dir).unwrap();
+        let text = std::fs::read_to_string(dir.join(KEYS)).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(text.lines().count(), 3);
         assert_eq!(format!("Bearer {}", text.lines().last().unwrap()), bearer(3));
     }

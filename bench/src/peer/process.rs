@@ -148,13 +148,22 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let tree = self.tree();
         let mut running = running();
         kill_group(self.child.id());
         running.remove(&self.child.id());
         // waited for under the lock: afterwards the id may be somebody else's
         drop(self.child.wait());
+        drop(running);
+        // what it had started is init's now, and would take from the next one's time
+        let began = Instant::now();
+        while tree.iter().any(|pid| is_running(*pid)) && began.elapsed() < GONE_WITHIN {
+            thread::park_timeout(Duration::from_millis(1));
+        }
     }
 }
+
+const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Ends every peer that runs, from a signal handler's thread; none can be started afterwards.
 pub(crate) fn stop_all() {
@@ -242,10 +251,18 @@ fn listeners(table: &str, address: SocketAddr) -> HashSet<PathBuf> {
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
+    stat(pid)?.split_whitespace().nth(1)?.parse().ok()
+}
+
+fn is_running(pid: u32) -> bool {
+    stat(pid).is_some_and(|fields| !fields.trim_start().starts_with(['Z', 'X']))
+}
+
+/// The fields from the state on.
+fn stat(pid: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // the name in brackets may hold anything, brackets and blanks too
-    let (_, after) = text.rsplit_once(')')?;
-    after.split_whitespace().nth(1)?.parse().ok()
+    text.rsplit_once(')').map(|(_, fields)| fields.to_owned())
 }
 
 /// The groups that were started and not yet ended.
