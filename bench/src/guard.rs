@@ -157,7 +157,7 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
 }
 
 const REQUESTS: usize = 1000;
-const CHUNKS: usize = 1000;
+const CHUNKS: usize = 2000;
 
 #[derive(Clone, Copy)]
 struct Work {
@@ -221,7 +221,7 @@ impl Caller {
         self.send(&format!("GET /api/version HTTP/1.1\r\n{}\r\n", self.login))?;
         let head = self.head()?;
         let wanted = format!("content-length: {}", backend::VERSION.len());
-        ensure!(head.iter().any(|field| *field == wanted), "a wrong head: {head:?}");
+        ensure!(head.contains(&wanted), "a wrong head: {head:?}");
         let mut body = vec![0; backend::VERSION.len()];
         self.reader.read_exact(&mut body)?;
         ensure!(body == backend::VERSION.as_bytes(), "a wrong body");
@@ -302,4 +302,21 @@ impl Drop for Folder {
 
 fn say(line: &str) -> io::Result<()> {
     writeln!(io::stdout(), "{line}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_figures_are_read_as_they_were_written() {
+        let file = env::temp_dir().join(format!("bench-stored-{}", std::process::id()));
+        fs::write(&file, Stored::text("rustc 1.95.0 on x86_64", &[("key path", 88_000)])).unwrap();
+        let stored = Stored::read(&file);
+        fs::remove_file(&file).unwrap();
+        let stored = stored.unwrap();
+        assert_eq!(stored.of("key path"), Some(88_000));
+        assert_eq!(stored.of("another"), None);
+        assert_eq!(stored.made_with, "rustc 1.95.0 on x86_64");
+    }
 }

@@ -32,7 +32,9 @@ pub(crate) fn version(id: Id, program: &Path) -> String {
     let arguments: &[&str] = match id {
         Id::Portcullis => &["--version"],
         Id::NginxTuned | Id::NginxBasic | Id::NginxBearer | Id::Haproxy => &["-v"],
-        Id::CaddyDistro | Id::CaddyNewest => &["version"],
+        Id::CaddyDistro => &["version"],
+        // built by `go install`, it knows its version only here
+        Id::CaddyNewest => &["build-info"],
         // the program itself would import for seconds
         Id::Litellm => &["-c", "import importlib.metadata as m; print(m.version('litellm'))"],
         Id::Direct => return String::new(),
@@ -43,8 +45,11 @@ pub(crate) fn version(id: Id, program: &Path) -> String {
     let text = said.map(|said| [said.stdout, said.stderr].concat()).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     // the first word with a figure in it: the rest is names, dates and check sums
-    text.split([' ', '/', '\n'])
-        .find(|word| word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit()))
+    let version = |word: &&str| {
+        word.contains('.') && word.trim_start_matches('v').starts_with(|c: char| c.is_ascii_digit())
+    };
+    text.split([' ', '/', '\t', '\n'])
+        .find(version)
         .map_or_else(|| "?".to_owned(), |word| word.trim_start_matches('v').to_owned())
 }
 

@@ -134,7 +134,7 @@ impl Process {
 
     /// Asks it to end, and waits for that.
     pub(crate) fn stop_gently(mut self, patience: Duration) -> anyhow::Result<()> {
-        signal("-TERM", &self.child.id().to_string());
+        signal("-TERM", self.child.id().to_string());
         let began = Instant::now();
         while began.elapsed() < patience {
             if self.child.try_wait()?.is_some() {
@@ -273,11 +273,66 @@ fn running() -> MutexGuard<'static, BTreeSet<u32>> {
 }
 
 fn kill_group(pid: u32) {
-    signal("-KILL", &format!("-{pid}"));
+    signal("-KILL", format!("-{pid}"));
 }
 
 fn signal(which: &str, whom: impl AsRef<OsStr>) {
     let mut command = Command::new("kill");
     command.args([which, "--"]).arg(whom).stdin(Stdio::null());
     drop(command.stdout(Stdio::null()).stderr(Stdio::null()).status());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &str) -> Process {
+        let mut launch = Launch::of(&[], Path::new("sh"));
+        launch.args(["-c", script]);
+        let log = std::env::temp_dir().join(format!("bench-{log}-{}", std::process::id()));
+        Process::start(&launch, None, &log).unwrap()
+    }
+
+    #[test]
+    fn a_peer_that_ends_at_once_is_a_sentence_with_the_end_of_its_log() {
+        let mut process = shell("echo no such option >&2; exit 3", "ends");
+        let address = free_address().unwrap();
+        let patience = Duration::from_secs(60);
+        let said = process.wait_for_answer(address, "", patience).unwrap_err().to_string();
+        fs::remove_file(&process.log).unwrap();
+        assert!(said.contains("it ended at once (exit status: 3)"), "{said}");
+        assert!(said.ends_with("no such option"), "{said}");
+    }
+
+    #[test]
+    fn what_a_dropped_peer_has_started_ends_too() {
+        let process = shell("sleep 300 & sleep 300 & echo >&2; wait", "drops");
+        while fs::metadata(&process.log).unwrap().len() == 0 {
+            thread::park_timeout(Duration::from_millis(1));
+        }
+        let tree = process.tree();
+        fs::remove_file(&process.log).unwrap();
+        assert_eq!(tree.len(), 3);
+        drop(process);
+        assert!(!tree.into_iter().any(is_running));
+    }
+
+    #[test]
+    fn a_stranger_on_the_port_is_noticed() {
+        let stranger = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let process = shell("sleep 300", "stranger");
+        let said = process.check_listener(stranger.local_addr().unwrap()).unwrap_err();
+        fs::remove_file(&process.log).unwrap();
+        assert!(said.to_string().starts_with("somebody else listens"), "{said}");
+    }
+
+    #[test]
+    fn the_sockets_of_a_port_are_found_in_the_kernels_table() {
+        let table = "sl local rem st\n\
+            0: 0100007F:1F90 00000000:0000 0A 0:0 0:0 0 0 0 4242 1\n\
+            1: 0100007F:1F90 0100007F:0050 01 0:0 0:0 0 0 0 4243 1\n\
+            2: 0100007F:1F91 00000000:0000 0A 0:0 0:0 0 0 0 4244 1\n";
+        let found = listeners(table, "127.0.0.1:8080".parse().unwrap());
+        assert_eq!(found, HashSet::from([PathBuf::from("socket:[4242]")]));
+    }
 }
