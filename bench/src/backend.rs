@@ -193,7 +193,8 @@ impl Answers {
             },
             b"POST /v1/chat/completions" => {
                 let text = String::from_utf8_lossy(body);
-                let ours = [crate::peer::MODEL, script::QUESTION].iter().all(|it| text.contains(it));
+                let ours =
+                    [crate::peer::MODEL, script::QUESTION].iter().all(|it| text.contains(it));
                 if ours { Ok(Reply::Known(&self.openai)) } else { Err(format!("not it: {text}")) }
             }
             other => Err(format!("not asked for: {}", String::from_utf8_lossy(other))),
@@ -276,7 +277,12 @@ impl Connection {
         }
     }
 
-    fn take_in(&mut self, bytes: &[u8], answers: &Answers, clock: Clock) -> io::Result<Option<u64>> {
+    fn take_in(
+        &mut self,
+        bytes: &[u8],
+        answers: &Answers,
+        clock: Clock,
+    ) -> io::Result<Option<u64>> {
         if self.blob.is_some() {
             self.take_blob(bytes)?;
             return Ok(None);

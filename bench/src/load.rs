@@ -21,7 +21,7 @@ pub(crate) use histogram::Histogram;
 
 use crate::script::{self, Clock};
 use answer::Answer;
-use check::Check;
+use check::{Check, Piece};
 
 /// Callers who do the same.
 pub(crate) struct Group {
@@ -152,7 +152,8 @@ impl Load {
         Ok(load)
     }
 
-    fn add(&mut self, group: Group) {
+    /// Further callers; they begin in the next [`Self::run_for`].
+    pub(crate) fn add(&mut self, group: Group) {
         let number = self.groups.len();
         let first = self.callers.len();
         let now = self.clock.now();
@@ -278,7 +279,7 @@ impl Load {
         let caller = self.callers.get_mut(at).context("no such caller")?;
         let state = self.groups.get_mut(caller.group).context("no such group")?;
         caller.take_request(&state.group.ask, state.asked);
-        caller.check.begin();
+        caller.check.begin(since);
         caller.answer.reset();
         caller.asked_at = since;
         caller.moved_at = since;
@@ -416,12 +417,9 @@ impl Caller {
                         self.moved_at = clock.now();
                     }
                 }
-                Err(error) => match error.kind() {
-                    // not connected: the connection is still being made
-                    io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => return Ok(()),
-                    io::ErrorKind::Interrupted => {}
-                    _ => return Err(error).context("cannot send"),
-                },
+                Err(error) if must_wait(&error) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("cannot send"),
             }
         }
     }
@@ -441,11 +439,9 @@ impl Caller {
             let length = match socket.read(buffer) {
                 Ok(0) => return self.hear_close(state, clock),
                 Ok(length) => length,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected => return Ok(heard),
-                    io::ErrorKind::Interrupted => continue,
-                    _ => return Err(error).context("cannot receive"),
-                },
+                Err(error) if must_wait(&error) => return Ok(heard),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("cannot receive"),
             };
             let bytes = buffer.get(..length).unwrap_or_default();
             if self.take_in(bytes, state, clock)? {
@@ -463,10 +459,10 @@ impl Caller {
         ensure!(self.doing == Doing::Asking, "{} bytes that nobody asked for", bytes.len());
         let now = clock.now();
         self.moved_at = now;
-        let Self { answer, check, asked_at, .. } = self;
+        let Self { answer, check, .. } = self;
         let State { group, tally, .. } = state;
         let left = answer.feed(bytes, |status, data| {
-            check.take(&group.want, status, data, (now, *asked_at), tally)
+            check.take(&group.want, Piece { status, data, now }, tally)
         })?;
         ensure!(left.is_empty(), "{} bytes after the answer", left.len());
         if !self.answer.is_done() {
@@ -501,4 +497,9 @@ impl Caller {
             Doing::Idle => bail!("a connection was closed that was to be kept"),
         }
     }
+}
+
+/// The socket takes or has nothing now, or its connection is still being made.
+fn must_wait(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }

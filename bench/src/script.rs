@@ -1,6 +1,5 @@
 //! What callers ask and the backend answers, byte for byte, and the clock that both read.
 
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -105,7 +104,7 @@ impl Chat {
         // a Vec takes everything
         drop(write!(to, " t{number:06} {sent:015} {got:015}"));
         if number == self.tokens {
-            drop(write!(to, "{LAST}{number}}}\n"));
+            drop(writeln!(to, "{LAST}{number}}}"));
         } else {
             to.extend_from_slice(MORE.as_bytes());
         }
@@ -185,20 +184,22 @@ impl Head<'_> {
     }
 
     fn with(self, body: Option<(&str, u64)>) -> Vec<u8> {
-        let mut text = format!("{} HTTP/1.1\r\nHost: {}\r\n", self.line, self.host);
-        text.push_str("User-Agent: bench\r\nAccept: */*\r\n");
-        // a String takes everything
+        let mut fields = vec![
+            format!("{} HTTP/1.1", self.line),
+            format!("Host: {}", self.host),
+            "User-Agent: bench".to_owned(),
+            "Accept: */*".to_owned(),
+        ];
         if !self.authorization.is_empty() {
-            drop(write!(text, "Authorization: {}\r\n", self.authorization));
+            fields.push(format!("Authorization: {}", self.authorization));
         }
         if let Some((kind, length)) = body {
-            drop(write!(text, "Content-Type: {kind}\r\nContent-Length: {length}\r\n"));
+            fields.push(format!("Content-Type: {kind}\r\nContent-Length: {length}"));
         }
         if self.close {
-            text.push_str("Connection: close\r\n");
+            fields.push("Connection: close".to_owned());
         }
-        text.push_str("\r\n");
-        text.into_bytes()
+        (fields.join("\r\n") + "\r\n\r\n").into_bytes()
     }
 }
 

@@ -138,7 +138,12 @@ impl Answer {
             },
             At::ChunkEnd if line.is_empty() => At::ChunkSize,
             At::LastLine if line.is_empty() => At::Done,
-            At::ChunkEnd | At::LastLine | At::Body(_) | At::Chunk(_) | At::UntilClose | At::Done => {
+            At::ChunkEnd
+            | At::LastLine
+            | At::Body(_)
+            | At::Chunk(_)
+            | At::UntilClose
+            | At::Done => {
                 bail!("a chunk with a wrong end: {}", String::from_utf8_lossy(line))
             }
         };
@@ -227,7 +232,8 @@ mod tests {
     fn the_three_framings_are_read() {
         let length = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
         assert_eq!(read(length).unwrap(), ("hi".into(), false, 0));
-        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n";
+        let chunked =
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n";
         assert_eq!(read(chunked).unwrap(), ("hi".into(), false, 0));
         assert_eq!(read("HTTP/1.1 200 OK\r\n\r\nhi").unwrap(), ("hi".into(), true, 0));
         assert_eq!(read(&format!("{length}xyz")).unwrap(), ("hi".into(), false, 3));

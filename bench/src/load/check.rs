@@ -21,18 +21,28 @@ pub(crate) enum Want {
 /// How much of the body has been seen.
 #[derive(Debug, Default)]
 pub(crate) struct Check {
+    /// When the request was sent.
+    asked: u64,
     at: usize,
     tokens: u64,
     /// A line that has not come whole, or a body that is looked at in the end.
     kept: Vec<u8>,
 }
 
+/// Some bytes of a body, when they came, and the status of their answer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece<'a> {
+    pub(crate) status: u16,
+    pub(crate) data: &'a [u8],
+    pub(crate) now: u64,
+}
+
 /// The longest body that is kept to be looked at.
 const KEPT: usize = 64 * 1024;
 
 impl Check {
-    pub(crate) fn begin(&mut self) {
-        (self.at, self.tokens) = (0, 0);
+    pub(crate) fn begin(&mut self, asked: u64) {
+        (self.asked, self.at, self.tokens) = (asked, 0, 0);
         self.kept.clear();
     }
 
@@ -48,9 +58,7 @@ impl Check {
     pub(crate) fn take(
         &mut self,
         want: &Want,
-        status: u16,
-        data: &[u8],
-        (now, asked): (u64, u64),
+        Piece { status, data, now }: Piece<'_>,
         tally: &mut Tally,
     ) -> anyhow::Result<()> {
         if want.status() != status {
@@ -71,7 +79,7 @@ impl Check {
             }
             Want::Containing(..) => self.keep(data),
             Want::Status(_) => Ok(()),
-            Want::Stream(chat) => self.take_lines(*chat, data, (now, asked), tally),
+            Want::Stream(chat) => self.take_lines(*chat, data, now, tally),
         }
     }
 
@@ -104,18 +112,18 @@ impl Check {
         &mut self,
         chat: Chat,
         mut data: &[u8],
-        times: (u64, u64),
+        now: u64,
         tally: &mut Tally,
     ) -> anyhow::Result<()> {
         while let Some(end) = data.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = data.split_at(end + 1);
             data = rest;
             if self.kept.is_empty() {
-                self.take_line(chat, line, times, tally)?;
+                self.take_line(chat, line, now, tally)?;
             } else {
                 let mut whole = std::mem::take(&mut self.kept);
                 whole.extend_from_slice(line);
-                self.take_line(chat, &whole, times, tally)?;
+                self.take_line(chat, &whole, now, tally)?;
                 whole.clear();
                 self.kept = whole;
             }
@@ -127,20 +135,20 @@ impl Check {
         &mut self,
         chat: Chat,
         line: &[u8],
-        (now, asked): (u64, u64),
+        now: u64,
         tally: &mut Tally,
     ) -> anyhow::Result<()> {
         self.tokens += 1;
         let number = self.tokens;
         let wrong = || format!("token {number} is wrong: {}", String::from_utf8_lossy(line));
         let times = chat.times(line, number).with_context(wrong)?;
-        if times.sent > now || times.got < asked {
+        if times.sent > now || times.got < self.asked {
             bail!("token {number} came before it was sent");
         }
         tally.tokens += 1;
         tally.token.add(now - times.sent);
         if number == 1 {
-            tally.first.add((now - asked).saturating_sub(times.sent - times.got));
+            tally.first.add((now - self.asked).saturating_sub(times.sent - times.got));
         }
         Ok(())
     }
