@@ -247,7 +247,7 @@ impl Connection {
     }
 
     fn is_over(&self) -> bool {
-        self.last && self.stream.is_none() && self.output.is_empty()
+        self.last && self.blob.is_none() && self.stream.is_none() && self.output.is_empty()
     }
 
     /// Takes in what has come; gives the time of the first token when a streamed chat begins.
@@ -310,9 +310,9 @@ impl Connection {
         let mut used = 0;
         while let Some(head) = RequestHead::read(bytes.get(used..).unwrap_or_default()) {
             let after = bytes.get(used + head.size..).unwrap_or_default();
-            self.last |= head.close;
             if head.line.starts_with(b"POST /api/blobs/") {
                 self.blob = Some(Blob { at: 0, length: head.length });
+                self.last |= head.close;
                 self.take_blob(after)?;
                 return Ok((bytes.len(), None));
             }
@@ -321,6 +321,7 @@ impl Connection {
                 break;
             };
             used += head.size + body.len();
+            self.last |= head.close;
             match answers.to(&head, body) {
                 Ok(Reply::Known(bytes)) => self.send(bytes)?,
                 Ok(Reply::Stream(chat)) => {

@@ -148,7 +148,8 @@ impl Check {
         tally.tokens += 1;
         tally.token.add(now - times.sent);
         if number == 1 {
-            tally.first.add((now - self.asked).saturating_sub(times.sent - times.got));
+            tally.first.add(now - times.sent);
+            tally.both_ways.add(now - times.sent + (times.got - self.asked));
         }
         Ok(())
     }

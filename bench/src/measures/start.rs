@@ -9,14 +9,10 @@ use crate::cost;
 use crate::peer::{Id, Kind, Peer};
 
 pub(super) fn start(bench: &Bench) -> anyhow::Result<Outcome> {
-    let ids = [
-        Id::Portcullis,
-        Id::NginxTuned,
-        Id::NginxBearer,
-        Id::Haproxy,
-        Id::CaddyDistro,
-        Id::CaddyNewest,
-    ];
+    let mut ids = vec![Id::Portcullis, Id::NginxTuned, Id::Haproxy, Id::CaddyNewest];
+    if !bench.short {
+        ids.extend([Id::NginxBearer, Id::CaddyDistro]);
+    }
     let outcome = Outcome {
         row: "start",
         title: "From the start to the first answer".into(),
