@@ -511,3 +511,6 @@ impl Caller {
 fn must_wait(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }
+
+#[cfg(test)]
+mod tests;
