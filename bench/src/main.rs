@@ -131,14 +131,11 @@ fn measure(args: &Measure) -> anyhow::Result<()> {
         only,
         core: two_cores.then_some(0),
     };
-    let outcomes = run(&bench, &rows)?;
-    let (mut present, mut missing) = (Vec::new(), Vec::new());
-    for kind in KINDS.iter().filter(|kind| kind.id != peer::Id::Direct) {
-        match kind.find(&bench.portcullis) {
-            Ok(program) => present.push((kind, kind.version(&program))),
-            Err(how) => missing.push((kind, how)),
-        }
+    let (present, missing) = peers_here(&bench.portcullis);
+    for (kind, how) in &missing {
+        writeln!(io::stderr(), "without {}: {how}", kind.name)?;
     }
+    let outcomes = run(&bench, &rows)?;
     let mode = if args.short { "short" } else { "full" };
     let manner = if two_cores {
         format!("The {mode} mode; the proxies on core 0, callers and backend on core 1.")
@@ -155,6 +152,21 @@ fn measure(args: &Measure) -> anyhow::Result<()> {
         None => write!(io::stdout(), "{text}")?,
     }
     Ok(())
+}
+
+/// A proxy with its version, or with how to get it.
+type Told = (&'static Kind, String);
+
+/// The proxies that are here, and those that are not.
+fn peers_here(portcullis: &Path) -> (Vec<Told>, Vec<Told>) {
+    let (mut present, mut missing) = (Vec::new(), Vec::new());
+    for kind in KINDS.iter().filter(|kind| kind.id != peer::Id::Direct) {
+        match kind.find(portcullis) {
+            Ok(program) => present.push((kind, kind.version(&program))),
+            Err(how) => missing.push((kind, how)),
+        }
+    }
+    (present, missing)
 }
 
 fn run(bench: &Bench, rows: &[&Row]) -> anyhow::Result<Vec<Outcome>> {
