@@ -131,7 +131,10 @@ pub(super) fn basic(bench: &Bench) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn close(bench: &Bench) -> anyhow::Result<Outcome> {
-    let all = if bench.short { PROXIES.get(..2) } else { PROXIES.get(..) };
+    let mut ids = vec![Id::Portcullis, Id::NginxTuned];
+    if !bench.short {
+        ids.extend([Id::NginxBearer, Id::Haproxy, Id::CaddyNewest]);
+    }
     let outcome = Outcome {
         row: "close",
         title: "A new connection for each request".into(),
@@ -142,7 +145,7 @@ pub(super) fn close(bench: &Bench) -> anyhow::Result<Outcome> {
     outcome
         .metrics(&METRICS)
         .goal("≤ 1.0 × nginx tuned", 0, Limit::TimesAtMost(1.0, NGINX.into()))
-        .rounds(bench.rounds(5, 3), &bench.start(all.unwrap_or_default())?, |peer, _| {
+        .rounds(bench.rounds(5, 3), &bench.start(&ids)?, |peer, _| {
             Trial { fresh: true, ..Trial::version(peer) }.run(bench)
         })
 }
@@ -188,7 +191,7 @@ pub(super) fn throughput(bench: &Bench) -> anyhow::Result<Outcome> {
             let mut best = vec![0.0; 3];
             for callers in [4, 16, 32, 64, 128, 256] {
                 let trial = Trial { callers, ..Trial::version(peer) };
-                let seen = trial.window(bench, bench.millis(1000, 700))?;
+                let seen = trial.window(bench, bench.millis(800, 600))?;
                 let (rate, p99) = (seen.rate(), seen.tally.latency.millis(0.99));
                 if p99 <= 5.0 && best.first().is_some_and(|most| rate > *most) {
                     best = vec![rate, callers as f64, p99];

@@ -24,7 +24,7 @@ pub(super) fn first_token_200(bench: &Bench) -> anyhow::Result<Outcome> {
 fn first_token(bench: &Bench, row: &'static str, streams: usize) -> anyhow::Result<Outcome> {
     let mut ids = vec![Id::Portcullis, Id::NginxTuned, Id::Direct];
     if !bench.short {
-        ids.extend([Id::NginxBearer, Id::Haproxy, Id::CaddyDistro, Id::CaddyNewest]);
+        ids.extend([Id::NginxBearer, Id::Haproxy, Id::CaddyNewest]);
     }
     let above = |most| Limit::AboveAtMost(most, DIRECT.into());
     let outcome = Outcome {
@@ -51,7 +51,7 @@ fn first_token(bench: &Bench, row: &'static str, streams: usize) -> anyhow::Resu
             let mut load = Load::start(bench.clock, vec![streaming(peer, streams, CHAT)])?;
             load.run_for(Duration::from_millis(1700))?;
             load.take();
-            load.run_for(bench.millis(4500, 2000))?;
+            load.run_for(bench.millis(4000, 2000))?;
             let tally = load.take().pop().unwrap_or_default();
             load.finish()?;
             anyhow::ensure!(tally.first.count() > 0, "no stream began");
