@@ -37,3 +37,40 @@ proptest! {
         prop_assert_eq!(read, Some((name, password)));
     }
 }
+
+#[tokio::test]
+async fn checking_a_key_allocates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("api_keys.txt");
+    std::fs::write(&keys, "key-of-anna # anna\nkey-of-nobody\n").unwrap();
+    let mut config = Config::builtin();
+    config.api_keys = Some(keys);
+    let auth = Auth::new(&config, Files::open(&config, None));
+    let memory = Memory::new(1).unwrap();
+    let peer = crate::client_addr::PeerAddr::new([192, 0, 2, 1].into());
+    let mut headers = HeaderMap::new();
+    let client = crate::client_addr::TrustedProxies::default().client_addr(peer, &headers);
+    for (key, name) in [("key-of-anna", "anna"), ("key-of-nobody", "key-")] {
+        let login = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
+        headers.insert(header::AUTHORIZATION, login);
+        let presented =
+            Presented { headers: &headers, path_key: None, method: "GET", path: "/", ts: None };
+        // Until the file is older than the grain of its stamp, it is read again each time.
+        let mut allocated = u64::MAX;
+        for _ in 0..1_000 {
+            let mut check = Box::pin(auth.authenticate(&memory, client, presented));
+            let mut at_once = None;
+            let info = allocation_counter::measure(|| {
+                let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+                at_once = Some(check.as_mut().poll(&mut cx));
+            });
+            if let Some(std::task::Poll::Ready(who)) = at_once {
+                assert!(who.unwrap().name().as_str().starts_with(name));
+                allocated = info.count_total;
+                break;
+            }
+            check.await.unwrap();
+        }
+        assert_eq!(allocated, 0, "{name}");
+    }
+}
