@@ -13,7 +13,7 @@ mod upload;
 
 use crate::cost;
 use crate::peer::{Id, Kind, Peer, Settings};
-use crate::script::Clock;
+use crate::script::{Clock, Head};
 
 /// What all measures have in common.
 #[derive(Debug)]
@@ -190,6 +190,16 @@ impl Outcome {
             }
         }
         Ok(self)
+    }
+}
+
+/// The small request to a peer.
+fn head(peer: &Peer) -> Head<'_> {
+    Head {
+        line: "GET /api/version",
+        host: peer.addr,
+        authorization: &peer.authorization,
+        close: false,
     }
 }
 

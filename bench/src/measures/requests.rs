@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bench, Limit, NGINX, Outcome, PORTCULLIS, micros, seconds};
+use super::{Bench, Limit, NGINX, Outcome, PORTCULLIS, head, micros, seconds};
 use crate::cost::Cpu;
 use crate::load::{Ask, Group, Load, Pace, Tally, Want};
 use crate::peer::{Id, Login, Peer};
@@ -287,15 +287,5 @@ impl<'a> Trial<'a> {
 impl Seen {
     fn rate(&self) -> f64 {
         self.tally.answers as f64 / seconds(self.time)
-    }
-}
-
-/// The small request to a peer.
-fn head(peer: &Peer) -> Head<'_> {
-    Head {
-        line: "GET /api/version",
-        host: peer.addr,
-        authorization: &peer.authorization,
-        close: false,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Bench, Limit, NGINX, Outcome, micros, seconds};
+use super::{Bench, Limit, NGINX, Outcome, head, micros, seconds};
 use crate::cost::{self, Cpu};
 use crate::load::{Ask, Group, Histogram, Load, Pace, Want};
 use crate::peer::{Hash, Id, Login, Peer, credentials};
@@ -238,14 +238,5 @@ fn streaming(peer: &Peer, callers: usize, chat: Chat) -> Group {
         pace: Pace::Closed,
         fresh: false,
         spread: whole.min(Duration::from_millis(1500)),
-    }
-}
-
-fn head(peer: &Peer) -> Head<'_> {
-    Head {
-        line: "GET /api/version",
-        host: peer.addr,
-        authorization: &peer.authorization,
-        close: false,
     }
 }
