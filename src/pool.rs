@@ -5,7 +5,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -13,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use crate::call::Outgoing;
@@ -21,6 +19,7 @@ use crate::config::BackendUrl;
 use crate::http1::{Due, Framing, Inbox, Outbox, Piece, ResponseHead};
 use crate::limit::Ticket;
 use crate::reject::{Cause, Reject};
+use crate::socket::Socket;
 
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
@@ -51,7 +50,7 @@ pub struct Lease {
 /// One connection to a backend, driven by whoever holds it.
 #[derive(Debug)]
 pub struct Connection {
-    socket: TcpStream,
+    socket: Socket,
     inbox: Inbox,
     /// Of the answer that is being read.
     framing: Framing,
@@ -110,7 +109,7 @@ impl Pool {
     fn take_idle(&self, now: Instant) -> Option<Connection> {
         loop {
             let (connection, since) = self.idle().pop()?;
-            if now.duration_since(since) < KEEP_IDLE && connection.is_silent() {
+            if now.duration_since(since) < KEEP_IDLE && connection.socket.is_silent() {
                 return Some(connection);
             }
         }
@@ -122,7 +121,8 @@ impl Pool {
 
     async fn connect(&self) -> io::Result<Connection> {
         let socket = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
-        socket.set_nodelay(true)?;
+        let socket = Socket::from(socket);
+        socket.set_nodelay()?;
         Ok(Connection {
             socket,
             inbox: Inbox::default(),
@@ -204,7 +204,7 @@ impl Outbound {
         Self { method, outbox, body, is_chunked, is_gathered, has_begun: false }
     }
 
-    fn poll_send(&mut self, socket: &mut TcpStream, cx: &mut Context<'_>) -> Poll<Sent> {
+    fn poll_send(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
             let waiting = match self.poll_gather(cx) {
                 Poll::Ready(Ok(())) => false,
@@ -384,13 +384,5 @@ impl Connection {
 
     fn is_reusable(&self) -> bool {
         self.stays && self.framing.is_past() && self.inbox.is_empty()
-    }
-
-    /// Asks the kernel, not the runtime, which may not have heard yet: a connection that was closed
-    /// or written to while idle is not to be used.
-    fn is_silent(&self) -> bool {
-        let mut byte = [MaybeUninit::uninit()];
-        let peeked = SockRef::from(&self.socket).peek(&mut byte);
-        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 }

@@ -173,7 +173,7 @@ fn welcome(
     gateway: &Arc<Gateway>,
     stages: &watch::Receiver<Stage>,
 ) {
-    connections.spawn(connection::serve(socket, peer, Arc::clone(gateway), stages.clone()));
+    connections.spawn(connection::serve(socket.into(), peer, Arc::clone(gateway), stages.clone()));
 }
 
 /// The next connection, if it is there now. Asks the kernel: the runtime may not have heard yet, and

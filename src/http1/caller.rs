@@ -9,9 +9,9 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::net::TcpStream;
 
 use super::{BadFraming, Framing, Inbox, Malformed, Outbox, Piece, RequestHead};
+use crate::socket::Socket;
 
 /// Bytes that may be read aside behind a request that is being answered; a caller who sends more
 /// than this ahead is noticed at the next write only.
@@ -23,7 +23,7 @@ pub struct Wire(Mutex<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    socket: TcpStream,
+    socket: Socket,
     inbox: Inbox,
     /// Of the request that is being answered.
     framing: Framing,
@@ -33,7 +33,7 @@ struct Inner {
 
 impl Wire {
     #[must_use]
-    pub fn new(socket: TcpStream) -> Self {
+    pub fn new(socket: Socket) -> Self {
         let inbox = Inbox::default();
         Self(Mutex::new(Inner { socket, inbox, framing: Framing::NOTHING, owes_continue: false }))
     }
@@ -99,7 +99,7 @@ impl Wire {
     }
 
     #[must_use]
-    pub fn into_socket(self) -> TcpStream {
+    pub fn into_socket(self) -> Socket {
         self.0.into_inner().unwrap_or_else(PoisonError::into_inner).socket
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::{Method, Request, Response, Version};
 use http_body::Body;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ use crate::http1::{
 };
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
+use crate::socket::Socket;
 
 /// In a drain a connection that stays idle for this long is closed.
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
@@ -49,13 +50,13 @@ enum End {
 }
 
 pub(super) async fn serve(
-    socket: TcpStream,
+    socket: Socket,
     peer: SocketAddr,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
     // A socket that is gone already shows at the first read.
-    let _ = socket.set_nodelay(true);
+    let _ = socket.set_nodelay();
     let wire = Arc::new(Wire::new(socket));
     let mut due = Due::default();
     let end = {
@@ -67,7 +68,7 @@ pub(super) async fn serve(
     let at_rest = wire.is_at_rest();
     // The last request is gone, and with it its handle.
     let Some(wire) = Arc::into_inner(wire) else { return };
-    let socket = wire.into_socket();
+    let mut socket = wire.into_socket();
     if let Some(bytes) = remember(&end, peer, &gateway) {
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
@@ -75,7 +76,7 @@ pub(super) async fn serve(
     let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
     if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
         let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
-        let _ = tokio::time::timeout(LINGER, discard(&socket)).await;
+        let _ = tokio::time::timeout(LINGER, discard(&mut socket)).await;
     }
 }
 
@@ -302,15 +303,13 @@ fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     (std::mem::take(outbox.text()), body.len())
 }
 
-async fn discard(socket: &TcpStream) {
+async fn discard(socket: &mut Socket) {
     let mut bytes = vec![0; 16 * 1024];
     let mut discarded = 0;
-    while discarded < MOST_LINGERED && socket.readable().await.is_ok() {
-        match socket.try_read(&mut bytes) {
-            Ok(0) => return,
+    while discarded < MOST_LINGERED {
+        match socket.read(&mut bytes).await {
+            Ok(0) | Err(_) => return,
             Ok(read) => discarded += read,
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(_) => return,
         }
     }
 }
