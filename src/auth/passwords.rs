@@ -1,15 +1,16 @@
-//! Checking passwords: remembered ones at once, the others on a small pool, unknown names at the
-//! price of known ones.
+//! Checking passwords: remembered ones at once, the others aside and a few at a time, unknown names
+//! at the price of known ones.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::auth::htpasswd::Htpasswd;
 use crate::auth::stored_hash::StoredHash;
@@ -20,6 +21,9 @@ const MOST_REMEMBERED: usize = 10_000;
 const MOST_WAITING: usize = 64;
 /// A hash above this cost does not run on the threads that move bytes.
 const SLOW: Duration = Duration::from_millis(1);
+/// A tenth of the processor where bytes take all of it (sched(7): a step is a factor of 1.25).
+#[cfg(target_os = "linux")]
+const NICE: i32 = 10;
 /// bcrypt at cost 10 on an old machine: a first guess, replaced by the first measurement.
 const FIRST_GUESS: Duration = Duration::from_millis(60);
 
@@ -75,15 +79,10 @@ impl Passwords {
             return Verdict::Overloaded;
         };
         let started = Instant::now();
-        let job = (Arc::clone(file), name.to_owned(), password.to_owned());
-        let checking = tokio::task::spawn_blocking(move || {
-            let (file, name, password) = job;
-            let right = verify(&file, &name, &password);
-            // Held by the work, not by the request: a caller who leaves frees no processor.
-            drop(permit);
-            right
-        });
-        let right = checking.await.unwrap_or(false);
+        let Some(verdict) = hash_aside(permit, file, name, password) else {
+            return Verdict::Overloaded;
+        };
+        let right = verdict.await.unwrap_or(false);
         drop(place);
         if right {
             self.remember(file, name, password);
@@ -149,6 +148,36 @@ impl fmt::Debug for Passwords {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Passwords").finish_non_exhaustive()
     }
+}
+
+/// Checks on a thread of its own, which steps back for those that move bytes: its start costs little
+/// beside a hash. `None` where the system gives no thread.
+fn hash_aside(
+    permit: OwnedSemaphorePermit,
+    file: &Arc<Htpasswd>,
+    name: &str,
+    password: &[u8],
+) -> Option<oneshot::Receiver<bool>> {
+    let (told, verdict) = oneshot::channel();
+    let (file, name, password) = (Arc::clone(file), name.to_owned(), password.to_owned());
+    let work = move || {
+        step_back();
+        let right = verify(&file, &name, &password);
+        // Held by the work, not by the request: a caller who leaves frees no processor.
+        drop(permit);
+        // Nobody waits for the verdict when that caller has left.
+        let _ = told.send(right);
+    };
+    thread::Builder::new().name("hash".to_owned()).spawn(work).ok()?;
+    Some(verdict)
+}
+
+/// Linux keeps a priority for each thread (setpriority(2), "C library/kernel differences"); elsewhere
+/// it would be the whole process that steps back.
+fn step_back() {
+    #[cfg(target_os = "linux")]
+    // Where it is not allowed, hashing goes on as before.
+    let _ = rustix::process::setpriority_process(None, NICE);
 }
 
 /// An unknown name is checked against the costliest hash, whatever that says.
