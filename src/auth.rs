@@ -294,7 +294,8 @@ impl Auth {
     }
 
     /// The first credential that verifies wins, in the order of `Attempt::run`; a request that
-    /// fails is one failure.
+    /// fails is one failure. `now` is when the request had been read: every file that was saved
+    /// before counts.
     ///
     /// # Errors
     /// 400 for a credential header sent twice, 401, 429 from the brake, 503 from the hash pool.
@@ -303,13 +304,14 @@ impl Auth {
         memory: &Memory,
         client: ClientAddr,
         presented: Presented<'_>,
+        now: Instant,
     ) -> Result<Identity, Reject> {
         let attempt = Attempt {
             auth: self,
             memory,
             client,
             presented,
-            now: Instant::now(),
+            now,
             brought_something: false,
             password_counted: false,
             braked: None,
@@ -318,8 +320,8 @@ impl Auth {
         attempt.run().await
     }
 
-    async fn key(&self, key: &[u8]) -> Option<Identity> {
-        let file = self.files.api_keys.as_ref()?.current().await;
+    async fn key(&self, key: &[u8], now: Instant) -> Option<Identity> {
+        let file = self.files.api_keys.as_ref()?.current(now).await;
         let name = file.find(key.trim_ascii())?;
         Some(self.identity(name, Credential::Key))
     }
@@ -362,19 +364,20 @@ impl Attempt<'_> {
         let authorization = single(headers, &header::AUTHORIZATION)?.map(HeaderValue::as_bytes);
         self.brought_something = authorization.is_some() || path_key.is_some();
         if let Some(login) = authorization.and_then(|value| scheme(value, b"basic"))
-            && let Some(who) = self.basic(login).await?
+            // Boxed, because it is large, and every request would have the room for it.
+            && let Some(who) = Box::pin(self.basic(login)).await?
         {
             return Ok(who);
         }
         if let Some(key) = authorization.and_then(|value| scheme(value, b"bearer"))
-            && let Some(who) = self.auth.key(key).await
+            && let Some(who) = self.auth.key(key, self.now).await
         {
             return Ok(who);
         }
         for name in &self.auth.key_headers {
             if let Some(value) = single(headers, name)? {
                 self.brought_something = true;
-                if let Some(who) = self.auth.key(value.as_bytes()).await {
+                if let Some(who) = self.auth.key(value.as_bytes(), self.now).await {
                     return Ok(who);
                 }
             }
@@ -385,7 +388,7 @@ impl Attempt<'_> {
             return Ok(who);
         }
         if let Some(key) = path_key
-            && let Some(who) = self.auth.key(key).await
+            && let Some(who) = self.auth.key(key, self.now).await
         {
             return Ok(who);
         }
@@ -411,7 +414,7 @@ impl Attempt<'_> {
     async fn basic(&mut self, login: &[u8]) -> Result<Option<Identity>, Reject> {
         let Some(file) = &self.auth.files.htpasswd else { return Ok(None) };
         let Some((name, password)) = name_and_password(login) else { return Ok(None) };
-        let file = file.current().await;
+        let file = file.current(self.now).await;
         let Memory { passwords, brake, .. } = self.memory;
         if passwords.remembers(&file, &name, &password) {
             return Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)));
@@ -436,7 +439,7 @@ impl Attempt<'_> {
     }
 
     async fn signed(&mut self, signed: &Signed) -> Option<Identity> {
-        let file = self.auth.files.authorized_keys.as_ref()?.current().await;
+        let file = self.auth.files.authorized_keys.as_ref()?.current(self.now).await;
         let Presented { method, path, ts, .. } = self.presented;
         let asked = signature::Asked { method, path, ts: ts.unwrap_or_default() };
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());

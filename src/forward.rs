@@ -70,7 +70,7 @@ pub struct Origin {
 pub struct Answered {
     pub status: StatusCode,
     pub fields: FieldLines,
-    pub connection: Connection,
+    pub connection: Box<Connection>,
 }
 
 /// Sends the call. It goes out a second time only if nothing of it went out the first time.
@@ -91,7 +91,8 @@ pub async fn send(
         let fresh = kept.is_none();
         let mut connection = match kept.take() {
             Some(kept) => kept,
-            None => lease.connect().await?,
+            // Boxed, because it is seldom needed and large.
+            None => Box::pin(lease.connect()).await?,
         };
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
@@ -10,7 +11,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::access;
 use crate::api::{self, Asked, Target};
@@ -70,18 +71,25 @@ impl Gateway {
     pub async fn handle(
         &self,
         peer: SocketAddr,
-        request: Request<Incoming>,
+        parts: Box<Parts>,
+        body: Incoming,
         arrived: Arc<Arrival>,
     ) -> Response<Answer> {
         let state = self.state();
         let id = self.live.ids.draw();
-        let mut record = Record::open(self.live.log.clone(), id, Arc::clone(&arrived));
-        let (parts, body) = request.into_parts();
+        let mut record = self.open(id, Arc::clone(&arrived));
+        if self.in_flight() > 0 {
+            // Whoever came at the same time is read first; then one look at a file is enough for all.
+            tokio::task::yield_now().await;
+        }
         let asker = Asker { state: &state, parts: &parts };
         let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
-        let path = visit.serve(&parts, body, Arc::clone(&arrived), &mut record);
+        let came = {
+            let path = pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record));
+            held_off(path).await
+        };
         let mut closes = false;
-        let mut response = match held_off(path).await {
+        let mut response = match came {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
                 let forward::Answered { status, fields, connection } = answered;
@@ -139,11 +147,14 @@ impl Gateway {
 
     /// Opens the record of what arrived on a connection but never became a request.
     #[must_use]
-    pub fn record_of(&self, peer: SocketAddr) -> Record {
-        let arrived = Arc::new(Arrival::default());
-        let mut record = Record::open(self.live.log.clone(), self.live.ids.draw(), arrived);
+    pub fn record_of(&self, peer: SocketAddr) -> Box<Record> {
+        let mut record = self.open(self.live.ids.draw(), Arc::new(Arrival::default()));
         record.line.client = Some(PeerAddr::new(peer.ip()).ip());
         record
+    }
+
+    fn open(&self, id: RequestId, arrived: Arc<Arrival>) -> Box<Record> {
+        Box::new(Record::open(self.live.log.clone(), id, arrived))
     }
 
     #[must_use]
@@ -198,7 +209,8 @@ impl Visit<'_> {
             return Ok(Served::Own(answer));
         }
         let presented = presented(parts, &target);
-        let who = state.auth().authenticate(&live.memory, client, presented).await?;
+        let who =
+            state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
         if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
@@ -238,7 +250,7 @@ impl Asker<'_> {
         Dialect::of(api::without_key(self.parts.uri.path()))
     }
 
-    fn refuse(&self, reject: &Reject, mut record: Record) -> Response<Answer> {
+    fn refuse(&self, reject: &Reject, mut record: Box<Record>) -> Response<Answer> {
         let headers = &self.parts.headers;
         let signin_url = self.state.signin_url(headers.get(header::HOST));
         let told = Told {
@@ -249,7 +261,7 @@ impl Asker<'_> {
         };
         let refusal = reject.response(&told);
         record.refuse(reject, refusal.body().len());
-        refusal.map(|data| Answer::Own { data, record: Some(Box::new(record)) })
+        refusal.map(|data| Answer::Own { data, record: Some(record) })
     }
 
     fn finish(&self, headers: &mut HeaderMap, id: RequestId) {
@@ -263,16 +275,17 @@ impl Asker<'_> {
     }
 }
 
-fn own(answer: Response<Bytes>, mut record: Record) -> Response<Answer> {
+fn own(answer: Response<Bytes>, mut record: Box<Record>) -> Response<Answer> {
     record.line.status = answer.status().as_u16();
     record.line.bytes_out = answer.body().len() as u64;
     record.end(Outcome::Done);
-    answer.map(|data| Answer::Own { data, record: Some(Box::new(record)) })
+    answer.map(|data| Answer::Own { data, record: Some(record) })
 }
 
 /// A panic in one request is that request's 500; everybody else is served on.
-async fn held_off<T>(path: impl Future<Output = Result<T, Reject>>) -> Result<T, Reject> {
-    let mut path = std::pin::pin!(path);
+async fn held_off<T>(
+    mut path: Pin<&mut impl Future<Output = Result<T, Reject>>>,
+) -> Result<T, Reject> {
     poll_fn(|cx| {
         let step = AssertUnwindSafe(|| path.as_mut().poll(cx));
         std::panic::catch_unwind(step).unwrap_or(Poll::Ready(Err(Reject::Internal)))

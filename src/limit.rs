@@ -49,6 +49,7 @@ impl Drop for Ticket {
 mod tests {
     use std::fs;
     use std::net::IpAddr;
+    use std::time::Instant;
 
     use http::{HeaderMap, HeaderValue, Method, header};
 
@@ -74,7 +75,10 @@ mod tests {
         let presented =
             Presented { headers: &headers, path_key: None, method: "GET", path, ts: None };
         let auth = Auth::new(&config, Files::open(&config, None));
-        let who = auth.authenticate(&Memory::new(1).unwrap(), client, presented).await.unwrap();
+        let who = auth
+            .authenticate(&Memory::new(1).unwrap(), client, presented, Instant::now())
+            .await
+            .unwrap();
         let asked = Asked::find(&Method::GET, path, &[]).unwrap();
         let cors = &config.cors;
         authorize(who, &asked, Provenance { method: &Method::GET, headers: &headers, cors })

@@ -1,14 +1,16 @@
 //! A file whose newest content is always what the next request sees.
 //!
-//! Each use asks the file system once for the file's stamp. A stamp that was seen before is trusted
-//! only when the content was read at least one grain of the file system's clock after the stamp was
-//! first seen: two saves within one tick of that clock leave the same stamp.
+//! Each use asks the file system for the file's stamp, or relies on an answer to a question that was
+//! put after the request had been read. A stamp that was seen before is trusted only when the content was read at least one
+//! grain of the file system's clock after the stamp was first seen: two saves within one tick of that
+//! clock leave the same stamp.
 
 use std::fmt;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -50,6 +52,10 @@ pub struct LiveFile<T> {
     path: PathBuf,
     parse: Parse<T>,
     seen: RwLock<Seen<T>>,
+    opened: Instant,
+    /// When the file system was asked last and said that the content is the newest: nanoseconds after
+    /// `opened`.
+    confirmed: AtomicU64,
     /// One look at a time; the others wait for it and then see what it saw.
     looking: tokio::sync::Mutex<()>,
 }
@@ -161,6 +167,8 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             path: path.to_owned(),
             parse: Box::new(parse),
             seen: RwLock::new(seen),
+            opened: now,
+            confirmed: AtomicU64::new(0),
             looking: tokio::sync::Mutex::new(()),
         };
         file.look(now);
@@ -172,12 +180,21 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
         &self.path
     }
 
-    /// The newest content. Reads the file again, away from the threads that move bytes, when it may
-    /// have changed.
-    pub async fn current(self: &Arc<Self>) -> Arc<T> {
-        if let Some(content) = self.unchanged() {
-            return content;
+    /// The content that was the newest at some time after `since`, when the request had been read.
+    /// Reads the file again, away from the threads that move bytes, when it may have changed.
+    pub async fn current(self: &Arc<Self>, since: Instant) -> Arc<T> {
+        let confirmed = Duration::from_nanos(self.confirmed.load(Ordering::Acquire));
+        if self.opened + confirmed > since {
+            return self.last();
         }
+        match self.unchanged() {
+            Some(content) => content,
+            // Boxed, because it is seldom needed, and every request would have the room for it.
+            None => Box::pin(self.look_again()).await,
+        }
+    }
+
+    async fn look_again(self: &Arc<Self>) -> Arc<T> {
         let _one_at_a_time = self.looking.lock().await;
         if let Some(content) = self.unchanged() {
             return content;
@@ -189,9 +206,14 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
     }
 
     fn unchanged(&self) -> Option<Arc<T>> {
+        let asked = self.opened.elapsed().as_nanos();
         let stamp = fs::metadata(&self.path).ok().map(|meta| Stamp::of(&meta));
         let seen = self.seen();
-        (seen.settled && seen.stamp == stamp).then(|| Arc::clone(&seen.content))
+        (seen.settled && seen.stamp == stamp).then(|| {
+            let asked = u64::try_from(asked).unwrap_or(0);
+            self.confirmed.fetch_max(asked, Ordering::Release);
+            Arc::clone(&seen.content)
+        })
     }
 
     /// The content as it was read last, without another look.
@@ -219,7 +241,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             // stamp when it passes.
             seen.settled &= !matches!(seen.trouble, Some(Trouble::Unreadable(_)));
         }
-        self.current().await;
+        self.current(now).await;
         let mut seen = self.write();
         let due = seen.said.is_none_or(|said| now.duration_since(said) >= SAY_AGAIN);
         if let Some(trouble) = seen.trouble.clone().filter(|trouble| due && trouble.is_fault()) {

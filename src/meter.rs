@@ -42,12 +42,13 @@ enum Framing {
 /// A backend's answer on its way to the caller.
 pub struct Metered {
     /// Until its last byte has been read.
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     lease: Lease,
     _ticket: Ticket,
-    record: Record,
+    record: Box<Record>,
     idle: Duration,
-    last_byte: Instant,
+    /// Since when a byte is waited for.
+    waits_since: Option<Instant>,
     framing: Framing,
     dialect: Dialect,
     /// Up to two bytes that went last, to end a half line.
@@ -66,10 +67,10 @@ enum State {
 /// What rides along with an answer.
 #[derive(Debug)]
 pub struct Riders {
-    pub connection: Connection,
+    pub connection: Box<Connection>,
     pub lease: Lease,
     pub ticket: Ticket,
-    pub record: Record,
+    pub record: Box<Record>,
 }
 
 impl Metered {
@@ -79,20 +80,20 @@ impl Metered {
         let Riders { connection, lease, ticket, record } = riders;
         let known = connection.left().is_some();
         let framing = if known { Framing::Opaque } else { Framing::of(&fields) };
-        let mut metered = Self {
+        let mut metered = Box::new(Self {
             connection: Some(connection),
             lease,
             _ticket: ticket,
             record,
             idle,
-            last_byte: Instant::now(),
+            waits_since: None,
             framing,
             dialect,
             tail: [b'\n'; 2],
             state: State::Streaming,
-        };
+        });
         metered.finish_if_past();
-        Answer::Passing { metered: Box::new(metered), fields }
+        Answer::Passing { metered, fields }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
@@ -112,20 +113,23 @@ impl Metered {
                 Poll::Ready(None)
             }
             Poll::Ready(Err(cause)) => self.broken(&Reject::BackendFailed(cause)),
-            Poll::Pending if connection.is_due(self.last_byte + self.idle, cx) => {
-                self.broken(&Reject::BackendTimeout)
+            Poll::Pending => {
+                let since = *self.waits_since.get_or_insert_with(Instant::now);
+                match connection.is_due(since + self.idle, cx) {
+                    true => self.broken(&Reject::BackendTimeout),
+                    false => Poll::Pending,
+                }
             }
-            Poll::Pending => Poll::Pending,
         }
     }
 
     fn left(&self) -> Option<u64> {
-        self.connection.as_ref().map_or(Some(0), Connection::left)
+        self.connection.as_ref().map_or(Some(0), |connection| connection.left())
     }
 
     fn count(&mut self, data: &Bytes) {
-        self.last_byte = Instant::now();
-        self.record.sent(data.len(), self.last_byte);
+        self.waits_since = None;
+        self.record.sent(data.len());
         match data.as_ref() {
             [.., a, b] => self.tail = [*a, *b],
             [b] => self.tail = [self.tail[1], *b],

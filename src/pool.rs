@@ -24,6 +24,9 @@ use crate::socket::Socket;
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
 const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// A connection that answered so short a time ago has not ended by an idle timer of the other side;
+/// then the runtime's word is enough, and a call to the kernel is spared.
+const JUST_USED: Duration = Duration::from_millis(1);
 /// Idle connections beyond this are closed; more than this many at once are rare in front of a GPU.
 const MOST_IDLE: usize = 1024;
 /// A model server has no reason for more interim answers than this.
@@ -34,7 +37,7 @@ const MOST_INTERIM: usize = 20;
 pub struct Pool {
     name: Arc<str>,
     url: BackendUrl,
-    idle: Mutex<Vec<(Connection, Instant)>>,
+    idle: Mutex<Vec<(Box<Connection>, Instant)>>,
     /// The last attempt to connect did not fail.
     up: AtomicBool,
     busy: AtomicUsize,
@@ -106,30 +109,35 @@ impl Pool {
         drop(old);
     }
 
-    fn take_idle(&self, now: Instant) -> Option<Connection> {
+    fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
         loop {
             let (connection, since) = self.idle().pop()?;
-            if now.duration_since(since) < KEEP_IDLE && connection.socket.is_silent() {
+            let idle = now.duration_since(since);
+            let is_silent = match idle < JUST_USED {
+                true => connection.socket.seems_silent(),
+                false => connection.socket.is_silent(),
+            };
+            if idle < KEEP_IDLE && is_silent {
                 return Some(connection);
             }
         }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<(Connection, Instant)>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<(Box<Connection>, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> io::Result<Connection> {
+    async fn connect(&self) -> io::Result<Box<Connection>> {
         let socket = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
         let socket = Socket::from(socket);
         socket.set_nodelay()?;
-        Ok(Connection {
+        Ok(Box::new(Connection {
             socket,
             inbox: Inbox::default(),
             framing: Framing::NOTHING,
             stays: false,
             due: Due::default(),
-        })
+        }))
     }
 }
 
@@ -146,13 +154,13 @@ impl Lease {
 
     /// A kept connection that is known to be open and silent; `None` if there is none.
     #[must_use]
-    pub fn kept(&self, now: Instant) -> Option<Connection> {
+    pub fn kept(&self, now: Instant) -> Option<Box<Connection>> {
         self.pool.take_idle(now)
     }
 
     /// # Errors
     /// [`Reject::NoBackend`] where no connection could be made in time.
-    pub async fn connect(&self) -> Result<Connection, Reject> {
+    pub async fn connect(&self) -> Result<Box<Connection>, Reject> {
         let connected = tokio::time::timeout(self.connect_timeout, self.pool.connect()).await;
         self.pool.up.store(matches!(connected, Ok(Ok(_))), Ordering::Relaxed);
         match connected {
@@ -163,7 +171,7 @@ impl Lease {
     }
 
     /// Keeps a connection whose answer has been read whole.
-    pub fn give_back(&self, connection: Connection, now: Instant) {
+    pub fn give_back(&self, connection: Box<Connection>, now: Instant) {
         if !connection.is_reusable() {
             return;
         }

@@ -195,11 +195,17 @@ impl Record {
     }
 
     /// Counts a chunk on its way to the caller.
-    pub fn sent(&mut self, bytes: usize, now: Instant) {
+    pub fn sent(&mut self, bytes: usize) {
         self.line.bytes_out += bytes as u64;
         if self.line.first_byte.is_none() {
-            self.line.first_byte = Some(now.duration_since(self.started));
+            self.line.first_byte = Some(self.started.elapsed());
         }
+    }
+
+    /// When the request had been read.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
     }
 }
 

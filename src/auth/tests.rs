@@ -59,7 +59,7 @@ async fn checking_a_key_allocates_nothing() {
         let mut allocated = u64::MAX;
         let began = Instant::now();
         while began.elapsed() < std::time::Duration::from_secs(20) {
-            let mut check = Box::pin(auth.authenticate(&memory, client, presented));
+            let mut check = Box::pin(auth.authenticate(&memory, client, presented, Instant::now()));
             let mut at_once = None;
             let info = allocation_counter::measure(|| {
                 let mut cx = std::task::Context::from_waker(std::task::Waker::noop());

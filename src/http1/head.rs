@@ -22,7 +22,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// A request as far as its head tells.
 #[derive(Debug)]
 pub struct RequestHead {
-    pub parts: Parts,
+    pub parts: Box<Parts>,
     pub framing: Framing,
     /// The caller may send another request behind this one.
     pub keeps_alive: bool,
@@ -129,7 +129,7 @@ impl RequestHead {
     }
 
     fn of(parsed: &httparse::Request<'_, '_>, head: &Bytes) -> Result<Self, Malformed> {
-        let (mut parts, ()) = http::Request::new(()).into_parts();
+        let mut parts = Box::new(http::Request::new(()).into_parts().0);
         let method = parsed.method.unwrap_or_default();
         parts.method = Method::from_bytes(method.as_bytes()).map_err(|_| Malformed::Head)?;
         parts.uri = target(parsed.path.unwrap_or_default(), head)?;

@@ -86,6 +86,18 @@ fn a_stamp_that_stayed_the_same_over_a_save_is_not_trusted_within_its_tick() {
     assert!(file.unchanged().is_some());
 }
 
+#[tokio::test]
+async fn one_look_serves_whoever_was_read_before_it_and_nobody_else() {
+    let (_folder, path, file) = file(b"old\n");
+    let file = Arc::new(file);
+    file.look(Instant::now() + COARSE_GRAIN);
+    let read_before = Instant::now();
+    assert!(file.unchanged().is_some());
+    fs::write(&path, "new\n").unwrap();
+    assert_eq!(*file.current(read_before).await, ["old"]);
+    assert_eq!(*file.current(Instant::now()).await, ["new"]);
+}
+
 #[test]
 fn a_missing_or_empty_file_closes_after_two_seconds_and_not_before() {
     for trouble in [Trouble::Missing, Trouble::Empty] {

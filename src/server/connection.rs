@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Method, Request, Response, Version};
+use http::{Method, Response, Version};
 use http_body::Body;
 use socket2::SockRef;
 use tokio::io::AsyncReadExt;
@@ -96,9 +96,8 @@ async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut 
         let mut form = Form::of(&head.parts.method, head.parts.version, head.keeps_alive);
         let arrived = Arc::new(Arrival::of(&head.framing));
         let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
-        let request = Request::from_parts(head.parts, body);
         // Boxed, so that a connection between requests and in a stream stays small.
-        let handled = Box::pin(gateway.handle(peer, request, Arc::clone(&arrived)));
+        let handled = Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
         let Some(response) = unless_gone(handled, wire, &arrived).await else {
             return End::CallerGone;
         };
