@@ -11,6 +11,7 @@ mod framing;
 mod head;
 mod inbox;
 mod outbox;
+mod stall;
 
 pub use answer::{Ending, FieldLines, Form, push_field};
 pub use caller::{Arrival, Broken, HeadError, Incoming, Wire};
@@ -19,3 +20,4 @@ pub use framing::{BadFraming, Framing, Piece};
 pub use head::{Fields, MAX_HEAD, Malformed, RequestHead, ResponseHead};
 pub use inbox::Inbox;
 pub use outbox::Outbox;
+pub use stall::Stall;

@@ -47,6 +47,18 @@ impl Socket {
         each!(self, it => it.try_write(bytes))
     }
 
+    /// Sends as much as there is room for. The system tells of room only when a good part of its
+    /// buffer is free (Linux: a third), and to take that much may take a slow reader long; so this asks
+    /// the kernel, not the runtime.
+    ///
+    /// # Errors
+    /// What the socket says; `WouldBlock` where there is no room.
+    pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => SockRef::from(self).send(bytes),
+        }
+    }
+
     /// Nothing has come that was not read, and the other side has not closed. Asks the kernel, not the
     /// runtime, which may not have heard yet.
     #[must_use]

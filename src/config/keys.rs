@@ -277,7 +277,7 @@ static KEYS: [Key; 35] = [
         "from the request's end to the answer's first byte; a model may have to be loaded"),
     row("timeouts.idle", Kind::Duration, r#""300s""#,
         |config, it| put(&mut config.timeouts.idle, it.timeout()),
-        "between two bytes of an answer"),
+        "between two bytes of an answer; a caller who takes none for as long, or for 60 s, is given up"),
     row("timeouts.header", Kind::Duration, r#""10s""#,
         |config, it| put(&mut config.timeouts.header, it.timeout()),
         "for a caller to send a request's head"),

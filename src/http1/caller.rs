@@ -85,6 +85,12 @@ impl Wire {
         outbox.poll_flush(&mut self.inner().socket, cx)
     }
 
+    /// Sends what there is room for, and tells whether that was anything: see [`Socket::send_now`].
+    pub fn nudge(&self, outbox: &mut Outbox) -> bool {
+        let inner = self.inner();
+        outbox.offer(|bytes| inner.socket.send_now(bytes))
+    }
+
     /// The request that is being answered has been read to its end.
     #[must_use]
     pub fn is_past_body(&self) -> bool {

@@ -81,6 +81,22 @@ impl Outbox {
         self.sent == 0 && !self.text.is_empty()
     }
 
+    /// Bytes that have not gone.
+    #[must_use]
+    pub fn left(&self) -> usize {
+        self.text.len() - self.sent + self.large.len() + self.behind.len()
+    }
+
+    /// Offers the next bytes to `send`; whether it took any.
+    pub fn offer(&mut self, send: impl FnOnce(&[u8]) -> io::Result<usize>) -> bool {
+        let text = self.text.get(self.sent..).unwrap_or_default();
+        let parts = [text, &self.large, self.behind];
+        let Some(next) = parts.into_iter().find(|part| !part.is_empty()) else { return false };
+        let taken = send(next).unwrap_or(0);
+        self.went(taken);
+        taken > 0
+    }
+
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.text.is_empty() && self.large.is_empty() && self.behind.is_empty()

@@ -18,7 +18,7 @@ use super::Stage;
 use crate::gateway::Gateway;
 use crate::http1::{
     Arrival, Due, Ending, FieldLines, Form, HeadError, Incoming, Malformed, Outbox, RequestHead,
-    Wire,
+    Stall, Wire,
 };
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
@@ -28,6 +28,8 @@ use crate::socket::Socket;
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
 /// Unread bytes would turn the last answer into a reset at the caller's (nginx: lingering close).
 const LINGER: Duration = Duration::from_millis(800);
+/// A caller who takes no byte of an answer for this long is gone, whatever its socket says.
+const STALL: Duration = Duration::from_secs(60);
 const MOST_LINGERED: usize = 8 * 1024 * 1024;
 
 /// Most heads of answers, with a short body, in bytes.
@@ -81,9 +83,10 @@ pub(super) async fn serve(
 }
 
 async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut Due) -> End {
-    let (header, keep_alive) = {
+    let (header, keep_alive, stall) = {
         let state = gateway.state();
-        (state.config().timeouts.header, state.config().timeouts.keep_alive)
+        let timeouts = &state.config().timeouts;
+        (timeouts.header, timeouts.keep_alive, timeouts.idle.min(STALL))
     };
     let mut patience = header;
     loop {
@@ -101,7 +104,7 @@ async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut 
         let Some(response) = unless_gone(handled, wire, &arrived).await else {
             return End::CallerGone;
         };
-        match send(response, &mut form, wire).await {
+        match send(response, &mut form, wire, Stall::after(stall), due).await {
             Sent::Whole if form.stays && wire.is_past_body() => {}
             Sent::Whole => return End::Closed,
             Sent::Cut => return End::Cut,
@@ -187,17 +190,23 @@ enum Sent {
     ToNobody,
 }
 
-async fn send(response: Response<Answer>, form: &mut Form, wire: &Wire) -> Sent {
+async fn send(
+    response: Response<Answer>,
+    form: &mut Form,
+    wire: &Wire,
+    stall: Stall,
+    due: &mut Due,
+) -> Sent {
     let (parts, mut answer) = response.into_parts();
     let mut outbox = Outbox::with_room(USUAL_HEAD);
     let (fields, length) = (answer.take_fields(), answer.size_hint().exact());
     let ending = form.push_head(&parts, &fields, length, &mut outbox);
     drop((parts, fields));
-    let mut sending = Sending { answer, outbox, ending, ended: None };
+    let mut sending = Sending { answer, outbox, ending, ended: None, stall };
     if ending == Ending::Bodiless {
         sending.ended = Some(Sent::Whole);
     }
-    poll_fn(|cx| sending.poll(wire, cx)).await
+    poll_fn(|cx| sending.poll(wire, due, cx)).await
 }
 
 /// An answer on its way out.
@@ -207,13 +216,14 @@ struct Sending {
     ending: Ending,
     /// How it ends when everything gathered has gone.
     ended: Option<Sent>,
+    stall: Stall,
 }
 
 impl Sending {
-    fn poll(&mut self, wire: &Wire, cx: &mut Context<'_>) -> Poll<Sent> {
+    fn poll(&mut self, wire: &Wire, due: &mut Due, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
             let waiting = self.gather(cx).is_pending();
-            match wire.poll_flush(&mut self.outbox, cx) {
+            match self.stall.poll_flush(wire, &mut self.outbox, due, cx) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Sent::ToNobody),
                 Poll::Ready(Ok(())) if let Some(ended) = self.ended => return Poll::Ready(ended),
                 Poll::Ready(Ok(())) if !waiting => {}

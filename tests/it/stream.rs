@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -444,6 +445,46 @@ async fn a_slow_reader_holds_the_backend_back() {
     assert!(taken < 16_000_000, "{taken} bytes were taken for a caller who does not read");
     drop(caller);
     left_behind(house, &backend, 1).await;
+}
+
+/// A gate that gives up a caller who takes nothing for as long, and an answer without an end.
+async fn flooding(stall: Duration) -> (Backend, House) {
+    let backend = Backend::scripted(|_| {
+        let piece = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+        vec![send(stream_head(NDJSON)), Step::Flood(piece.into_bytes(), usize::MAX)]
+    })
+    .await;
+    let house = House::with(&backend, |config, _| config.timeouts.idle = stall).await;
+    (backend, house)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_takes_nothing_is_given_up() {
+    let (backend, house) = flooding(Duration::from_millis(300)).await;
+    let mut caller = house.connect().await;
+    caller.send(post("/api/chat", "{}")).await;
+    assert!(caller.sees("xxx").await);
+    // The caller stays, and reads no more.
+    backend.wait_for_closed(1).await;
+    left_behind(house, &backend, 1).await;
+    assert!(!caller.answer().await.whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_takes_little_is_served_on() {
+    let stall = Duration::from_millis(500);
+    let (backend, house) = flooding(stall).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // The window opens again after a few of the sips below.
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let mut caller = socket.connect(house.address).await.unwrap();
+    caller.write_all(post("/api/chat", "{}").as_bytes()).await.unwrap();
+    let (started, mut sip) = (Instant::now(), vec![0; 8 * 1024]);
+    while started.elapsed() < 5 * stall {
+        tokio::time::sleep(stall / 20).await;
+        assert!(caller.read(&mut sip).await.is_ok_and(|read| read > 0), "{:?}", started.elapsed());
+    }
+    assert_eq!(backend.connections(), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
