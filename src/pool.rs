@@ -159,10 +159,19 @@ impl Lease {
     }
 
     /// # Errors
-    /// [`Reject::NoBackend`] where no connection could be made in time.
+    /// [`Reject::NoBackend`] where no connection could be made in time, and [`Reject::Overloaded`]
+    /// where we could not even try.
     pub async fn connect(&self) -> Result<Box<Connection>, Reject> {
         let connected = tokio::time::timeout(self.connect_timeout, self.pool.connect()).await;
-        self.pool.up.store(matches!(connected, Ok(Ok(_))), Ordering::Relaxed);
+        let up = &self.pool.up;
+        match connected {
+            // Says nothing about the backend.
+            Ok(Err(error)) if is_out_of_files(&error) => {
+                return Err(Reject::Overloaded("no file is left for a connection to the backend"));
+            }
+            Ok(Ok(_)) => up.store(true, Ordering::Relaxed),
+            Ok(Err(_)) | Err(_) => up.store(false, Ordering::Relaxed),
+        }
         match connected {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Reject::NoBackend(Box::new(error))),
@@ -180,6 +189,13 @@ impl Lease {
             idle.push((connection, now));
         }
     }
+}
+
+/// Of ours, or of the whole system (errno(3); the same numbers everywhere).
+fn is_out_of_files(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
 
 impl Drop for Lease {
@@ -392,5 +408,22 @@ impl Connection {
 
     fn is_reusable(&self) -> bool {
         self.stays && self.framing.is_past() && self.inbox.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gate_without_files_does_not_blame_the_backend() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = std::os::unix::net::UnixStream::connect(folder.path().join("nothing"));
+        assert!(!is_out_of_files(&refused.unwrap_err()));
+        for number in [23, 24] {
+            let error = io::Error::from_raw_os_error(number);
+            assert!(is_out_of_files(&error), "{error}");
+            assert!(error.to_string().contains("open files"), "{error}");
+        }
     }
 }
