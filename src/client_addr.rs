@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::HeaderMap;
 use ipnet::IpNet;
@@ -23,6 +23,21 @@ impl PeerAddr {
     #[must_use]
     pub fn ip(self) -> IpAddr {
         self.0
+    }
+
+    /// What counts as one address: see [`network`].
+    #[must_use]
+    pub fn network(self) -> IpAddr {
+        network(self.0)
+    }
+}
+
+/// A household or a rented machine has a whole /64 of IPv6 to try from (RFC 6177).
+#[must_use]
+pub fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)).into(),
     }
 }
 
@@ -138,8 +153,13 @@ impl TrustedProxies {
                 }
             }
         }
-        let shared = self.trusts(ip) || self.container_gateway == Some(ip);
-        ClientAddr { ip, peer, shared }
+        ClientAddr { ip, peer, shared: self.is_shared(ip) }
+    }
+
+    /// True for an address that many people seem to come from, see [`ClientAddr::is_shared`].
+    #[must_use]
+    pub fn is_shared(&self, ip: IpAddr) -> bool {
+        self.trusts(ip) || self.container_gateway == Some(ip)
     }
 }
 

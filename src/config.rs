@@ -52,6 +52,9 @@ pub struct Config {
     pub help_url: Option<String>,
     pub contact: Option<String>,
     pub trusted_proxies: Vec<IpNet>,
+    pub max_connections: u32,
+    /// 0 is off.
+    pub max_connections_per_address: u32,
     /// Bytes of one request body; blobs have no limit.
     pub max_body: u64,
     /// Bytes of all request bodies at once.
@@ -142,6 +145,8 @@ impl Config {
             help_url: None,
             contact: None,
             trusted_proxies: Vec::new(),
+            max_connections: 10_000,
+            max_connections_per_address: 0,
             max_body: 100 << 20,
             max_body_memory: 1 << 30,
             log_format: LogFormat::Text,

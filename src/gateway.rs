@@ -114,6 +114,42 @@ impl Gateway {
         response
     }
 
+    /// Answers one request of a caller for whom there is no place: what needs no login, and to all
+    /// else that there is none.
+    pub fn turn_away(
+        &self,
+        peer: SocketAddr,
+        parts: &Parts,
+        arrived: Arc<Arrival>,
+    ) -> Response<Answer> {
+        let state = self.state();
+        let id = self.live.ids.draw();
+        let mut record = self.open(id, arrived);
+        let asker = Asker { state: &state, parts };
+        let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
+        record.opened(client, &parts.method, parts.uri.path());
+        let open = call::strict(parts)
+            .and_then(|target| open::to_anybody(&self.live, &state, parts, &target));
+        let mut response = match open {
+            Ok(Some(answer)) => own(answer, record),
+            Ok(None) => asker.refuse(&Reject::Overloaded("all connections are taken"), record),
+            Err(reject) => asker.refuse(&reject, record),
+        };
+        asker.finish(response.headers_mut(), id);
+        response.headers_mut().insert(header::CONNECTION, CLOSE);
+        response
+    }
+
+    /// How many connections there may be in all, and from this peer: `None` is any number.
+    #[must_use]
+    pub fn connections_of(&self, peer: PeerAddr) -> (usize, Option<u32>) {
+        let state = self.state();
+        let config = state.config();
+        let from_it = Some(config.max_connections_per_address)
+            .filter(|most| *most > 0 && !state.proxies().is_shared(peer.ip()));
+        (usize::try_from(config.max_connections).unwrap_or(usize::MAX), from_it)
+    }
+
     /// The snapshot that serves now.
     #[must_use]
     pub fn state(&self) -> Arc<State> {

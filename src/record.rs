@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::Method;
@@ -184,14 +184,14 @@ impl Record {
         self.line.status = row.status;
         self.line.bytes_out = bytes as u64;
         self.end(Outcome::Refused(row.code));
-        say(reject, self.line.id);
+        say(reject, self.line.id, &self.log);
     }
 
     /// The answer broke after its first byte, when the status had gone already.
     pub fn break_off(&mut self, reject: &Reject) {
         let timeout = matches!(reject, Reject::BackendTimeout);
         self.end(if timeout { Outcome::BackendTimeout } else { Outcome::BackendFailed });
-        say(reject, self.line.id);
+        say(reject, self.line.id, &self.log);
     }
 
     /// Counts a chunk on its way to the caller.
@@ -209,9 +209,13 @@ impl Record {
     }
 }
 
-/// Callers' mistakes have their line; what a backend or we did wrong is told with its causes.
-fn say(reject: &Reject, id: RequestId) {
+/// Callers' mistakes have their line; what a backend or we did wrong is told with its causes. A gate
+/// that has too much to do does not write more for it.
+fn say(reject: &Reject, id: RequestId, log: &Log) {
     let row = reject.row();
+    if matches!(reject, Reject::Overloaded(_)) && !log.overload().is_due(Instant::now()) {
+        return;
+    }
     let id = id.as_str();
     match row.fault {
         Fault::Caller => {}
@@ -255,6 +259,23 @@ pub struct Log {
     lines: Outlet,
     write: fn(&Line, &mut String),
     cutting: Arc<AtomicBool>,
+    overload: Arc<Seldom>,
+}
+
+/// Something that is told once a second at most, however often it happens.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Option<Instant>>);
+
+impl Seldom {
+    /// Whether to tell it now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(1));
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
 }
 
 impl Log {
@@ -268,7 +289,7 @@ impl Log {
             LogFormat::Json => json_line,
         };
         let lines = Outlet::start("log", sink)?;
-        Ok(Self { lines, write, cutting: Arc::default() })
+        Ok(Self { lines, write, cutting: Arc::default(), overload: Arc::default() })
     }
 
     fn post(&self, line: &Line) {
@@ -284,6 +305,12 @@ impl Log {
 
     fn is_cutting(&self) -> bool {
         self.cutting.load(Ordering::Relaxed)
+    }
+
+    /// That there is too much to do, whatever it is too much for.
+    #[must_use]
+    pub fn overload(&self) -> &Seldom {
+        &self.overload
     }
 
     /// Waits until everything posted so far is written, for as long as `patience`.

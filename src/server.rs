@@ -1,19 +1,28 @@
 //! Sockets: accept, HTTP/1.1, drain.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::sleep;
 
+use crate::client_addr::PeerAddr;
 use crate::gateway::Gateway;
+use crate::record::Seldom;
 
 mod connection;
+mod places;
+
+pub use places::make_room;
+
+use connection::Standing;
+use places::Places;
 
 /// How often files and idle connections are looked at without a request.
 const TEND: Duration = Duration::from_secs(1);
@@ -21,6 +30,9 @@ const TEND: Duration = Duration::from_secs(1);
 const FLUSH: Duration = Duration::from_secs(2);
 /// Callers that the kernel keeps while we are busy; it may be set to keep fewer.
 const MOST_QUEUED: u32 = 1024;
+/// Connections without a place that are read as far as their first request, to be told so. One that
+/// comes makes the oldest of them go, so that silent ones do not keep the health check out.
+const MOST_SURPLUS: usize = 16;
 /// At the limit of open files accepting is tried again after this long.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -62,10 +74,11 @@ impl Server {
         let (stage, stages) = watch::channel(Stage::Serving);
         let mut tasks = JoinSet::new();
         let addresses = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+        let places = Arc::new(Places::new());
         for listener in listeners {
-            tasks.spawn(accept(listener, Arc::clone(gateway), stages.clone()));
+            tasks.spawn(Door::new(gateway, stages.clone(), &places).accept(listener));
         }
-        tasks.spawn(tend(Arc::clone(gateway), stages));
+        tasks.spawn(tend(Arc::clone(gateway), places, stages));
         Self { gateway: Arc::clone(gateway), stage, tasks, addresses }
     }
 
@@ -126,7 +139,7 @@ async fn finished(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn tend(gateway: Arc<Gateway>, mut stages: watch::Receiver<Stage>) {
+async fn tend(gateway: Arc<Gateway>, places: Arc<Places>, mut stages: watch::Receiver<Stage>) {
     loop {
         let closing = tokio::select! {
             () = sleep(TEND) => false,
@@ -135,45 +148,107 @@ async fn tend(gateway: Arc<Gateway>, mut stages: watch::Receiver<Stage>) {
         if closing {
             return;
         }
+        places.look();
         gateway.tend().await;
     }
 }
 
-async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Receiver<Stage>) {
-    let mut connections = JoinSet::new();
-    let mut closing = stages.clone();
-    let mut complained = None;
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            _ = closing.wait_for(|stage| *stage == Stage::Closing) => break,
-            Some(_) = connections.join_next() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
-            Err(error) => wait_for_better(&error, &mut complained).await,
-        }
-    }
-    // Whoever stands in the queue already has asked in time.
-    loop {
-        match waiting(&listener) {
-            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-            Err(_) => break,
-        }
-    }
-    drop(listener);
-    finished(&mut connections).await;
+/// One listener, and everybody who came in by it.
+struct Door {
+    gateway: Arc<Gateway>,
+    stages: watch::Receiver<Stage>,
+    places: Arc<Places>,
+    connections: JoinSet<()>,
+    surplus: VecDeque<AbortHandle>,
+    failing: Seldom,
 }
 
-fn welcome(
-    (socket, peer): (TcpStream, SocketAddr),
-    connections: &mut JoinSet<()>,
-    gateway: &Arc<Gateway>,
-    stages: &watch::Receiver<Stage>,
-) {
-    connections.spawn(connection::serve(socket.into(), peer, Arc::clone(gateway), stages.clone()));
+impl Door {
+    fn new(gateway: &Arc<Gateway>, stages: watch::Receiver<Stage>, places: &Arc<Places>) -> Self {
+        Self {
+            gateway: Arc::clone(gateway),
+            stages,
+            places: Arc::clone(places),
+            connections: JoinSet::new(),
+            surplus: VecDeque::new(),
+            failing: Seldom::default(),
+        }
+    }
+
+    async fn accept(mut self, listener: TcpListener) {
+        let mut closing = self.stages.clone();
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = closing.wait_for(|stage| *stage == Stage::Closing) => break,
+                Some(_) = self.connections.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => self.welcome(accepted),
+                Err(error) => self.wait_for_better(&error).await,
+            }
+        }
+        // Whoever stands in the queue already has asked in time.
+        loop {
+            match waiting(&listener) {
+                Ok(accepted) => self.welcome(accepted),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => break,
+            }
+        }
+        drop(listener);
+        finished(&mut self.connections).await;
+    }
+
+    fn welcome(&mut self, (socket, peer): (TcpStream, SocketAddr)) {
+        let standing = self.standing(PeerAddr::new(peer.ip()));
+        let is_surplus = matches!(standing, Standing::Surplus);
+        let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
+        let task = self.connections.spawn(connection::serve(
+            socket.into(),
+            peer,
+            standing,
+            gateway,
+            stages,
+        ));
+        if is_surplus {
+            self.surplus.push_back(task);
+            if self.surplus.len() > MOST_SURPLUS
+                && let Some(oldest) = self.surplus.pop_front()
+            {
+                oldest.abort();
+            }
+        }
+    }
+
+    fn standing(&self, peer: PeerAddr) -> Standing {
+        let (most, from_it) = self.gateway.connections_of(peer);
+        let place = self.places.take(most);
+        let counted = place.and_then(|mut place| match from_it {
+            Some(most) => place.count_for(peer, most).then_some(place),
+            None => Some(place),
+        });
+        if let Some(place) = counted {
+            return Standing::Placed(place);
+        }
+        if self.gateway.log().overload().is_due(Instant::now()) {
+            let client = peer.ip();
+            tracing::warn!(%client, "all connections are taken; callers are told 503");
+        }
+        Standing::Surplus
+    }
+
+    /// A caller who left in the queue is nothing; no file descriptors is told, and waited for.
+    async fn wait_for_better(&self, error: &io::Error) {
+        if error.kind() == io::ErrorKind::ConnectionAborted {
+            return;
+        }
+        if self.failing.is_due(Instant::now()) {
+            tracing::error!(%error, "cannot accept connections; raise the limit of open files");
+        }
+        sleep(BREATHER).await;
+    }
 }
 
 /// The next connection, if it is there now. Asks the kernel: the runtime may not have heard yet, and
@@ -183,19 +258,6 @@ fn waiting(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     socket.set_nonblocking(true)?;
     let peer = peer.as_socket().ok_or(io::ErrorKind::ConnectionAborted)?;
     Ok((TcpStream::from_std(socket.into())?, peer))
-}
-
-/// A caller who left in the queue is nothing; no file descriptors is told once a second at most.
-async fn wait_for_better(error: &io::Error, complained: &mut Option<Instant>) {
-    if error.kind() == io::ErrorKind::ConnectionAborted {
-        return;
-    }
-    let now = Instant::now();
-    if complained.is_none_or(|at| now.duration_since(at) >= Duration::from_secs(1)) {
-        tracing::error!(%error, "cannot accept connections; raise the limit of open files");
-        *complained = Some(now);
-    }
-    sleep(BREATHER).await;
 }
 
 #[cfg(test)]
@@ -224,7 +286,8 @@ mod tests {
             .collect();
         gateway.drain();
         let (_stage, stages) = watch::channel(Stage::Closing);
-        accept(listener, gateway, stages).await;
+        let places = Arc::new(Places::new());
+        Door::new(&gateway, stages, &places).accept(listener).await;
         for mut caller in callers {
             let mut answer = String::new();
             caller.read_to_string(&mut answer).unwrap();

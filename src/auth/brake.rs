@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use crate::client_addr::ClientAddr;
+use crate::client_addr::{ClientAddr, network};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// An address may fail for this many times as many names as one name may fail.
@@ -109,14 +109,6 @@ impl Brake {
 
 fn digest(name: &str) -> [u8; 32] {
     Sha256::digest(name).into()
-}
-
-/// A household or a rented machine has a whole /64 of IPv6 to try from (RFC 6177).
-fn network(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (!0 << 64)).into(),
-    }
 }
 
 fn check<K: Hash + Eq>(

@@ -17,7 +17,7 @@ use crate::config::{self, Config, Given, LogFormat, Role};
 use crate::gateway::Gateway;
 use crate::live_file::mode_warning;
 use crate::record::{Chain, Log, Outlet};
-use crate::server::Server;
+use crate::server::{self, Server};
 
 /// What is still to be written when everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -28,6 +28,7 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     for warning in &loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
     }
+    make_room(&loaded.config);
     let runtime = runtime().context("could not start the runtime")?;
     let served = runtime.block_on(async {
         let listeners = listen(&loaded.config)?;
@@ -35,6 +36,18 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     });
     events.flush(LAST_WORDS);
     served
+}
+
+/// A gate without files for its connections turns callers away sooner than it was told to.
+fn make_room(config: &Config) {
+    let most = usize::try_from(config.max_connections).unwrap_or(usize::MAX);
+    if let Err(room) = server::make_room(most) {
+        tracing::warn!(
+            "the limit of open files has room for {room} connections, not for the {most} of \
+             max_connections; raise it (`ulimit -n`, or LimitNOFILE= in a systemd unit), or lower \
+             max_connections"
+        );
+    }
 }
 
 /// On one core nothing is to be handed from thread to thread, and a request costs a twentieth less
@@ -155,6 +168,7 @@ fn reload(gateway: &Gateway, given: &Given) {
     for warning in loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
     }
+    make_room(gateway.state().config());
     say_who_may_manage(gateway);
 }
 

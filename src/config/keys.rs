@@ -193,7 +193,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 35] = [
+static KEYS: [Key; 37] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "addresses to listen on, as ADDRESS:PORT").also_a_flag(),
@@ -239,6 +239,12 @@ static KEYS: [Key; 35] = [
     row("trusted_proxies", Kind::Networks, "[]",
         |config, it| put(&mut config.trusted_proxies, it.each(values::network)),
         "networks of proxies before this gate whose `X-Forwarded-For` is believed"),
+    row("max_connections", Kind::Count, "10000",
+        |config, it| put(&mut config.max_connections, it.count(1..=1_000_000)),
+        "callers' connections at once; for each the system has to allow two open files"),
+    row("max_connections_per_address", Kind::Count, "0",
+        |config, it| put(&mut config.max_connections_per_address, it.count(0..=1_000_000)),
+        "connections at once from one address, or from one /64 of IPv6, but for `trusted_proxies`; 0 is off"),
     row("max_body", Kind::Size, r#""100MiB""#,
         |config, it| put(&mut config.max_body, it.size()),
         "the largest request body; model blobs have no limit"),
@@ -305,14 +311,12 @@ static KEYS: [Key; 35] = [
 pub(super) const TABLES: [&str; 4] = ["roles", "cors", "timeouts", "backend"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 30] = [
+pub(super) static LATER: [&str; 28] = [
     "redirect_listen",
     "admin",
     "data_dir",
     "hide_models",
     "proxy_protocol_from",
-    "max_connections",
-    "max_connections_per_address",
     "h2c",
     "upgrades",
     "queue_timeout",

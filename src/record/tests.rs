@@ -131,3 +131,10 @@ fn a_sink_that_nobody_reads_delays_nobody_and_what_is_dropped_is_counted() {
     outlet.flush(Duration::from_secs(20));
     assert_eq!(sink.lines() as u64 + dropped, 50_000, "each is written or counted");
 }
+
+#[test]
+fn what_is_told_seldom_is_told_once_a_second() {
+    let (seldom, start) = (Seldom::default(), Instant::now());
+    let told = |at: u64| seldom.is_due(start + Duration::from_millis(at));
+    assert_eq!([0, 1, 999, 1000, 1001, 2500].map(told), [true, false, false, true, false, true]);
+}

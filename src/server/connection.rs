@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Stage;
+use super::places::Place;
 use crate::gateway::Gateway;
 use crate::http1::{
     Arrival, Due, Ending, FieldLines, Form, HeadError, Incoming, Malformed, Outbox, RequestHead,
@@ -35,6 +36,14 @@ const MOST_LINGERED: usize = 8 * 1024 * 1024;
 /// Most heads of answers, with a short body, in bytes.
 const USUAL_HEAD: usize = 768;
 
+/// What a connection may do.
+#[derive(Debug)]
+pub(super) enum Standing {
+    Placed(#[expect(dead_code, reason = "held until the end")] Place),
+    /// There is no place for it; it is told so.
+    Surplus,
+}
+
 /// Why a connection came to its end.
 #[derive(Debug)]
 enum End {
@@ -54,6 +63,7 @@ enum End {
 pub(super) async fn serve(
     socket: Socket,
     peer: SocketAddr,
+    standing: Standing,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
@@ -65,7 +75,7 @@ pub(super) async fn serve(
         let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
         // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
         poll_fn(|cx| Poll::Ready(draining.as_mut().poll(cx).is_ready())).await;
-        drive(&wire, peer, &gateway, &mut due).await
+        drive(&wire, peer, &standing, &gateway, &mut due).await
     };
     let at_rest = wire.is_at_rest();
     // The last request is gone, and with it its handle.
@@ -82,7 +92,13 @@ pub(super) async fn serve(
     }
 }
 
-async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut Due) -> End {
+async fn drive(
+    wire: &Arc<Wire>,
+    peer: SocketAddr,
+    standing: &Standing,
+    gateway: &Gateway,
+    due: &mut Due,
+) -> End {
     let (header, keep_alive, stall) = {
         let state = gateway.state();
         let timeouts = &state.config().timeouts;
@@ -99,10 +115,17 @@ async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut 
         let mut form = Form::of(&head.parts.method, head.parts.version, head.keeps_alive);
         let arrived = Arc::new(Arrival::of(&head.framing));
         let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
-        // Boxed, so that a connection between requests and in a stream stays small.
-        let handled = Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
-        let Some(response) = unless_gone(handled, wire, &arrived).await else {
-            return End::CallerGone;
+        let response = match standing {
+            Standing::Surplus => gateway.turn_away(peer, &head.parts, arrived),
+            Standing::Placed(_) => {
+                // Boxed, so that a connection between requests and in a stream stays small.
+                let handled =
+                    Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
+                match unless_gone(handled, wire, &arrived).await {
+                    Some(response) => response,
+                    None => return End::CallerGone,
+                }
+            }
         };
         match send(response, &mut form, wire, Stall::after(stall), due).await {
             Sent::Whole if form.stays && wire.is_past_body() => {}

@@ -45,7 +45,10 @@ const WHEN: [(&str, &str); 22] = [
         "a connection to the model server was made and failed before the first byte",
     ),
     ("no_backend", "no connection to the model server could be made"),
-    ("overloaded", "the memory for bodies or the queue for passwords is full"),
+    (
+        "overloaded",
+        "there is no memory for bodies, no place in the queue for passwords, or no connection left",
+    ),
     ("backend_timeout", "the model server stayed silent for too long"),
 ];
 

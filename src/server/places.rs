@@ -1,0 +1,148 @@
+//! How many connections there may be at once: in all, from one address, and with the files that the
+//! system gives.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rlimit::Resource;
+
+use crate::client_addr::PeerAddr;
+
+/// Files for everything but connections that have a place: listeners, the runtime, credential files,
+/// the log, and connections that are turned away.
+const OTHER_FILES: u64 = 40;
+/// A caller's own, and the one to the backend.
+const FILES_EACH: u64 = 2;
+
+/// Connections that are open now; survives a reload.
+#[derive(Debug)]
+pub(super) struct Places {
+    taken: AtomicUsize,
+    /// What the system's limit of open files has room for.
+    room: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// The right to one connection; dropping it frees the place.
+#[derive(Debug)]
+pub(super) struct Place {
+    places: Arc<Places>,
+    address: Option<IpAddr>,
+}
+
+impl Places {
+    pub(super) fn new() -> Self {
+        Self {
+            taken: AtomicUsize::new(0),
+            room: AtomicUsize::new(room()),
+            by_address: Mutex::default(),
+        }
+    }
+
+    /// Looks at the system's limit again, which may be changed from outside.
+    pub(super) fn look(&self) {
+        self.room.store(room(), Ordering::Relaxed);
+    }
+
+    /// `None` where `most` are taken, or there would be no file for it.
+    pub(super) fn take(self: &Arc<Self>, most: usize) -> Option<Place> {
+        let most = most.min(self.room.load(Ordering::Relaxed));
+        let more = |taken: usize| (taken < most).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Place { places: Arc::clone(self), address: None })
+    }
+
+    fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// Counts it for an address; whether that has no more than `most` then.
+    pub(super) fn count_for(&mut self, peer: PeerAddr, most: u32) -> bool {
+        let address = peer.network();
+        let mut by_address = self.places.by_address();
+        let count = by_address.entry(address).or_default();
+        if *count >= most {
+            return false;
+        }
+        *count += 1;
+        self.address = Some(address);
+        true
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+        let Some(address) = self.address else { return };
+        let mut by_address = self.places.by_address();
+        if let Some(count) = by_address.get_mut(&address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// Connections that the limit of open files has room for now.
+fn room() -> usize {
+    // A system that does not say has no limit.
+    let files = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    usize::try_from(files.saturating_sub(OTHER_FILES) / FILES_EACH).unwrap_or(usize::MAX).max(1)
+}
+
+/// Asks the system for as many open files as it allows us.
+///
+/// # Errors
+/// Where that is too few for `most` connections: for how many it is enough.
+pub fn make_room(most: usize) -> Result<(), usize> {
+    // What is not given is not there; the count below tells.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let room = room();
+    if room < most { Err(room) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(text: &str) -> PeerAddr {
+        PeerAddr::new(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_place_is_free_again_when_it_is_dropped() {
+        let places = Arc::new(Places::new());
+        let (first, second) = (places.take(2), places.take(2));
+        assert!(first.is_some() && second.is_some() && places.take(2).is_none());
+        drop(first);
+        assert!(places.take(2).is_some());
+        drop(second);
+        assert_eq!(places.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn there_is_no_place_without_a_file_for_it() {
+        let places = Arc::new(Places::new());
+        places.room.store(1, Ordering::Relaxed);
+        let _only = places.take(10_000).unwrap();
+        assert!(places.take(10_000).is_none());
+    }
+
+    #[test]
+    fn an_address_has_its_own_count_and_a_network_of_ipv6_is_one() {
+        let places = Arc::new(Places::new());
+        let mut held: Vec<_> = (0..4).map(|_| places.take(9).unwrap()).collect();
+        assert!(held[0].count_for(peer("2001:db8::1"), 2));
+        assert!(held[1].count_for(peer("2001:db8::ffff:1"), 2));
+        assert!(!held[2].count_for(peer("2001:db8::2"), 2));
+        assert!(held[2].count_for(peer("192.0.2.1"), 2));
+        assert!(held[3].count_for(peer("::ffff:192.0.2.1"), 2));
+        drop(held);
+        assert!(places.by_address().is_empty());
+    }
+}
