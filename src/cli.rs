@@ -13,6 +13,7 @@ mod ask;
 mod check;
 mod init;
 mod serve;
+mod supervisor;
 mod try_it;
 mod user;
 

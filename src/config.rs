@@ -13,6 +13,7 @@ use ipnet::IpNet;
 
 mod file;
 mod keys;
+mod listen;
 mod problems;
 mod reference;
 mod roles;
@@ -20,6 +21,7 @@ mod values;
 mod written;
 
 pub use keys::{Key, Kind, reference};
+pub use listen::ListenAddr;
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
@@ -36,7 +38,7 @@ const CONFIG_VARIABLE: &str = "PORTCULLIS_CONFIG";
 /// A configuration that was read without a problem.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<ListenAddr>,
     pub backend: Backend,
     pub htpasswd: Option<PathBuf>,
     pub api_keys: Option<PathBuf>,
@@ -122,7 +124,7 @@ impl Config {
     #[must_use]
     pub fn builtin() -> Self {
         Self {
-            listen: vec![SocketAddr::from(([0, 0, 0, 0], 8880))],
+            listen: vec![ListenAddr::Tcp(SocketAddr::from(([0, 0, 0, 0], 8880)))],
             backend: Backend {
                 name: "ollama".to_owned(),
                 url: BackendUrl { host: "127.0.0.1".to_owned(), port: 11434 },

@@ -6,19 +6,21 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
 use crate::client_addr::PeerAddr;
+use crate::config::ListenAddr;
 use crate::gateway::Gateway;
 use crate::record::Seldom;
+use crate::socket::Socket;
 
 mod connection;
+mod listener;
 mod places;
 
+pub use listener::{HandedOver, Listener};
 pub use places::make_room;
 
 use connection::Standing;
@@ -28,8 +30,6 @@ use places::Places;
 const TEND: Duration = Duration::from_secs(1);
 /// A log that nobody reads does not hold up the end.
 const FLUSH: Duration = Duration::from_secs(2);
-/// Callers that the kernel keeps while we are busy; it may be set to keep fewer.
-const MOST_QUEUED: u32 = 1024;
 /// Connections without a place that are read as far as their first request, to be told so. One that
 /// comes makes the oldest of them go, so that silent ones do not keep the health check out.
 const MOST_SURPLUS: usize = 16;
@@ -60,20 +60,21 @@ impl Server {
     ///
     /// # Errors
     /// The address that could not be opened, and why.
-    pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-        let mut listeners = Vec::new();
-        for address in addresses {
-            listeners.push(open(*address).map_err(|error| (*address, error))?);
-        }
-        Ok(listeners)
+    pub fn bind(addresses: &[ListenAddr]) -> Result<Vec<Listener>, (ListenAddr, io::Error)> {
+        let open = |it: &ListenAddr| Listener::open(it).map_err(|error| (it.clone(), error));
+        addresses.iter().map(open).collect()
     }
 
     /// Serves on the listeners until [`Server::shutdown`].
     #[must_use]
-    pub fn start(listeners: Vec<TcpListener>, gateway: &Arc<Gateway>) -> Self {
+    pub fn start(listeners: Vec<Listener>, gateway: &Arc<Gateway>) -> Self {
         let (stage, stages) = watch::channel(Stage::Serving);
         let mut tasks = JoinSet::new();
-        let addresses = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
+        let tcp = |it: &Listener| match it.address() {
+            ListenAddr::Tcp(address) => Some(*address),
+            ListenAddr::Unix(_) => None,
+        };
+        let addresses = listeners.iter().filter_map(tcp).collect();
         let places = Arc::new(Places::new());
         for listener in listeners {
             tasks.spawn(Door::new(gateway, stages.clone(), &places).accept(listener));
@@ -82,6 +83,7 @@ impl Server {
         Self { gateway: Arc::clone(gateway), stage, tasks, addresses }
     }
 
+    /// Of the network; Unix sockets have none.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -121,18 +123,6 @@ impl Server {
         // Flushing may wait for a slow reader of the log; nothing else is left to be held up.
         let _ = tokio::task::spawn_blocking(move || gateway.log().flush(FLUSH)).await;
     }
-}
-
-/// The runtime's own way would let only 128 callers wait.
-fn open(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4(),
-        SocketAddr::V6(_) => TcpSocket::new_v6(),
-    }?;
-    // A restart finds connections of the gate before it that still linger.
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(MOST_QUEUED)
 }
 
 async fn finished(tasks: &mut JoinSet<()>) {
@@ -175,7 +165,7 @@ impl Door {
         }
     }
 
-    async fn accept(mut self, listener: TcpListener) {
+    async fn accept(mut self, mut listener: Listener) {
         let mut closing = self.stages.clone();
         loop {
             let accepted = tokio::select! {
@@ -189,9 +179,10 @@ impl Door {
                 Err(error) => self.wait_for_better(&error).await,
             }
         }
-        // Whoever stands in the queue already has asked in time.
-        loop {
-            match waiting(&listener) {
+        listener.hide();
+        // Whoever stands in the queue already has asked in time; in a supervisor's, the next of us is.
+        while !listener.is_handed_over() {
+            match listener.waiting() {
                 Ok(accepted) => self.welcome(accepted),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => break,
@@ -201,7 +192,7 @@ impl Door {
         finished(&mut self.connections).await;
     }
 
-    fn welcome(&mut self, (socket, peer): (TcpStream, SocketAddr)) {
+    fn welcome(&mut self, (socket, peer): (Socket, SocketAddr)) {
         let standing = self.standing(PeerAddr::new(peer.ip()));
         let is_surplus = matches!(standing, Standing::Surplus);
         let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
@@ -251,15 +242,6 @@ impl Door {
     }
 }
 
-/// The next connection, if it is there now. Asks the kernel: the runtime may not have heard yet, and
-/// says after a hundred or so that nobody is there, to let others run.
-fn waiting(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-    let (socket, peer) = SockRef::from(listener).accept()?;
-    socket.set_nonblocking(true)?;
-    let peer = peer.as_socket().ok_or(io::ErrorKind::ConnectionAborted)?;
-    Ok((TcpStream::from_std(socket.into())?, peer))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
@@ -274,12 +256,12 @@ mod tests {
     async fn whoever_stands_in_the_queue_when_the_door_closes_is_served() {
         let log = Log::start(io::sink(), LogFormat::Json).unwrap();
         let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
-        let listener = open("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = Listener::open(&"127.0.0.1:0".parse().unwrap()).unwrap();
+        let ListenAddr::Tcp(address) = *listener.address() else { panic!("a port was asked for") };
         // More than the runtime lets one task do at a time.
         let callers: Vec<_> = (0..300)
             .map(|_| {
-                let mut caller =
-                    std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let mut caller = std::net::TcpStream::connect(address).unwrap();
                 caller.write_all(HEALTH).unwrap();
                 caller
             })

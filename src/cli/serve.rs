@@ -5,24 +5,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::supervisor::{News, tell};
 use crate::auth::Credential;
-use crate::config::{self, Config, Given, LogFormat, Role};
+use crate::config::{self, Config, Given, ListenAddr, LogFormat, Role};
 use crate::gateway::Gateway;
 use crate::live_file::mode_warning;
 use crate::record::{Chain, Log, Outlet};
-use crate::server::{self, Server};
+use crate::server::{self, HandedOver, Listener, Server};
 
 /// What is still to be written when everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 pub(super) fn run(given: &Given) -> anyhow::Result<()> {
+    let handed_over = HandedOver::from_env();
     let loaded = config::load(given).map_err(|problems| anyhow!("cannot start\n{problems}"))?;
     let events = start_events(loaded.config.log_format)?;
     for warning in &loaded.warnings {
@@ -31,7 +32,10 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     make_room(&loaded.config);
     let runtime = runtime().context("could not start the runtime")?;
     let served = runtime.block_on(async {
-        let listeners = listen(&loaded.config)?;
+        let mut listeners = handed_over.listeners().context("a socket of the supervisor's")?;
+        if listeners.is_empty() {
+            listeners = listen(&loaded.config)?;
+        }
         serve(loaded.config, listeners, Some(given)).await
     });
     events.flush(LAST_WORDS);
@@ -63,11 +67,16 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// Opens every address of the configuration.
-pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
     Server::bind(&config.listen).map_err(|(address, error)| {
         let kind = error.kind();
+        let is_file = matches!(address, ListenAddr::Unix(_));
         let advice = if kind == io::ErrorKind::AddrInUse {
             "; another program listens there: choose another --listen"
+        } else if kind == io::ErrorKind::AlreadyExists {
+            "; a file that is no socket is in the way"
+        } else if is_file {
+            "; the folder has to be there, and our user has to be allowed to write in it"
         } else if kind == io::ErrorKind::PermissionDenied {
             "; ports below 1024 take root or CAP_NET_BIND_SERVICE"
         } else if kind == io::ErrorKind::AddrNotAvailable {
@@ -82,14 +91,18 @@ pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
 /// Serves until a signal. `given` is where a reload looks again.
 pub(super) async fn serve(
     config: Config,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Listener>,
     given: Option<&Given>,
 ) -> anyhow::Result<()> {
+    // Whoever reads that we listen may signal at once.
+    let mut signals = Signals::new().context("could not listen for signals")?;
     let log = Log::start(io::stdout(), config.log_format).context("could not start the log")?;
     let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
+    let upstream = gateway.state().config().backend.url.authority();
+    let places: Vec<_> = listeners.iter().map(|it| it.address().clone()).collect();
     let server = Server::start(listeners, &gateway);
-    for address in server.addresses() {
-        tracing::info!(%address, upstream = gateway.state().config().backend.url.authority(), "listening");
+    for address in places {
+        tracing::info!(%address, upstream, "listening");
     }
     for (_, report) in gateway.state().auth().files().reports() {
         if let Some(warning) = mode_warning(&report.path) {
@@ -97,14 +110,17 @@ pub(super) async fn serve(
         }
     }
     say_who_may_manage(&gateway);
-    let mut signals = Signals::new().context("could not listen for signals")?;
+    tell(News::Ready);
     while let Told::Reload = signals.next().await {
         if let Some(given) = given {
+            tell(News::Reloading);
             reload(&gateway, given);
+            tell(News::Ready);
         }
     }
     let state = gateway.state();
     let (delay, timeout) = (state.config().drain_delay, state.config().drain_timeout);
+    tell(News::Stopping);
     tracing::info!(in_flight = gateway.in_flight(), "stopping");
     server.shutdown(delay, timeout, signals.stop()).await;
     tracing::info!("stopped");

@@ -7,13 +7,12 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::{ask, serve};
 use crate::auth::stored_hash::StoredHash;
-use crate::config::{BackendUrl, Config};
-use crate::server::Server;
+use crate::config::{BackendUrl, Config, ListenAddr};
+use crate::server::{Listener, Server};
 use crate::stand_in::{self, StandIn};
 
 /// Fast enough not to bore, slow enough to be seen.
@@ -33,14 +32,15 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let upstream: BackendUrl = options.upstream.parse().context("--upstream")?;
     let mut config = Config::builtin();
     config.path_keys = true;
-    config.listen = vec![options.listen.parse().context("--listen wants ADDRESS:PORT")?];
+    config.listen =
+        vec![ListenAddr::Tcp(options.listen.parse().context("--listen wants ADDRESS:PORT")?)];
     let folder = Folder::make()?;
     let login = Login::make(&folder, &mut config)?;
     let events = serve::start_events(config.log_format)?;
     let served = Runtime::new().context("could not start the runtime")?.block_on(async {
         let (backend, _stand_in) = find_backend(upstream, &mut config).await?;
         let listeners = listen(&config)?;
-        let address = listeners.first().context("nothing to listen on")?.local_addr()?;
+        let address = listeners.first().context("nothing to listen on")?.address();
         super::say(&greeting(&backend, &format!("http://{address}"), &login));
         serve::serve(config, listeners, None).await
     });
@@ -79,13 +79,15 @@ fn first_model(tags: &str) -> Option<String> {
     Some(tags.pointer("/models/0/name")?.as_str()?.to_owned())
 }
 
-fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
+fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
     if let Ok(listeners) = Server::bind(&config.listen) {
         return Ok(listeners);
     }
     let mut anywhere = config.clone();
     for address in &mut anywhere.listen {
-        address.set_port(0);
+        if let ListenAddr::Tcp(address) = address {
+            address.set_port(0);
+        }
     }
     serve::listen(&anywhere)
 }

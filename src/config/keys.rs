@@ -196,7 +196,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 static KEYS: [Key; 37] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
-        "addresses to listen on, as ADDRESS:PORT").also_a_flag(),
+        "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
     row("upstream", Kind::Backend, r#""http://127.0.0.1:11434""#,
         |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
         "the model server; short for one `[[backend]]` with this `url`").also_a_flag(),

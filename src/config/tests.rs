@@ -56,7 +56,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
 const VALUES: [(&str, &str, &str, &str); 37] = [
-    ("listen", "['127.0.0.1:0', '[::1]:80']", "['localhost:1']", "ADDRESS:PORT"),
+    ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("upstream", "'http://gpu:11434'", "'gpu:11434'", "http://"),
     ("htpasswd", "'users'", "7", "users.htpasswd\", found a number"),
     ("api_keys", "'keys'", "['keys']", "a file's path"),
@@ -263,7 +263,18 @@ fn a_key_of_a_later_version_is_refused_not_ignored() {
     }
     assert!(problems("[[backend]]\n[[backend]]\n")[0].contains("second [[backend]] is not yet"));
     assert!(problems("upstream = 'https://gpu'")[0].contains("not yet known"));
-    assert!(problems("listen = ['unix:/x']")[0].contains("not yet known"));
+}
+
+#[test]
+fn a_unix_socket_is_a_path_that_starts_at_the_files_folder() {
+    let twice = "listen = ['unix:/x', '127.0.0.1:1', 'unix:/x']";
+    assert!(problems(twice)[0].contains("twice"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("gate.toml");
+    std::fs::write(&file, "listen = ['unix:run/gate']\napi_keys = 'k'\n").unwrap();
+    let given = Given { file: Some(file), ..Given::default() };
+    let listen = load(&given).unwrap().config.listen;
+    assert_eq!(listen, [ListenAddr::Unix(folder.path().join("run/gate"))]);
 }
 
 #[test]

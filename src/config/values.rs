@@ -1,6 +1,6 @@
 //! The forms of values: addresses, durations, sizes, endpoints, origins.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use http::uri::{Authority, Uri};
 use http::{HeaderName, Method};
 use ipnet::IpNet;
 
-use super::ExtraEndpoint;
 use super::problems::shown;
+use super::{ExtraEndpoint, ListenAddr};
 
 /// Where a backend answers, over plain HTTP.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,14 +89,17 @@ fn host_and_port(authority: &Authority) -> Option<(&str, Option<u16>)> {
 }
 
 /// An address to listen on.
-pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
-    if text.starts_with("unix:") {
-        return Err("a unix socket is not yet known to this version, a later one brings it; \
-                    listen on an address such as 127.0.0.1:8880"
-            .to_owned());
+pub(super) fn listen(text: &str) -> Result<ListenAddr, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        // The system has room for 107 bytes (unix(7)).
+        if path.is_empty() || path.len() > 107 || path.contains('\0') {
+            return Err("a Unix socket needs a path of 1 to 107 bytes, as in unix:/run/gate.sock"
+                .to_owned());
+        }
+        return Ok(ListenAddr::Unix(path.into()));
     }
     let ip = |text: &str| text.trim_matches(['[', ']']).parse::<IpAddr>();
-    text.parse().map_err(|_| match (ip(text), text.rsplit_once(':')) {
+    text.parse().map(ListenAddr::Tcp).map_err(|_| match (ip(text), text.rsplit_once(':')) {
         (Ok(IpAddr::V4(ip)), _) => format!("{text:?} has no port; write it as {ip}:8880"),
         (Ok(IpAddr::V6(ip)), _) => format!("{text:?} has no port; write it as [{ip}]:8880"),
         (Err(_), Some(("" | "*", port))) if port.parse::<u16>().is_ok() => {

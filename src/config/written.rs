@@ -1,6 +1,5 @@
 //! A value as it was written, and what its key can make of it.
 
-use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use super::keys::{Key, Kind};
 use super::problems::{Found, Place, shown};
 use super::roles::{Pattern, Role, Roles};
-use super::{Origins, values};
+use super::{ListenAddr, Origins, values};
 
 /// A value, and where it was written.
 #[derive(Debug, Clone)]
@@ -229,9 +228,14 @@ impl Written {
         })
     }
 
-    pub(super) fn listen(&self) -> Result<Vec<SocketAddr>, Found> {
+    pub(super) fn listen(&self) -> Result<Vec<ListenAddr>, Found> {
+        let place = |text: &str| match values::listen(text)? {
+            ListenAddr::Unix(path) => Ok(ListenAddr::Unix(self.folder.join(path))),
+            ListenAddr::Tcp(address) => Ok(ListenAddr::Tcp(address)),
+        };
         // Port 0 is any free one, so each is another.
-        let addresses = self.each_once(values::listen, |address| address.port() == 0)?;
+        let is_any = |it: &ListenAddr| matches!(it, ListenAddr::Tcp(it) if it.port() == 0);
+        let addresses = self.each_once(place, is_any)?;
         if addresses.is_empty() {
             return Err(self.wrong("one address at least is needed, such as 0.0.0.0:8880"));
         }

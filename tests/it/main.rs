@@ -11,6 +11,7 @@
 mod events; // no secret in what the operator reads, and no byte that breaks it
 mod gin; // Ollama's own router, asked about every target
 mod crowd; // more connections than there may be
+mod doors; // where callers come in
 mod hostile_backend; // a backend that answers what it must not
 mod house; // a gate, a backend, a caller
 mod login; // who gets in

@@ -47,10 +47,12 @@ fn sizes_are_a_number_and_a_binary_unit() {
 
 #[test]
 fn an_address_to_listen_on_has_a_number_and_a_port() {
-    for text in ["0.0.0.0:8880", "127.0.0.1:0", "[::]:8880", "[::1]:1"] {
+    for text in ["0.0.0.0:8880", "127.0.0.1:0", "[::]:8880", "[::1]:1", "unix:/run/gate"] {
         assert_eq!(listen(text).unwrap().to_string(), text);
     }
+    let long = format!("unix:/{}", "x".repeat(107));
     for (text, advice) in [
+        (long.as_str(), "107 bytes"),
         ("0.0.0.0", "0.0.0.0:8880"),
         ("::1", "[::1]:8880"),
         ("[::1]", "[::1]:8880"),
@@ -60,7 +62,7 @@ fn an_address_to_listen_on_has_a_number_and_a_port() {
         ("http://0.0.0.0:8880", "ADDRESS:PORT"),
         ("0.0.0.0:99999", "ADDRESS:PORT"),
         ("", "ADDRESS:PORT"),
-        ("unix:/run/portcullis.sock", "not yet known"),
+        ("unix:", "needs a path"),
     ] {
         let says = listen(text).unwrap_err();
         assert!(says.contains(advice), "{text}: {says}");
