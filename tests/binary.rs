@@ -2,6 +2,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::indexing_slicing,
     reason = "a test fails by panicking, also in its helpers"
 )]
 
@@ -15,6 +16,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use tempfile::TempDir;
+
+#[path = "binary/load.rs"]
+mod load;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis");
 /// Everything waits for at most this long, and for the thing itself.
@@ -366,8 +370,12 @@ impl Drop for Gate {
 }
 
 impl Gate {
-    fn start(mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    fn start(command: Command) -> Self {
+        Self::start_with(command, Stdio::null())
+    }
+
+    fn start_with(mut command: Command, stdin: Stdio) -> Self {
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = lines(child.stdout.take().unwrap());
         let stderr = lines(child.stderr.take().unwrap());
