@@ -4,10 +4,13 @@ use std::fmt;
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header};
 use ipnet::IpNet;
 
+mod forwarded;
+
 const FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED: HeaderName = header::FORWARDED;
 
 /// The address at the other end of the socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,7 +125,7 @@ impl IpText {
     }
 }
 
-/// The proxies whose `X-Forwarded-For` is believed; nobody by default.
+/// The proxies whose `X-Forwarded-For` and `Forwarded` are believed; nobody by default.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
     nets: Vec<IpNet>,
@@ -139,21 +142,39 @@ impl TrustedProxies {
         self.nets.iter().any(|net| net.contains(&ip))
     }
 
-    /// The right-most hop of `X-Forwarded-For` that is not a trusted proxy; the peer where the peer
-    /// is not one, or where that hop cannot be read.
+    /// The right-most hop of `X-Forwarded-For` or `Forwarded` that is not a trusted proxy; the peer
+    /// where the peer is not one, or where that hop cannot be read. A proxy writes one of the two and
+    /// may pass on a caller's other one, so two that do not name the same client name nobody.
     #[must_use]
     pub fn client_addr(&self, peer: PeerAddr, headers: &HeaderMap) -> ClientAddr {
+        let direct = ClientAddr { ip: peer.ip(), peer, shared: self.is_shared(peer.ip()) };
+        if !self.trusts(peer.ip()) {
+            return direct;
+        }
+        let by_list = self.first_stranger(peer, hops_from_the_right(headers));
+        let named = if !headers.contains_key(FORWARDED) {
+            by_list
+        } else if !headers.contains_key(FORWARDED_FOR) {
+            self.first_stranger(peer, forwarded_from_the_right(headers))
+        } else if by_list == self.first_stranger(peer, forwarded_from_the_right(headers)) {
+            by_list
+        } else {
+            // Who tries that is counted with all who do, and is not exempt as the proxy itself is.
+            return ClientAddr { shared: false, ..direct };
+        };
+        ClientAddr { ip: named, peer, shared: self.is_shared(named) }
+    }
+
+    fn first_stranger(&self, peer: PeerAddr, hops: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
         let mut ip = peer.ip();
-        if self.trusts(ip) {
-            for hop in hops_from_the_right(headers) {
-                let Some(hop) = hop else { break };
-                ip = hop;
-                if !self.trusts(hop) {
-                    break;
-                }
+        for hop in hops {
+            let Some(hop) = hop else { break };
+            ip = hop;
+            if !self.trusts(hop) {
+                break;
             }
         }
-        ClientAddr { ip, peer, shared: self.is_shared(ip) }
+        ip
     }
 
     /// True for an address that many people seem to come from, see [`ClientAddr::is_shared`].
@@ -171,6 +192,11 @@ fn hops_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAdd
         .rev()
         .flat_map(|line| line.as_bytes().rsplit(|&b| b == b','))
         .map(|hop| std::str::from_utf8(hop).ok().and_then(address))
+}
+
+fn forwarded_from_the_right(headers: &HeaderMap) -> impl Iterator<Item = Option<IpAddr>> {
+    let lines: Vec<_> = headers.get_all(FORWARDED).iter().collect();
+    lines.into_iter().rev().flat_map(|line| forwarded::hops(line.as_bytes()).into_iter().rev())
 }
 
 /// An address with or without a port, IPv6 with or without brackets.
@@ -265,6 +291,40 @@ mod tests {
         assert_eq!(client(&nets, "10.0.0.1", &[]), ip("10.0.0.1"));
     }
 
+    /// `X-Forwarded-For` and `Forwarded`, as they come through a proxy; who is counted as shared.
+    fn both(list: &str, forwarded: &str) -> (IpAddr, bool) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(FORWARDED_FOR, list), ("forwarded", forwarded)] {
+            if !value.is_empty() {
+                headers.append(name, value.parse().unwrap());
+            }
+        }
+        let client = proxies(&["10.0.0.0/8"]).client_addr(PeerAddr::new(ip("10.0.0.1")), &headers);
+        (client.ip(), client.is_shared())
+    }
+
+    #[test]
+    fn forwarded_names_the_client_as_the_list_does() {
+        let through = "for=6.6.6.6, for=\"198.51.100.7:80\", for=10.2.3.4";
+        assert_eq!(both("", through), (ip("198.51.100.7"), false));
+        assert_eq!(both("", "for=6.6.6.6, for=_hidden"), (ip("10.0.0.1"), true));
+        assert_eq!(both("", "for=6.6.6.6;for=6.6.6.7"), (ip("10.0.0.1"), true));
+        assert_eq!(both("198.51.100.7", "for=198.51.100.7"), (ip("198.51.100.7"), false));
+    }
+
+    #[test]
+    fn two_headers_that_contradict_each_other_name_nobody() {
+        // One of them the proxy wrote, the other the caller; nobody knows which.
+        for (list, forwarded) in [
+            ("198.51.100.7", "for=6.6.6.6"),
+            ("6.6.6.6", "for=198.51.100.7"),
+            ("198.51.100.7", "for=_x"),
+            ("198.51.100.7", "for=10.0.0.9"),
+        ] {
+            assert_eq!(both(list, forwarded), (ip("10.0.0.1"), false), "{list} {forwarded}");
+        }
+    }
+
     #[test]
     fn an_ipv4_caller_on_an_ipv6_socket_is_an_ipv4_caller() {
         assert_eq!(PeerAddr::new(ip("::ffff:192.0.2.1")).ip(), ip("192.0.2.1"));
@@ -297,6 +357,8 @@ mod tests {
         #[test]
         fn any_header_gives_an_address(line in "[ -~]{0,80}") {
             let mut headers = HeaderMap::new();
+            headers.append("forwarded", line.parse().unwrap());
+            let _ = proxies(&["10.0.0.0/8"]).client_addr(PeerAddr::new(ip("10.0.0.1")), &headers);
             headers.append(FORWARDED_FOR, line.parse().unwrap());
             let _ = proxies(&["10.0.0.0/8"]).client_addr(PeerAddr::new(ip("10.0.0.1")), &headers);
         }

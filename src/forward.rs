@@ -140,6 +140,10 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
     push_field(head, &X_FORWARDED_PROTO, b"http");
     let client = IpText::from(origin.client.ip());
     if origin.client.through_proxy() {
+        if !theirs.contains_key(&X_FORWARDED_FOR) {
+            // It was `Forwarded` that named the client.
+            push_field(head, &X_FORWARDED_FOR, client.as_bytes());
+        }
         for hop in theirs.get_all(&X_FORWARDED_FOR) {
             push_field(head, &X_FORWARDED_FOR, hop.as_bytes());
         }

@@ -1,4 +1,4 @@
-//! `X-Forwarded-For`: only a trusted proxy is believed, and only what it says.
+//! `X-Forwarded-For` and `Forwarded`: only a trusted proxy is believed, and only what it says.
 #![no_main]
 
 use std::net::{IpAddr, SocketAddr};
@@ -31,7 +31,22 @@ fuzz_target!(|value: &[u8]| {
     readable.insert(0, proxy.ip());
     let stranger = readable.iter().find(|ip| !trusted(ip));
     assert_eq!(client, *stranger.or(readable.last()).unwrap());
+
+    let mut other = HeaderMap::new();
+    for line in value.split(|byte| *byte == b'\n') {
+        let Ok(line) = HeaderValue::from_bytes(line) else { return };
+        other.append("forwarded", line);
+    }
+    assert_eq!(proxies.client_addr(stranger_again(), &other).ip(), stranger_again().ip());
+    let named = proxies.client_addr(proxy, &other).ip();
+    other.extend(headers);
+    let both = proxies.client_addr(proxy, &other).ip();
+    assert_eq!(both, if client == named { client } else { proxy.ip() });
 });
+
+fn stranger_again() -> PeerAddr {
+    PeerAddr::new(IpAddr::from([192, 0, 2, 1]))
+}
 
 fn address(hop: &[u8]) -> Option<IpAddr> {
     let hop = std::str::from_utf8(hop).ok()?.trim();

@@ -96,6 +96,13 @@ async fn a_trusted_proxy_may_say_whom_it_asks_for() {
     assert_eq!(seen.header("x-real-ip").as_deref(), Some("198.51.100.7"));
     assert!(seen.head.contains("x-forwarded-for: 127.0.0.1"), "{}", seen.head);
     assert_eq!(house.log.wait_for(1).await[0]["client"], "198.51.100.7");
+    // So is the name that RFC 7239 has for it, which itself goes no further.
+    let forwarded = "Forwarded: for=6.6.6.6, for=\"198.51.100.8:80\";proto=https\r\n";
+    assert_eq!(house.ask(with_headers("GET", forwarded)).await.status, 200);
+    let seen = backend.wait_for_request(2).await;
+    assert_eq!(seen.header("x-forwarded-for").as_deref(), Some("198.51.100.8"), "{}", seen.head);
+    assert_eq!(seen.header("x-real-ip").as_deref(), Some("198.51.100.8"));
+    assert!(!seen.head.to_lowercase().contains("\nforwarded:"), "{}", seen.head);
 }
 
 #[tokio::test(flavor = "multi_thread")]
