@@ -54,6 +54,7 @@ pub struct Config {
     pub help_url: Option<String>,
     pub contact: Option<String>,
     pub trusted_proxies: Vec<IpNet>,
+    pub proxy_protocol_from: Vec<IpNet>,
     pub max_connections: u32,
     /// 0 is off.
     pub max_connections_per_address: u32,
@@ -147,6 +148,7 @@ impl Config {
             help_url: None,
             contact: None,
             trusted_proxies: Vec::new(),
+            proxy_protocol_from: Vec::new(),
             max_connections: 10_000,
             max_connections_per_address: 0,
             max_body: 100 << 20,

@@ -42,6 +42,17 @@ pub struct Gateway {
     live: Live,
 }
 
+/// What a connection is held to.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Connections in all.
+    pub most: usize,
+    /// Connections from its peer; `None` is any number.
+    pub from_it: Option<u32>,
+    /// It begins with a PROXY header.
+    pub is_announced: bool,
+}
+
 /// What a reload must not forget.
 #[derive(Debug)]
 struct Live {
@@ -140,14 +151,18 @@ impl Gateway {
         response
     }
 
-    /// How many connections there may be in all, and from this peer: `None` is any number.
+    /// What a connection from this peer is held to.
     #[must_use]
-    pub fn connections_of(&self, peer: PeerAddr) -> (usize, Option<u32>) {
+    pub fn terms_for(&self, peer: PeerAddr) -> Terms {
         let state = self.state();
         let config = state.config();
         let from_it = Some(config.max_connections_per_address)
             .filter(|most| *most > 0 && !state.proxies().is_shared(peer.ip()));
-        (usize::try_from(config.max_connections).unwrap_or(usize::MAX), from_it)
+        Terms {
+            most: usize::try_from(config.max_connections).unwrap_or(usize::MAX),
+            from_it,
+            is_announced: config.proxy_protocol_from.iter().any(|net| net.contains(&peer.ip())),
+        }
     }
 
     /// The snapshot that serves now.

@@ -6,6 +6,7 @@
 pub mod config; // the file, the environment and the flags, checked
 pub mod reject; // every refusal, in one table
 pub mod client_addr; // who is at the door, as an address
+pub mod proxy_protocol; // whom a proxy of the transport layer names
 pub mod socket; // one socket, of whatever kind
 pub mod http1; // HTTP/1.1 on the wire
 pub mod live_file; // files whose newest content the next request sees

@@ -12,11 +12,12 @@ use tokio::time::sleep;
 
 use crate::client_addr::PeerAddr;
 use crate::config::ListenAddr;
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Terms};
 use crate::record::Seldom;
 use crate::socket::Socket;
 
 mod connection;
+mod introduction;
 mod listener;
 mod places;
 
@@ -193,16 +194,15 @@ impl Door {
     }
 
     fn welcome(&mut self, (socket, peer): (Socket, SocketAddr)) {
-        let standing = self.standing(PeerAddr::new(peer.ip()));
-        let is_surplus = matches!(standing, Standing::Surplus);
+        let terms = self.gateway.terms_for(PeerAddr::new(peer.ip()));
+        let standing = self.standing(PeerAddr::new(peer.ip()), terms);
+        let is_surplus = matches!(standing, Standing::Surplus(_));
         let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
-        let task = self.connections.spawn(connection::serve(
-            socket.into(),
-            peer,
-            standing,
-            gateway,
-            stages,
-        ));
+        let task = if terms.is_announced {
+            self.connections.spawn(introduction::serve(socket, peer, standing, gateway, stages))
+        } else {
+            self.connections.spawn(connection::serve(socket, peer, standing, gateway, stages))
+        };
         if is_surplus {
             self.surplus.push_back(task);
             if self.surplus.len() > MOST_SURPLUS
@@ -213,10 +213,11 @@ impl Door {
         }
     }
 
-    fn standing(&self, peer: PeerAddr) -> Standing {
-        let (most, from_it) = self.gateway.connections_of(peer);
-        let place = self.places.take(most);
-        let counted = place.and_then(|mut place| match from_it {
+    fn standing(&self, peer: PeerAddr, terms: Terms) -> Standing {
+        let place = self.places.take(terms.most);
+        let counted = place.and_then(|mut place| match terms.from_it {
+            // Whom it is for is still to be said.
+            Some(_) if terms.is_announced => Some(place),
             Some(most) => place.count_for(peer, most).then_some(place),
             None => Some(place),
         });
@@ -227,7 +228,7 @@ impl Door {
             let client = peer.ip();
             tracing::warn!(%client, "all connections are taken; callers are told 503");
         }
-        Standing::Surplus
+        Standing::Surplus(None)
     }
 
     /// A caller who left in the queue is nothing; no file descriptors is told, and waited for.

@@ -193,7 +193,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 37] = [
+static KEYS: [Key; 38] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -238,7 +238,10 @@ static KEYS: [Key; 37] = [
         "whom the help page names"),
     row("trusted_proxies", Kind::Networks, "[]",
         |config, it| put(&mut config.trusted_proxies, it.each(values::network)),
-        "networks of proxies before this gate whose `X-Forwarded-For` is believed"),
+        "networks of proxies before this gate whose `X-Forwarded-For` or `Forwarded` is believed"),
+    row("proxy_protocol_from", Kind::Networks, "[]",
+        |config, it| put(&mut config.proxy_protocol_from, it.each(values::network)),
+        "networks of proxies whose connections begin with a PROXY header that names the caller"),
     row("max_connections", Kind::Count, "10000",
         |config, it| put(&mut config.max_connections, it.count(1..=1_000_000)),
         "callers' connections at once; for each the system has to allow two open files"),
@@ -311,12 +314,11 @@ static KEYS: [Key; 37] = [
 pub(super) const TABLES: [&str; 4] = ["roles", "cors", "timeouts", "backend"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 28] = [
+pub(super) static LATER: [&str; 27] = [
     "redirect_listen",
     "admin",
     "data_dir",
     "hide_models",
-    "proxy_protocol_from",
     "h2c",
     "upgrades",
     "queue_timeout",

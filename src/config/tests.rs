@@ -55,7 +55,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 37] = [
+const VALUES: [(&str, &str, &str, &str); 38] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("upstream", "'http://gpu:11434'", "'gpu:11434'", "http://"),
     ("htpasswd", "'users'", "7", "users.htpasswd\", found a number"),
@@ -71,6 +71,7 @@ const VALUES: [(&str, &str, &str, &str); 37] = [
     ("help_url", "'https://wiki.example.com/gate'", "'ftp://x/'", "web address"),
     ("contact", "'Anna, room 4'", "\"a\\u0007b\"", "plain text"),
     ("trusted_proxies", "['10.0.0.0/8', '192.0.2.1']", "['10.0.0.0/99']", "network"),
+    ("proxy_protocol_from", "['10.0.0.0/8']", "['lb']", "network"),
     ("max_connections", "100", "0", "from 1 to"),
     ("max_connections_per_address", "100", "'many'", "a whole number"),
     ("max_body", "'1MiB'", "'many'", "64KiB"),

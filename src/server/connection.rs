@@ -39,9 +39,9 @@ const USUAL_HEAD: usize = 768;
 /// What a connection may do.
 #[derive(Debug)]
 pub(super) enum Standing {
-    Placed(#[expect(dead_code, reason = "held until the end")] Place),
-    /// There is no place for it; it is told so.
-    Surplus,
+    Placed(Place),
+    /// It is told that there is no place for it, also where its caller alone has too many.
+    Surplus(#[expect(dead_code, reason = "held until the end")] Option<Place>),
 }
 
 /// Why a connection came to its end.
@@ -116,7 +116,7 @@ async fn drive(
         let arrived = Arc::new(Arrival::of(&head.framing));
         let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
         let response = match standing {
-            Standing::Surplus => gateway.turn_away(peer, &head.parts, arrived),
+            Standing::Surplus(_) => gateway.turn_away(peer, &head.parts, arrived),
             Standing::Placed(_) => {
                 // Boxed, so that a connection between requests and in a stream stays small.
                 let handled =

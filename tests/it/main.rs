@@ -10,6 +10,7 @@
 
 mod events; // no secret in what the operator reads, and no byte that breaks it
 mod gin; // Ollama's own router, asked about every target
+mod announced; // connections that a proxy announces
 mod crowd; // more connections than there may be
 mod doors; // where callers come in
 mod hostile_backend; // a backend that answers what it must not

@@ -1,0 +1,55 @@
+//! A connection from a proxy of the transport layer, which first has to say whom it comes from.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::Stage;
+use super::connection::{self, Standing};
+use crate::client_addr::PeerAddr;
+use crate::gateway::Gateway;
+use crate::proxy_protocol::{self, NoHeader};
+use crate::reject::Reject;
+use crate::socket::Socket;
+
+/// Serves the connection for whom it is announced; without a header it is closed.
+pub(super) async fn serve(
+    mut socket: Socket,
+    proxy: SocketAddr,
+    standing: Standing,
+    gateway: Arc<Gateway>,
+    stages: watch::Receiver<Stage>,
+) {
+    let patience = gateway.state().config().timeouts.header;
+    let reject = match timeout(patience, proxy_protocol::read(&mut socket)).await {
+        Ok(Ok(Some(caller))) => {
+            let standing = counted(standing, caller, &gateway);
+            return Box::pin(connection::serve(socket, caller, standing, gateway, stages)).await;
+        }
+        Ok(Ok(None)) => {
+            return Box::pin(connection::serve(socket, proxy, standing, gateway, stages)).await;
+        }
+        // Somebody looked whether the port is open.
+        Ok(Err(NoHeader::Nothing | NoHeader::Broken(_))) => return,
+        Ok(Err(NoHeader::Malformed | NoHeader::Half)) => {
+            Reject::BadRequest("the connection does not begin with a PROXY header")
+        }
+        Err(_) => Reject::RequestTimeout,
+    };
+    // Nothing is answered: who speaks another protocol would not understand it.
+    gateway.record_of(proxy).refuse(&reject, 0);
+}
+
+/// The caller has its own limit, now that it is known.
+fn counted(standing: Standing, caller: SocketAddr, gateway: &Gateway) -> Standing {
+    let caller = PeerAddr::new(caller.ip());
+    match (standing, gateway.terms_for(caller).from_it) {
+        (Standing::Placed(mut place), Some(most)) => match place.count_for(caller, most) {
+            true => Standing::Placed(place),
+            false => Standing::Surplus(Some(place)),
+        },
+        (standing, _) => standing,
+    }
+}
