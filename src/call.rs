@@ -17,7 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::api::{Asked, MAX_TARGET, Target};
-use crate::http1::{Arrival, Due, Incoming};
+use crate::http1::{Arrival, Due};
+use crate::incoming::Incoming;
 use crate::reject::Reject;
 
 /// Header fields of one request, names and values and their separators.
@@ -79,7 +80,7 @@ pub fn strict(parts: &Parts) -> Result<Target, Reject> {
     }
     sizes(headers)?;
     host(uri, headers, *version)?;
-    framing(headers)?;
+    framing(headers, *version)?;
     for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT] {
         if headers.get_all(&name).iter().nth(1).is_some() {
             return Err(Reject::BadRequest("a header that may be sent once only came twice"));
@@ -136,7 +137,11 @@ fn is_authority(host: &[u8]) -> bool {
 
 /// `Transfer-Encoding` is exactly `chunked`, once (RFC 9112, 6.1). `http1` frames by the same
 /// rules; a head that was read by another version of HTTP is held to them here.
-fn framing(headers: &HeaderMap) -> Result<(), Reject> {
+fn framing(headers: &HeaderMap, version: Version) -> Result<(), Reject> {
+    if version == Version::HTTP_2 && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
+    {
+        return Err(Reject::BadRequest("the body's length was sent twice"));
+    }
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
     if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {

@@ -62,6 +62,7 @@ pub struct Config {
     pub max_body: u64,
     /// Bytes of all request bodies at once.
     pub max_body_memory: u64,
+    pub h2c: bool,
     pub log_format: LogFormat,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
@@ -153,6 +154,7 @@ impl Config {
             max_connections_per_address: 0,
             max_body: 100 << 20,
             max_body_memory: 1 << 30,
+            h2c: false,
             log_format: LogFormat::Text,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),

@@ -13,7 +13,7 @@ mod inbox;
 mod outbox;
 mod stall;
 
-pub use answer::{Ending, FieldLines, Form, push_field};
+pub use answer::{Ending, FieldLines, Form, push_field, with_date};
 pub use caller::{Arrival, Broken, HeadError, Incoming, Wire};
 pub use due::Due;
 pub use framing::{BadFraming, Framing, Piece};

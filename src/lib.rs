@@ -9,6 +9,7 @@ pub mod client_addr; // who is at the door, as an address
 pub mod proxy_protocol; // whom a proxy of the transport layer names
 pub mod socket; // one socket, of whatever kind
 pub mod http1; // HTTP/1.1 on the wire
+pub mod incoming; // a request's body as it comes, by either version of HTTP
 pub mod live_file; // files whose newest content the next request sees
 pub mod auth; // whose credentials these are
 pub mod api; // the endpoints of the API

@@ -1,4 +1,4 @@
-//! Sockets: accept, HTTP/1.1, drain.
+//! Sockets: accept, HTTP/1.1 and HTTP/2, drain.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,6 +17,7 @@ use crate::record::Seldom;
 use crate::socket::Socket;
 
 mod connection;
+mod http2;
 mod introduction;
 mod listener;
 mod places;

@@ -193,7 +193,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 38] = [
+static KEYS: [Key; 39] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -254,6 +254,9 @@ static KEYS: [Key; 38] = [
     row("max_body_memory", Kind::Size, r#""1GiB""#,
         |config, it| put(&mut config.max_body_memory, it.size()),
         "memory for all request bodies at once, not less than `max_body`"),
+    row("h2c", Kind::Switch, "false",
+        |config, it| put(&mut config.h2c, it.switch()),
+        "speak HTTP/2 without TLS to callers who begin with it (prior knowledge)"),
     row("log_format", Kind::Choice(r#""text" or "json""#), r#""text""#,
         |config, it| put(&mut config.log_format, it.one_of(&[("text", LogFormat::Text), ("json", LogFormat::Json)])),
         "one line a request as `text` or as `json`"),
@@ -314,12 +317,11 @@ static KEYS: [Key; 38] = [
 pub(super) const TABLES: [&str; 4] = ["roles", "cors", "timeouts", "backend"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 27] = [
+pub(super) static LATER: [&str; 26] = [
     "redirect_listen",
     "admin",
     "data_dir",
     "hide_models",
-    "h2c",
     "upgrades",
     "queue_timeout",
     "time_zone",

@@ -55,7 +55,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 38] = [
+const VALUES: [(&str, &str, &str, &str); 39] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("upstream", "'http://gpu:11434'", "'gpu:11434'", "http://"),
     ("htpasswd", "'users'", "7", "users.htpasswd\", found a number"),
@@ -76,6 +76,7 @@ const VALUES: [(&str, &str, &str, &str); 38] = [
     ("max_connections_per_address", "100", "'many'", "a whole number"),
     ("max_body", "'1MiB'", "'many'", "64KiB"),
     ("max_body_memory", "1_073_741_825", "0", "refused"),
+    ("h2c", "true", "'on'", "true or false, without quotes, found a text"),
     ("log_format", "'json'", "'xml'", "\"text\" or \"json\""),
     ("drain_delay", "'5s'", "5", "a duration such as \"30s\", found a number"),
     ("drain_timeout", "'2m'", "'25h'", "at most 24 hours"),

@@ -47,6 +47,25 @@ impl FieldLines {
         }
     }
 
+    /// Names and values, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.lines.split(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
+        lines.filter_map(|line| {
+            let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
+            Some((name, value.strip_prefix(b": ")?))
+        })
+    }
+
+    #[must_use]
+    pub fn has_date(&self) -> bool {
+        self.has_date
+    }
+
+    #[must_use]
+    pub fn has_length(&self) -> bool {
+        self.has_length
+    }
+
     /// The value of `Content-Type`; empty without one.
     #[must_use]
     pub fn kind(&self) -> &[u8] {
@@ -156,8 +175,12 @@ fn push_line(text: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     text.extend_from_slice(b"\r\n");
 }
 
-/// The `Date` field (RFC 9110, 6.6.1), worked out once a second and thread.
 fn push_date(text: &mut Vec<u8>) {
+    with_date(|date| push_line(text, b"date", date.as_bytes()));
+}
+
+/// The value of `Date` (RFC 9110, 6.6.1), worked out once a second and thread.
+pub fn with_date<T>(tell: impl FnOnce(&str) -> T) -> T {
     thread_local! {
         static NOW: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
     }
@@ -167,8 +190,8 @@ fn push_date(text: &mut Vec<u8>) {
             *second = since.as_secs();
             *date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(*second));
         }
-        push_line(text, b"date", date.as_bytes());
-    });
+        tell(date)
+    })
 }
 
 #[cfg(test)]
@@ -250,6 +273,23 @@ mod tests {
             passed.push(name.as_bytes(), value.as_bytes());
         }
         assert_eq!(passed.kind(), b"text/plain");
+    }
+
+    #[test]
+    fn what_was_passed_can_be_read_again() {
+        let fields = [("X-A", "1"), ("x", ""), ("Y", "a: b"), ("Z", "caf\u{e9}: \t")];
+        let mut passed = FieldLines::default();
+        assert_eq!(passed.iter().count(), 0);
+        for (name, value) in fields {
+            passed.push(name.as_bytes(), value.as_bytes());
+        }
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let read: Vec<_> = passed.iter().map(|it| (text(it.0), text(it.1))).collect();
+        assert_eq!(read, fields.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        assert!(!passed.has_date() && !passed.has_length());
+        passed.push(b"DATE", b"now");
+        passed.push(b"content-Length", b"1");
+        assert!(passed.has_date() && passed.has_length());
     }
 
     #[test]

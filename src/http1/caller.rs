@@ -104,9 +104,11 @@ impl Wire {
         inner.framing.is_past() && inner.inbox.is_empty()
     }
 
+    /// The socket, and what was read from it and not taken.
     #[must_use]
-    pub fn into_socket(self) -> Socket {
-        self.0.into_inner().unwrap_or_else(PoisonError::into_inner).socket
+    pub fn into_parts(self) -> (Socket, Bytes) {
+        let mut inner = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        (inner.socket, inner.inbox.take(usize::MAX))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -191,9 +193,15 @@ impl Arrival {
         self.gone.load(Ordering::Relaxed)
     }
 
-    fn took(&self, bytes: usize, framing: &Framing) {
+    /// Counts bytes of the body; `complete` when they are the last.
+    pub fn took(&self, bytes: usize, complete: bool) {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.complete.store(framing.is_past(), Ordering::Relaxed);
+        self.complete.store(complete, Ordering::Relaxed);
+    }
+
+    /// The caller left in the middle of its request.
+    pub fn lost(&self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
 }
 
@@ -218,6 +226,8 @@ pub enum Broken {
     Gone,
     #[error(transparent)]
     Framing(#[from] BadFraming),
+    #[error("the body is not what its stream announced")]
+    Stream,
 }
 
 impl Body for Incoming {
@@ -231,9 +241,12 @@ impl Body for Incoming {
         let mut inner = self.wire.inner();
         let piece = ready!(inner.poll_piece(cx));
         match &piece {
-            Ok(data) => self.arrived.took(data.as_ref().map_or(0, Bytes::len), &inner.framing),
-            Err(Broken::Gone) => self.arrived.gone.store(true, Ordering::Relaxed),
-            Err(Broken::Framing(_)) => {}
+            Ok(data) => {
+                let bytes = data.as_ref().map_or(0, Bytes::len);
+                self.arrived.took(bytes, inner.framing.is_past());
+            }
+            Err(Broken::Gone) => self.arrived.lost(),
+            Err(Broken::Framing(_) | Broken::Stream) => {}
         }
         Poll::Ready(piece.map(|data| data.map(Frame::data)).transpose())
     }

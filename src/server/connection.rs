@@ -10,27 +10,28 @@ use std::time::Duration;
 use http::{Method, Response, Version};
 use http_body::Body;
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Stage;
 use super::places::Place;
+use super::{Stage, http2};
 use crate::gateway::Gateway;
 use crate::http1::{
-    Arrival, Due, Ending, FieldLines, Form, HeadError, Incoming, Malformed, Outbox, RequestHead,
-    Stall, Wire,
+    self, Arrival, Due, Ending, FieldLines, Form, HeadError, Malformed, Outbox, RequestHead, Stall,
+    Wire,
 };
+use crate::incoming::Incoming;
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
 use crate::socket::Socket;
 
 /// In a drain a connection that stays idle for this long is closed.
-const DRAIN_IDLE: Duration = Duration::from_secs(2);
+pub(super) const DRAIN_IDLE: Duration = Duration::from_secs(2);
 /// Unread bytes would turn the last answer into a reset at the caller's (nginx: lingering close).
-const LINGER: Duration = Duration::from_millis(800);
+pub(super) const LINGER: Duration = Duration::from_millis(800);
 /// A caller who takes no byte of an answer for this long is gone, whatever its socket says.
-const STALL: Duration = Duration::from_secs(60);
+pub(super) const STALL: Duration = Duration::from_secs(60);
 const MOST_LINGERED: usize = 8 * 1024 * 1024;
 
 /// Most heads of answers, with a short body, in bytes.
@@ -56,6 +57,8 @@ enum End {
     /// Part of a head came, and then the end.
     GoneInAHead,
     Malformed(Malformed),
+    /// It begins as HTTP/2, and may.
+    Http2,
     /// An answer broke off.
     Cut,
 }
@@ -80,7 +83,13 @@ pub(super) async fn serve(
     let at_rest = wire.is_at_rest();
     // The last request is gone, and with it its handle.
     let Some(wire) = Arc::into_inner(wire) else { return };
-    let mut socket = wire.into_socket();
+    let (mut socket, read) = wire.into_parts();
+    if matches!(end, End::Http2) {
+        // Boxed, so that it takes no room in the connections that are none of this.
+        let socket = http2::Rewound::new(read, socket);
+        return Box::pin(http2::serve(socket, peer, gateway, stages)).await;
+    }
+    drop(read);
     if let Some(bytes) = remember(&end, peer, &gateway) {
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
@@ -99,10 +108,13 @@ async fn drive(
     gateway: &Gateway,
     due: &mut Due,
 ) -> End {
-    let (header, keep_alive, stall) = {
+    let (header, keep_alive, stall, mut h2c) = {
         let state = gateway.state();
-        let timeouts = &state.config().timeouts;
-        (timeouts.header, timeouts.keep_alive, timeouts.idle.min(STALL))
+        let config = state.config();
+        let timeouts = &config.timeouts;
+        // Who has no place is told so in the older way only.
+        let h2c = config.h2c && matches!(standing, Standing::Placed(_));
+        (timeouts.header, timeouts.keep_alive, timeouts.idle.min(STALL), h2c)
     };
     let mut patience = header;
     loop {
@@ -110,14 +122,18 @@ async fn drive(
         let head = poll_fn(|cx| waiting.poll(wire, gateway, due, cx)).await;
         let head = match head {
             Ok(head) => head,
+            Err(End::Malformed(Malformed::Preface)) if h2c => return End::Http2,
             Err(end) => return end,
         };
+        // Only the first bytes of a connection decide.
+        h2c = false;
         let mut form = Form::of(&head.parts.method, head.parts.version, head.keeps_alive);
         let arrived = Arc::new(Arrival::of(&head.framing));
-        let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
+        let body = http1::Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
         let response = match standing {
             Standing::Surplus(_) => gateway.turn_away(peer, &head.parts, arrived),
             Standing::Placed(_) => {
+                let body = Incoming::Http1(body);
                 // Boxed, so that a connection between requests and in a stream stays small.
                 let handled =
                     Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
@@ -298,7 +314,7 @@ fn remember(end: &End, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
             drop(gateway.record_of(peer));
             return None;
         }
-        End::Closed | End::CallerGone | End::Idle | End::Cut => return None,
+        End::Closed | End::CallerGone | End::Idle | End::Cut | End::Http2 => return None,
     };
     let mut record = gateway.record_of(peer);
     let (answer, body) = bare(&reject, record.line.id.as_str());
@@ -335,7 +351,7 @@ fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     (std::mem::take(outbox.text()), body.len())
 }
 
-async fn discard(socket: &mut Socket) {
+pub(super) async fn discard(socket: &mut (impl AsyncRead + Unpin)) {
     let mut bytes = vec![0; 16 * 1024];
     let mut discarded = 0;
     while discarded < MOST_LINGERED {

@@ -1,0 +1,79 @@
+use std::io;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::config::{Config, LogFormat};
+use crate::record::Log;
+
+/// The other end of a connection that is served, and what serves it.
+fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
+    let log = Log::start(io::sink(), LogFormat::Json).unwrap();
+    let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
+    let (stage, stages) = watch::channel(Stage::Serving);
+    let (ours, theirs) = duplex(64 * 1024);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(serve(ours, "192.0.2.1:1".parse().unwrap(), gateway, stages));
+    (theirs, tasks, stage)
+}
+
+fn health() -> http::Request<()> {
+    http::Request::get("http://gate/_portcullis/health").body(()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_nothing_of_an_answer_is_given_up_and_the_connection_lives() {
+    let (socket, _serving, _stage) = served();
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(0);
+    let (mut client, connection) = settings.handshake::<_, Bytes>(socket).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { connection.await.unwrap() });
+    let started = Instant::now();
+    let answer = client.send_request(health(), true).unwrap().0.await.unwrap();
+    let mut body = answer.into_body();
+    let broke = body.data().await.unwrap().unwrap_err();
+    assert_eq!(broke.reason(), Some(h2::Reason::CANCEL));
+    let waited = started.elapsed();
+    assert!((60..65).contains(&waited.as_secs()), "{waited:?}");
+    assert_eq!(client.send_request(health(), true).unwrap().0.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_who_vanished_is_found_while_its_stream_is_open() {
+    let (mut socket, _serving, _stage) = served();
+    let started = Instant::now();
+    // No window, and a request for the health page, with fields from the static table and one not.
+    let settings = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0];
+    let mut fields = vec![0x82, 0x86, 0x01, 4];
+    fields.extend(b"gate");
+    fields.extend([0x04, 19]);
+    fields.extend(b"/_portcullis/health");
+    let head = [0, 0, u8::try_from(fields.len()).unwrap(), 1, 5, 0, 0, 0, 1];
+    let said = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", &settings[..], &head, &fields].concat();
+    socket.write_all(&said).await.unwrap();
+    // Reads, but answers nothing.
+    let mut heard = Vec::new();
+    socket.read_to_end(&mut heard).await.unwrap();
+    let waited = started.elapsed();
+    assert!((50..55).contains(&waited.as_secs()), "{waited:?}");
+    assert!(heard.windows(9).any(|at| at == [0, 0, 8, 6, 0, 0, 0, 0, 0]), "a ping");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_answers_pings_may_keep_its_stream_for_longer() {
+    let (socket, _serving, _stage) = served();
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(0);
+    let (mut client, connection) = settings.handshake::<_, Bytes>(socket).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { connection.await.unwrap() });
+    for _ in 0..5 {
+        let answer = client.send_request(health(), true).unwrap().0.await.unwrap();
+        // Longer than a ping and its answer may take, shorter than a stall.
+        tokio::time::sleep(Duration::from_secs(55)).await;
+        drop(answer);
+    }
+    assert_eq!(client.send_request(health(), true).unwrap().0.await.unwrap().status(), 200);
+}
