@@ -15,6 +15,7 @@ mod crowd; // more connections than there may be
 mod doors; // where callers come in
 mod hostile_backend; // a backend that answers what it must not
 mod house; // a gate, a backend, a caller
+mod http2; // many streams on one connection
 mod login; // who gets in
 mod malformed; // what a guard must refuse
 mod headers; // what goes along, and what does not
