@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::gateway::Gateway;
 
 mod connection;
+mod handshake;
 
 /// How often files and idle connections are looked at without a request.
 const TEND: Duration = Duration::from_secs(1);
@@ -23,6 +24,14 @@ const FLUSH: Duration = Duration::from_secs(2);
 const MOST_QUEUED: u32 = 1024;
 /// At the limit of open files accepting is tried again after this long.
 const BREATHER: Duration = Duration::from_millis(100);
+
+/// What callers of a listener come for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entrance {
+    Main,
+    /// To be told where it is.
+    Redirect,
+}
 
 /// How far a shutdown has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,10 +72,16 @@ impl Server {
         let mut tasks = JoinSet::new();
         let addresses = listeners.iter().filter_map(|it| it.local_addr().ok()).collect();
         for listener in listeners {
-            tasks.spawn(accept(listener, Arc::clone(gateway), stages.clone()));
+            tasks.spawn(accept(listener, Entrance::Main, Arc::clone(gateway), stages.clone()));
         }
         tasks.spawn(tend(Arc::clone(gateway), stages));
         Self { gateway: Arc::clone(gateway), stage, tasks, addresses }
+    }
+
+    /// Answers on this listener too, in plain HTTP, that the gate is to be asked by https.
+    pub fn redirect(&mut self, listener: TcpListener) {
+        let (gateway, stages) = (Arc::clone(&self.gateway), self.stage.subscribe());
+        self.tasks.spawn(accept(listener, Entrance::Redirect, gateway, stages));
     }
 
     #[must_use]
@@ -139,7 +154,12 @@ async fn tend(gateway: Arc<Gateway>, mut stages: watch::Receiver<Stage>) {
     }
 }
 
-async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Receiver<Stage>) {
+async fn accept(
+    listener: TcpListener,
+    entrance: Entrance,
+    gateway: Arc<Gateway>,
+    stages: watch::Receiver<Stage>,
+) {
     let mut connections = JoinSet::new();
     let mut closing = stages.clone();
     let mut complained = None;
@@ -151,14 +171,14 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Rec
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
+            Ok(accepted) => welcome(accepted, entrance, &mut connections, &gateway, &stages),
             Err(error) => wait_for_better(&error, &mut complained).await,
         }
     }
     // Whoever stands in the queue already has asked in time.
     loop {
         match waiting(&listener) {
-            Ok(accepted) => welcome(accepted, &mut connections, &gateway, &stages),
+            Ok(accepted) => welcome(accepted, entrance, &mut connections, &gateway, &stages),
             Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(_) => break,
         }
@@ -169,11 +189,18 @@ async fn accept(listener: TcpListener, gateway: Arc<Gateway>, stages: watch::Rec
 
 fn welcome(
     (socket, peer): (TcpStream, SocketAddr),
+    entrance: Entrance,
     connections: &mut JoinSet<()>,
     gateway: &Arc<Gateway>,
     stages: &watch::Receiver<Stage>,
 ) {
-    connections.spawn(connection::serve(socket.into(), peer, Arc::clone(gateway), stages.clone()));
+    connections.spawn(connection::serve(
+        socket.into(),
+        peer,
+        entrance,
+        Arc::clone(gateway),
+        stages.clone(),
+    ));
 }
 
 /// The next connection, if it is there now. Asks the kernel: the runtime may not have heard yet, and
@@ -224,7 +251,7 @@ mod tests {
             .collect();
         gateway.drain();
         let (_stage, stages) = watch::channel(Stage::Closing);
-        accept(listener, gateway, stages).await;
+        accept(listener, Entrance::Main, gateway, stages).await;
         for mut caller in callers {
             let mut answer = String::new();
             caller.read_to_string(&mut answer).unwrap();

@@ -1,8 +1,9 @@
 //! `portcullis serve`: the gate, until it is told to stop.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use tokio::net::TcpListener;
@@ -51,7 +52,11 @@ fn runtime() -> io::Result<Runtime> {
 
 /// Opens every address of the configuration.
 pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<TcpListener>> {
-    Server::bind(&config.listen).map_err(|(address, error)| {
+    open(&config.listen)
+}
+
+fn open(addresses: &[SocketAddr]) -> anyhow::Result<Vec<TcpListener>> {
+    Server::bind(addresses).map_err(|(address, error)| {
         let kind = error.kind();
         let advice = if kind == io::ErrorKind::AddrInUse {
             "; another program listens there: choose another --listen"
@@ -73,16 +78,21 @@ pub(super) async fn serve(
     given: Option<&Given>,
 ) -> anyhow::Result<()> {
     let log = Log::start(io::stdout(), config.log_format).context("could not start the log")?;
+    let redirect = config.redirect_listen.map(|address| open(&[address])).transpose()?;
     let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
-    let server = Server::start(listeners, &gateway);
+    let mut server = Server::start(listeners, &gateway);
+    for listener in redirect.unwrap_or_default() {
+        server.redirect(listener);
+    }
     for address in server.addresses() {
-        tracing::info!(%address, upstream = gateway.state().config().backend.url.authority(), "listening");
+        tracing::info!(%address, upstream = %gateway.state().config().backend.url, "listening");
     }
     for (_, report) in gateway.state().auth().files().reports() {
         if let Some(warning) = mode_warning(&report.path) {
             tracing::warn!(file = %report.path.display(), "{warning}");
         }
     }
+    say_tls(&gateway);
     say_who_may_manage(&gateway);
     let mut signals = Signals::new().context("could not listen for signals")?;
     while let Told::Reload = signals.next().await {
@@ -140,8 +150,10 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     };
     let before = gateway.state();
-    let (listen, format) = (before.config().listen.clone(), before.config().log_format);
-    let stays = loaded.config.listen != listen || loaded.config.log_format != format;
+    let (old, new) = (before.config(), &loaded.config);
+    let stays = new.listen != old.listen
+        || new.redirect_listen != old.redirect_listen
+        || new.log_format != old.log_format;
     match gateway.reload(loaded.config) {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(error) => {
@@ -150,12 +162,24 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     }
     if stays {
-        tracing::warn!("`listen` and `log_format` change only with a restart");
+        tracing::warn!("`listen`, `redirect_listen` and `log_format` change only with a restart");
     }
     for warning in loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
     }
+    say_tls(gateway);
     say_who_may_manage(gateway);
+}
+
+fn say_tls(gateway: &Gateway) {
+    let state = gateway.state();
+    let Some(tls) = state.tls() else { return };
+    tls.announce(Instant::now(), SystemTime::now());
+    for files in state.config().tls_pairs() {
+        if let Some(warning) = mode_warning(&files.key) {
+            tracing::warn!(file = %files.key.display(), "{warning}");
+        }
+    }
 }
 
 /// A drop-in for the guide's proxy lets every login manage models; whoever runs it should know.

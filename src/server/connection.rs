@@ -10,12 +10,11 @@ use std::time::Duration;
 use http::{Method, Response, Version};
 use http_body::Body;
 use socket2::SockRef;
-use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Stage;
-use crate::gateway::Gateway;
+use super::{Entrance, Stage, handshake};
+use crate::gateway::{Door, Gateway, Link};
 use crate::http1::{
     Arrival, Due, Ending, FieldLines, Form, HeadError, Incoming, Malformed, Outbox, RequestHead,
     Wire,
@@ -23,6 +22,7 @@ use crate::http1::{
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
 use crate::socket::Socket;
+use crate::tls::Protocol;
 
 /// In a drain a connection that stays idle for this long is closed.
 const DRAIN_IDLE: Duration = Duration::from_secs(2);
@@ -52,18 +52,24 @@ enum End {
 pub(super) async fn serve(
     socket: Socket,
     peer: SocketAddr,
+    entrance: Entrance,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
+    let Some((socket, protocol, door)) = enter(socket, peer, entrance, &gateway).await else {
+        return;
+    };
+    let Protocol::Http1 = protocol;
+    let link = Link { peer, door };
     let wire = Arc::new(Wire::new(socket));
     let mut due = Due::default();
     let end = {
         let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
         // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
         poll_fn(|cx| Poll::Ready(draining.as_mut().poll(cx).is_ready())).await;
-        drive(&wire, peer, &gateway, &mut due).await
+        drive(&wire, &link, &gateway, &mut due).await
     };
     let at_rest = wire.is_at_rest();
     // The last request is gone, and with it its handle.
@@ -73,14 +79,57 @@ pub(super) async fn serve(
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
     }
+    // What broke off is to look broken.
+    if !matches!(end, End::Cut) {
+        socket.say_goodbye();
+    }
     let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
     if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
-        let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
-        let _ = tokio::time::timeout(LINGER, discard(&mut socket)).await;
+        linger(socket).await;
     }
 }
 
-async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut Due) -> End {
+/// Through TLS where that is spoken; `None` for whoever did not come through.
+async fn enter(
+    socket: Socket,
+    peer: SocketAddr,
+    entrance: Entrance,
+    gateway: &Gateway,
+) -> Option<(Socket, Protocol, Door)> {
+    match (socket, entrance) {
+        (socket, Entrance::Redirect) => Some((socket, Protocol::Http1, Door::Redirect)),
+        (Socket::Tcp(socket), Entrance::Main) => match gateway.state().tls().cloned() {
+            // Boxed, so that a connection without it stays small.
+            Some(tls) => Box::pin(handshake::open(&tls, socket, peer, gateway)).await,
+            None => Some((socket.into(), Protocol::Http1, Door::Plain)),
+        },
+        (socket @ (Socket::Unix(_) | Socket::Tls(_)), Entrance::Main) => {
+            Some((socket, Protocol::Http1, Door::Plain))
+        }
+    }
+}
+
+/// Answers somebody of whom no request was read, leaves the line of it, and ends the connection.
+pub(super) async fn refuse_at_the_door(
+    mut socket: Socket,
+    reject: &Reject,
+    peer: SocketAddr,
+    gateway: &Gateway,
+) {
+    let mut record = gateway.record_of(peer);
+    let (answer, body) = bare(reject, record.line.id.as_str());
+    record.refuse(reject, body);
+    drop(record);
+    let _ = socket.try_write(&answer);
+    linger(socket).await;
+}
+
+async fn linger(mut socket: Socket) {
+    let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
+    let _ = tokio::time::timeout(LINGER, discard(&mut socket)).await;
+}
+
+async fn drive(wire: &Arc<Wire>, link: &Link, gateway: &Gateway, due: &mut Due) -> End {
     let (header, keep_alive) = {
         let state = gateway.state();
         (state.config().timeouts.header, state.config().timeouts.keep_alive)
@@ -97,7 +146,7 @@ async fn drive(wire: &Arc<Wire>, peer: SocketAddr, gateway: &Gateway, due: &mut 
         let arrived = Arc::new(Arrival::of(&head.framing));
         let body = Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
         // Boxed, so that a connection between requests and in a stream stays small.
-        let handled = Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
+        let handled = Box::pin(gateway.handle(link, head.parts, body, Arc::clone(&arrived)));
         let Some(response) = unless_gone(handled, wire, &arrived).await else {
             return End::CallerGone;
         };
@@ -306,7 +355,7 @@ async fn discard(socket: &mut Socket) {
     let mut bytes = vec![0; 16 * 1024];
     let mut discarded = 0;
     while discarded < MOST_LINGERED {
-        match socket.read(&mut bytes).await {
+        match socket.discard(&mut bytes).await {
             Ok(0) | Err(_) => return,
             Ok(read) => discarded += read,
         }
