@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::events::events;
 use crate::house::{
     Answer, Backend, Caller, House, KEY, PATIENCE, Step, chunk, get, ok_json, post, stream_head,
     until,
@@ -334,6 +335,7 @@ async fn a_caller_who_leaves_stops_the_backend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_shake_hands_is_not_waited_for() {
+    let before = count_of(LATE);
     let backend = Backend::ok().await;
     let keep = Keep::with(&backend, |config, _, _| {
         config.timeouts.header = Duration::from_millis(300);
@@ -356,6 +358,14 @@ async fn who_does_not_shake_hands_is_not_waited_for() {
     dripped.await;
     assert!(drips.is_closed().await);
     assert_eq!(keep.ask(get("/api/tags")).await.status, 200);
+    until("a line for each", || (count_of(LATE) >= before + 4).then_some(())).await;
+}
+
+const LATE: &str = "a TLS handshake was not done in time";
+const FAILED: &str = "a TLS handshake failed";
+
+fn count_of(event: &str) -> usize {
+    events().text().matches(event).count()
 }
 
 /// The first flight of a caller.
@@ -372,6 +382,7 @@ fn hello_to(host: &str) -> Vec<u8> {
 async fn what_is_no_tls_is_refused_and_everybody_else_is_served() {
     let backend = Backend::ok().await;
     let keep = Keep::new(&backend).await;
+    let before = count_of(FAILED);
     let plain = keep.house.ask(get("/api/tags")).await;
     assert_eq!((plain.status, plain.code().as_str(), plain.whole), (400, "bad_request", true));
     assert!(plain.text().contains("https://"), "{}", plain.text());
@@ -383,6 +394,7 @@ async fn what_is_no_tls_is_refused_and_everybody_else_is_served() {
         // An alert at most.
         assert!(caller.rest().await.len() < 16);
     }
+    until("a line for each", || (count_of(FAILED) >= before + 4).then_some(())).await;
     let half = hello_to("localhost");
     let mut gone = keep.house.connect().await;
     gone.send(&half[..half.len() - 1]).await;
@@ -573,6 +585,7 @@ async fn a_pair_that_breaks_is_an_alarm_and_the_one_before_it_serves_on() {
             }),
         ),
     ];
+    let events = events();
     let mut clock = Clock::new();
     let ready = "GET /_portcullis/ready HTTP/1.1\r\nHost: g\r\n\r\n";
     let troubles = || keep.house.gateway.state().tls().unwrap().troubles();
@@ -583,6 +596,10 @@ async fn a_pair_that_breaks_is_an_alarm_and_the_one_before_it_serves_on() {
         clock.seconds(&keep.house, 4);
         let told = troubles();
         assert!(told.len() == 1 && told[0].to_string().contains(word), "{word}: {told:?}");
+        let alarms = || events.text().matches(&format!("TLS: {}", told[0])).count();
+        assert_eq!(alarms(), 1, "{word}");
+        clock.seconds(&keep.house, 61);
+        assert_eq!(alarms(), 2, "an alarm that goes on is said again");
         assert_eq!(keep.ask(ready).await.json()["alarms"], 1);
         assert_eq!(shown(&keep.caller().await), first, "{word}");
         keep.pair.save(&folder, "gate");
@@ -590,6 +607,36 @@ async fn a_pair_that_breaks_is_an_alarm_and_the_one_before_it_serves_on() {
         assert_eq!(troubles(), [], "{word}");
         assert_eq!(shown(&keep.caller().await), first, "{word}");
     }
+    let secret = other.key.lines().nth(1).unwrap();
+    assert!(!events.text().contains(secret), "a key is in no alarm");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_other_pairs_or_nothing_of_it() {
+    let backend = Backend::ok().await;
+    let keep = Keep::new(&backend).await;
+    let mut kept = keep.caller().await;
+    kept.send(get("/api/tags")).await;
+    assert_eq!(kept.answer().await.status, 200);
+    let mut config = keep.house.gateway.state().config().clone();
+    let other = keep.authority.good(&["localhost"], "other");
+    let files = other.save(keep.house.folder.path(), "other");
+    (config.tls_cert, config.tls_key) = (Some(files.cert), Some(files.key));
+    keep.house.gateway.reload(config.clone()).unwrap();
+    assert_eq!(shown(&keep.caller().await), other.chain()[0]);
+    let broken = Config { tls_key: Some(keep.house.file("none")), ..config.clone() };
+    assert!(keep.house.gateway.reload(broken).is_err());
+    assert_eq!(shown(&keep.caller().await), other.chain()[0]);
+    // Files that are the same are not read anew: what was good last goes on serving.
+    std::fs::remove_file(keep.house.file("other.key")).unwrap();
+    keep.house.gateway.reload(config.clone()).unwrap();
+    assert_eq!(shown(&keep.caller().await), other.chain()[0]);
+    (config.tls_cert, config.tls_key) = (None, None);
+    keep.house.gateway.reload(config).unwrap();
+    assert_eq!(keep.house.get("/api/tags").await.status, 200);
+    // Who is connected stays so.
+    kept.send(get("/api/tags")).await;
+    assert_eq!(kept.answer().await.status, 200);
 }
 
 /// Why a gate with this configuration does not start.
