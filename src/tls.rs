@@ -59,7 +59,7 @@ pub struct Tls {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("TLS: {0}")]
-    File(#[from] Fault),
+    File(Fault),
     #[error("TLS cannot be set up")]
     Setup(#[from] rustls::Error),
     #[error("the certificates in client_ca cannot be used")]
@@ -105,7 +105,10 @@ impl Tls {
             let old = before.and_then(|tls| tls.pairs.iter().find(|it| it.paths() == paths));
             match old {
                 Some(old) => Ok(Arc::clone(old)),
-                None => Watched::open(paths.into(), Pair::load, now, today).map(Arc::new),
+                None => {
+                    let opened = Watched::open(paths.into(), Pair::load, now, today);
+                    opened.map(Arc::new).map_err(TlsError::File)
+                }
             }
         };
         let pairs = pairs.iter().map(open).collect::<Result<Vec<_>, _>>()?;
@@ -121,7 +124,8 @@ impl Tls {
                     Some(old) => Arc::clone(old),
                     None => {
                         let paths = vec![path.clone()];
-                        Arc::new(Watched::open(paths, Authorities::load, now, today)?)
+                        let opened = Watched::open(paths, Authorities::load, now, today);
+                        Arc::new(opened.map_err(TlsError::File)?)
                     }
                 })
             }

@@ -30,7 +30,7 @@ pub struct BackendTls {
 #[derive(Debug, thiserror::Error)]
 pub enum BackendTlsError {
     #[error("the backend's ca_file: {0}")]
-    CaFile(#[from] Fault),
+    CaFile(Fault),
     #[error("the certificates in {} are not those of an authority", path.display())]
     Authority {
         path: PathBuf,
@@ -92,7 +92,7 @@ impl fmt::Debug for BackendTls {
 
 fn own_authorities(path: &Path) -> Result<RootCertStore, BackendTlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(path)? {
+    for certificate in certificates(path).map_err(BackendTlsError::CaFile)? {
         roots
             .add(certificate)
             .map_err(|source| BackendTlsError::Authority { path: path.to_owned(), source })?;

@@ -2,6 +2,7 @@
 //! their files.
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ pub enum Fault {
          FILE`", path.display(), path.display()
     )]
     Encrypted { path: PathBuf },
-    #[error("the key in {} is of a kind that is not known here; RSA, P-256, P-384, P-521 and Ed25519 are", path.display())]
+    #[error("the key in {} is of a kind that is not known here; RSA of 2048 bits and more, P-256, P-384, P-521 and Ed25519 are", path.display())]
     KindOfKey { path: PathBuf },
     #[error(
         "the key in {} is not that of the first certificate in {}; name the two that were made \
@@ -142,10 +143,19 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-    fs::read(path).map_err(|error| Fault::Unreadable {
-        path: path.to_owned(),
-        says: why_unreadable(path, &error),
-    })
+    let mut text = fs::read(path).map_err(|error| {
+        let is_folder = error.kind() == io::ErrorKind::IsADirectory;
+        let says = match is_folder {
+            true => "it is a folder; name the file in it".to_owned(),
+            false => why_unreadable(path, &error),
+        };
+        Fault::Unreadable { path: path.to_owned(), says }
+    })?;
+    // Some editors begin a file with a mark of its encoding.
+    if text.starts_with(b"\xef\xbb\xbf") {
+        text.drain(..3);
+    }
+    Ok(text)
 }
 
 /// Chooses by the host that a caller names; the first pair is for whoever names none that is known.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use portcullis::config::{ClientAuth, Config, PairFiles};
 use portcullis::gateway::State;
+use portcullis::record::Chain;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
@@ -644,7 +645,7 @@ fn start(change: impl FnOnce(&mut Config, &TempDir)) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let mut config = Config::builtin();
     change(&mut config, &folder);
-    State::new(config, None).err().map(|error| error.to_string())
+    State::new(config, None).err().map(|error| Chain(&error).to_string())
 }
 
 #[test]
@@ -660,7 +661,13 @@ fn a_gate_with_files_that_cannot_serve_does_not_start() {
     };
     let mixed = Issued { key: other.key, ..one.clone() };
     assert_eq!(with(&one, &|_, _| {}), None);
-    assert!(with(&mixed, &|_, _| {}).unwrap().contains("is not that of"));
+    let marked =
+        Issued { cert: format!("\u{feff}{}", one.cert.replace('\n', "\r\n")), ..one.clone() };
+    assert_eq!(with(&marked, &|_, _| {}), None);
+    let folder = |config: &mut Config, folder: &Path| config.tls_cert = Some(folder.to_owned());
+    assert!(with(&one, &folder).unwrap().contains("is a folder"));
+    let told = with(&mixed, &|_, _| {}).unwrap();
+    assert_eq!(told.matches("is not that of").count(), 1, "{told}");
     let nothing = Issued { cert: String::new(), ..one.clone() };
     assert!(with(&nothing, &|_, _| {}).unwrap().contains("has no certificate"));
     let encrypted =
