@@ -52,13 +52,17 @@ pub fn authorize(
     if !who.may_ask(asked.path()) {
         return denied(Why::Endpoint);
     }
-    if who.credential() == Credential::Password && from_another_site(provenance) {
+    let from_browsers = match who.credential() {
+        Credential::Password | Credential::Certificate => true,
+        Credential::Key | Credential::Signature => false,
+    };
+    if from_browsers && from_another_site(provenance) {
         return denied(Why::CrossSite);
     }
     Ok(Permit { who })
 }
 
-/// Browsers send a remembered password along with any page's request; a request that changes or
+/// Browsers send a remembered password, or a certificate, along with any page's request; a request that changes or
 /// costs something is refused when it comes from a site that is not listed by name
 /// (Fetch Metadata, `Sec-Fetch-Site`).
 fn from_another_site(Provenance { method, headers, cors }: Provenance<'_>) -> bool {

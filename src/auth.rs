@@ -13,6 +13,7 @@ use crate::client_addr::ClientAddr;
 use crate::config::{Config, Role, Roles, WeakHashes};
 use crate::live_file::{LiveFile, Report};
 use crate::reject::{Challenges, Reject};
+use crate::tls::ClientCertificate;
 
 pub mod api_keys;
 mod brake;
@@ -35,6 +36,8 @@ use signature::{AuthorizedKeys, Endpoints, Replays, SignatureFault, Signed};
 const WRONG: &str = "the user name, password or key is not right";
 const WRONG_TIME: &str =
     "the signature's time is more than 300 s off; set this machine's clock right";
+const NO_NAME: &str = "the certificate names nobody who can be known here: its subject has to have one CN, \
+     without a / and without control characters";
 const NOT_ENROLLED: &str = "this machine's key is not enrolled here; give its line in ~/.ollama/id_ed25519.pub \
      to whoever runs this gate";
 
@@ -106,6 +109,7 @@ pub enum Credential {
     Password,
     Key,
     Signature,
+    Certificate,
 }
 
 impl Credential {
@@ -115,6 +119,7 @@ impl Credential {
             Self::Password => "password",
             Self::Key => "key",
             Self::Signature => "signature",
+            Self::Certificate => "certificate",
         }
     }
 }
@@ -136,6 +141,8 @@ pub struct Presented<'a> {
     pub path: &'a str,
     /// The query's `ts`, seconds since 1970, with a signature.
     pub ts: Option<&'a str>,
+    /// What the connection was opened with.
+    pub certificate: Option<&'a ClientCertificate>,
 }
 
 impl fmt::Debug for Presented<'_> {
@@ -171,6 +178,7 @@ pub struct Auth {
     key_headers: Vec<HeaderName>,
     failures_per_minute: u32,
     roles: Roles,
+    certificates_log_in: bool,
 }
 
 /// The credential files; kept over a reload where they are the same, so that the last good content
@@ -285,6 +293,7 @@ impl Auth {
             key_headers: config.credential_headers.clone(),
             failures_per_minute: config.failed_attempts_per_minute,
             roles: config.roles.clone(),
+            certificates_log_in: config.certificates_log_in(),
         }
     }
 
@@ -392,7 +401,21 @@ impl Attempt<'_> {
         {
             return Ok(who);
         }
+        if let Some(certificate) = self.presented.certificate
+            && self.auth.certificates_log_in
+            && !self.brought_something
+        {
+            return self.certified(certificate);
+        }
         Err(self.refuse())
+    }
+
+    /// A certificate comes with the connection, so it counts only where a request says nothing else:
+    /// a wrong key is not made good by it.
+    fn certified(&self, certificate: &ClientCertificate) -> Result<Identity, Reject> {
+        let name = certificate.common_name().filter(|name| fault_of_name(name).is_none());
+        let name = Name::Given(Arc::clone(name.ok_or(Reject::BadCredentials(NO_NAME))?));
+        Ok(self.auth.identity(name, Credential::Certificate))
     }
 
     /// One failed request is one failure.

@@ -69,6 +69,12 @@ struct Settings {
     /// Public keys of machines whose `ollama` signs its requests
     #[arg(long, value_name = "FILE")]
     authorized_keys: Option<String>,
+    /// The gate's certificate, for https
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// The certificate's private key
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
 }
 
 impl Settings {
@@ -80,6 +86,8 @@ impl Settings {
             ("htpasswd", self.htpasswd.clone()),
             ("api_keys", self.api_keys.clone()),
             ("authorized_keys", self.authorized_keys.clone()),
+            ("tls_cert", self.tls_cert.clone()),
+            ("tls_key", self.tls_key.clone()),
         ];
         Given {
             file: self.config.clone(),

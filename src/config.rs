@@ -39,6 +39,8 @@ const CONFIG_VARIABLE: &str = "PORTCULLIS_CONFIG";
 #[derive(Debug, Clone)]
 pub struct Config {
     pub listen: Vec<ListenAddr>,
+    /// Plain HTTP beside TLS, which sends browsers there.
+    pub redirect_listen: Option<ListenAddr>,
     pub backend: Backend,
     pub htpasswd: Option<PathBuf>,
     pub api_keys: Option<PathBuf>,
@@ -66,6 +68,9 @@ pub struct Config {
     pub log_format: LogFormat,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
+    pub tls_cert: Option<PathBuf>,
+    pub tls_key: Option<PathBuf>,
+    pub tls: Tls,
     pub cors: Cors,
     pub timeouts: Timeouts,
 }
@@ -76,6 +81,8 @@ pub struct Backend {
     pub name: String,
     pub url: BackendUrl,
     pub key_file: Option<PathBuf>,
+    /// Whose word is taken about its certificate; without one that of the system's authorities.
+    pub ca_file: Option<PathBuf>,
     pub preserve_host: bool,
 }
 
@@ -97,6 +104,32 @@ pub enum LogFormat {
 pub struct ExtraEndpoint {
     pub method: Method,
     pub path: String,
+}
+
+/// TLS for callers, beside the first pair.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    pub pairs: Vec<PairFiles>,
+    pub client_ca: Option<PathBuf>,
+    pub client_auth: ClientAuth,
+    pub client_cert_login: bool,
+}
+
+/// A certificate's file and that of its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PairFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Whether callers show certificates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    #[default]
+    Off,
+    /// Who shows one must show a good one.
+    Optional,
+    Required,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,10 +160,12 @@ impl Config {
     pub fn builtin() -> Self {
         Self {
             listen: vec![ListenAddr::Tcp(SocketAddr::from(([0, 0, 0, 0], 8880)))],
+            redirect_listen: None,
             backend: Backend {
                 name: "ollama".to_owned(),
-                url: BackendUrl { host: "127.0.0.1".to_owned(), port: 11434 },
+                url: BackendUrl::Http { host: "127.0.0.1".to_owned(), port: 11434 },
                 key_file: None,
+                ca_file: None,
                 preserve_host: false,
             },
             htpasswd: None,
@@ -158,6 +193,9 @@ impl Config {
             log_format: LogFormat::Text,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
+            tls_cert: None,
+            tls_key: None,
+            tls: Tls::default(),
             cors: Cors { origins: Origins::Any },
             timeouts: Timeouts {
                 connect: Duration::from_secs(10),
@@ -170,12 +208,30 @@ impl Config {
         }
     }
 
+    /// Every certificate with its key; the first is for callers who name no host, or an unknown one.
+    #[must_use]
+    pub fn tls_pairs(&self) -> Vec<PairFiles> {
+        let first = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some(PairFiles { cert: cert.clone(), key: key.clone() }),
+            (_, None) | (None, _) => None,
+        };
+        first.into_iter().chain(self.tls.pairs.iter().cloned()).collect()
+    }
+
+    /// Whether the name in a caller's certificate may be its login.
+    #[must_use]
+    pub fn certificates_log_in(&self) -> bool {
+        self.tls.client_cert_login && self.tls.client_auth != ClientAuth::Off
+    }
+
     /// Whether anybody can log in at all.
     ///
     /// # Errors
     /// Says what to do where no credential source is named.
     pub fn check_credentials(&self) -> Result<(), Problem> {
-        if self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some() {
+        let file =
+            self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some();
+        if file || self.certificates_log_in() {
             return Ok(());
         }
         Err(Problem {
@@ -211,7 +267,8 @@ pub struct Loaded {
 /// # Errors
 /// All problems at once.
 pub fn load(given: &Given) -> Result<Loaded, Problems> {
-    let Reading { loaded, mut problems, login_is_unclear } = read(given);
+    let Reading { loaded, mut problems, halves, login_is_unclear } = read(given);
+    problems.extend(halves);
     if let (Err(problem), false) = (loaded.config.check_credentials(), login_is_unclear) {
         problems.push(problem);
     }
@@ -231,6 +288,8 @@ pub fn load_without_credentials(given: &Given) -> Result<Loaded, Problems> {
 struct Reading {
     loaded: Loaded,
     problems: Vec<Problem>,
+    /// Keys that mean nothing without others that are not there.
+    halves: Vec<Problem>,
     /// A login may have been meant by what could not be read.
     login_is_unclear: bool,
 }
@@ -242,6 +301,7 @@ fn read(given: &Given) -> Reading {
         config: Config::builtin(),
         written: contents.written,
         found: contents.found,
+        halves: Found::default(),
         warnings: Found::default(),
         login_is_unclear: contents.is_partial,
     };
@@ -252,9 +312,9 @@ fn read(given: &Given) -> Reading {
         draft.flag(number, name, text);
     }
     draft.apply();
-    let Draft { config, found, warnings, login_is_unclear, .. } = draft;
+    let Draft { config, found, halves, warnings, login_is_unclear, .. } = draft;
     let loaded = Loaded { config, warnings: warnings.sorted(), file };
-    Reading { loaded, problems: found.sorted(), login_is_unclear }
+    Reading { loaded, problems: found.sorted(), halves: halves.sorted(), login_is_unclear }
 }
 
 fn config_file(given: &Given) -> Option<PathBuf> {
@@ -271,6 +331,7 @@ struct Draft {
     config: Config,
     written: Vec<Written>,
     found: Found,
+    halves: Found,
     warnings: Found,
     login_is_unclear: bool,
 }
@@ -330,6 +391,7 @@ impl Draft {
         }
         self.body_fits(&places);
         self.proxies_are_few(&places);
+        self.tls_is_whole(&places);
     }
 
     fn body_fits(&mut self, places: &BTreeMap<&str, Place>) {
@@ -350,6 +412,70 @@ impl Draft {
             let says = "with this network every caller may claim to come from any address; name the \
                         proxies' own";
             self.warnings.extend(Found::one(place, says).about("trusted_proxies"));
+        }
+    }
+}
+
+impl Draft {
+    /// Keys that mean nothing without each other.
+    fn tls_is_whole(&mut self, places: &BTreeMap<&str, Place>) {
+        let Config { tls_cert, tls_key, tls, redirect_listen, backend, .. } = &self.config;
+        let speaks = !self.config.tls_pairs().is_empty();
+        let (asks, ca) = (tls.client_auth != ClientAuth::Off, tls.client_ca.is_some());
+        let https = matches!(backend.url, BackendUrl::Https { .. });
+        let halves = [
+            (
+                "tls_cert",
+                tls_cert.is_some() && tls_key.is_none(),
+                "is one half; name its key as tls_key",
+            ),
+            (
+                "tls_key",
+                tls_key.is_some() && tls_cert.is_none(),
+                "is one half; name its certificate as tls_cert",
+            ),
+            (
+                "redirect_listen",
+                redirect_listen.is_some() && !speaks,
+                "leads to TLS, and there is none; name tls_cert and tls_key",
+            ),
+            (
+                "tls.client_auth",
+                asks && !ca,
+                "needs client_ca, the authorities whose word is taken about callers' certificates",
+            ),
+            (
+                "tls.client_auth",
+                asks && !speaks,
+                "needs TLS, and there is none; name tls_cert and tls_key",
+            ),
+            (
+                "tls.client_ca",
+                ca && !asks,
+                "has no effect while client_auth is \"off\"; write \"optional\" or \"required\"",
+            ),
+            (
+                "tls.client_cert_login",
+                tls.client_cert_login && !asks,
+                "needs client_auth to be \"optional\" or \"required\"",
+            ),
+            (
+                "backend.ca_file",
+                backend.ca_file.is_some() && !https,
+                "is about an https:// address, and the backend's is not one",
+            ),
+        ];
+        for (key, wrong, says) in halves {
+            if let Some(place) = places.get(key).filter(|_| wrong) {
+                self.halves.extend(Found::one(place, says).about(key));
+            }
+        }
+        let any = |it: &ListenAddr| matches!(it, ListenAddr::Tcp(it) if it.port() == 0);
+        let same =
+            redirect_listen.as_ref().is_some_and(|it| !any(it) && self.config.listen.contains(it));
+        if let Some(place) = places.get("redirect_listen").filter(|_| same) {
+            let says = "is an address of `listen` too; plain HTTP needs a port of its own";
+            self.halves.extend(Found::one(place, says).about("redirect_listen"));
         }
     }
 }

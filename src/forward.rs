@@ -63,6 +63,8 @@ impl Forwarding {
 pub struct Origin {
     pub client: ClientAddr,
     pub id: RequestId,
+    /// In which the caller asked.
+    pub scheme: &'static str,
 }
 
 /// An answer's head and where its body comes from.
@@ -137,7 +139,7 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
     if let Some(host) = host {
         push_field(head, &X_FORWARDED_HOST, host.as_bytes());
     }
-    push_field(head, &X_FORWARDED_PROTO, b"http");
+    push_field(head, &X_FORWARDED_PROTO, origin.scheme.as_bytes());
     let client = IpText::from(origin.client.ip());
     if origin.client.through_proxy() {
         if !theirs.contains_key(&X_FORWARDED_FOR) {

@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -27,14 +27,49 @@ use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
+use crate::tls::ClientCertificate;
 
 mod cors;
 mod open;
+mod redirect;
 mod state;
 
 pub use state::{State, StateError};
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
+
+/// A caller's connection, as the requests over it need to know it.
+#[derive(Debug, Clone)]
+pub struct Link {
+    pub peer: SocketAddr,
+    pub door: Door,
+}
+
+/// By which door a caller came.
+#[derive(Debug, Clone)]
+pub enum Door {
+    Plain,
+    /// Plain HTTP beside TLS: nobody is served, browsers are sent on.
+    Redirect,
+    /// With the certificate that the caller showed.
+    Tls(Option<ClientCertificate>),
+}
+
+impl Door {
+    pub(crate) fn scheme(&self) -> &'static str {
+        match self {
+            Self::Plain | Self::Redirect => "http",
+            Self::Tls(_) => "https",
+        }
+    }
+
+    fn certificate(&self) -> Option<&ClientCertificate> {
+        match self {
+            Self::Plain | Self::Redirect => None,
+            Self::Tls(certificate) => certificate.as_ref(),
+        }
+    }
+}
 
 /// Everything that lives as long as the process, and the one [`State`] that serves now.
 #[derive(Debug)]
@@ -82,7 +117,7 @@ impl Gateway {
     /// Answers one request. It always answers, and always leaves exactly one line.
     pub async fn handle(
         &self,
-        peer: SocketAddr,
+        link: &Link,
         parts: Box<Parts>,
         body: Incoming,
         arrived: Arc<Arrival>,
@@ -94,8 +129,8 @@ impl Gateway {
             // Whoever came at the same time is read first; then one look at a file is enough for all.
             tokio::task::yield_now().await;
         }
-        let asker = Asker { state: &state, parts: &parts };
-        let visit = Visit { live: &self.live, state: &state, peer: PeerAddr::new(peer.ip()) };
+        let asker = Asker { state: &state, parts: &parts, door: &link.door };
+        let visit = Visit { live: &self.live, state: &state, link };
         let came = {
             let path = pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record));
             held_off(path).await
@@ -128,20 +163,15 @@ impl Gateway {
 
     /// Answers one request of a caller for whom there is no place: what needs no login, and to all
     /// else that there is none.
-    pub fn turn_away(
-        &self,
-        peer: SocketAddr,
-        parts: &Parts,
-        arrived: Arc<Arrival>,
-    ) -> Response<Answer> {
+    pub fn turn_away(&self, link: &Link, parts: &Parts, arrived: Arc<Arrival>) -> Response<Answer> {
         let state = self.state();
         let id = self.live.ids.draw();
         let mut record = self.open(id, arrived);
-        let asker = Asker { state: &state, parts };
-        let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
+        let asker = Asker { state: &state, parts, door: &link.door };
+        let client = state.proxies().client_addr(PeerAddr::new(link.peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let open = call::strict(parts)
-            .and_then(|target| open::to_anybody(&self.live, &state, parts, &target));
+            .and_then(|target| open::to_anybody(&self.live, &state, parts, &target, &link.door));
         let mut response = match open {
             Ok(Some(answer)) => own(answer, record),
             Ok(None) => asker.refuse(&Reject::Overloaded("all connections are taken"), record),
@@ -220,6 +250,11 @@ impl Gateway {
         let now = Instant::now();
         state.auth().files().tend(now).await;
         state.pool().tend(now);
+        if let Some(tls) = state.tls().cloned() {
+            let look = move || tls.tend(now, SystemTime::now());
+            // A look that panics leaves what was good last in place.
+            let _ = tokio::task::spawn_blocking(look).await;
+        }
     }
 }
 
@@ -227,7 +262,7 @@ impl Gateway {
 struct Visit<'a> {
     live: &'a Live,
     state: &'a State,
-    peer: PeerAddr,
+    link: &'a Link,
 }
 
 /// What the path came to.
@@ -252,15 +287,18 @@ impl Visit<'_> {
         arrived: Arc<Arrival>,
         record: &mut Record,
     ) -> Result<Served, Reject> {
-        let Self { live, state, peer } = self;
-        let client = state.proxies().client_addr(*peer, &parts.headers);
+        let Self { live, state, link: Link { peer, door } } = self;
+        let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;
         state.forwarding().refuse_loop(&parts.headers)?;
-        if let Some(answer) = open::to_anybody(live, state, parts, &target)? {
+        if let Door::Redirect = door {
+            return redirect::answer(state, parts, &target).map(Served::Own);
+        }
+        if let Some(answer) = open::to_anybody(live, state, parts, &target, door)? {
             return Ok(Served::Own(answer));
         }
-        let presented = presented(parts, &target);
+        let presented = presented(parts, &target, door.certificate());
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
@@ -274,13 +312,17 @@ impl Visit<'_> {
         let call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
-        let origin = Origin { client, id: record.line.id };
+        let origin = Origin { client, id: record.line.id, scheme: door.scheme() };
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
         Ok(Served::Passed(Box::new(Passed { answered, ticket, lease })))
     }
 }
 
-fn presented<'a>(parts: &'a Parts, target: &'a Target) -> Presented<'a> {
+fn presented<'a>(
+    parts: &'a Parts,
+    target: &'a Target,
+    certificate: Option<&'a ClientCertificate>,
+) -> Presented<'a> {
     let mut pairs = parts.uri.query().unwrap_or_default().split('&');
     Presented {
         headers: &parts.headers,
@@ -288,6 +330,7 @@ fn presented<'a>(parts: &'a Parts, target: &'a Target) -> Presented<'a> {
         method: parts.method.as_str(),
         path: &target.path,
         ts: pairs.find_map(|pair| pair.strip_prefix("ts=")),
+        certificate,
     }
 }
 
@@ -295,6 +338,7 @@ fn presented<'a>(parts: &'a Parts, target: &'a Target) -> Presented<'a> {
 struct Asker<'a> {
     state: &'a State,
     parts: &'a Parts,
+    door: &'a Door,
 }
 
 impl Asker<'_> {
@@ -304,7 +348,7 @@ impl Asker<'_> {
 
     fn refuse(&self, reject: &Reject, mut record: Box<Record>) -> Response<Answer> {
         let headers = &self.parts.headers;
-        let signin_url = self.state.signin_url(headers.get(header::HOST));
+        let signin_url = self.state.signin_url(self.door.scheme(), headers.get(header::HOST));
         let told = Told {
             dialect: self.dialect(),
             request_id: record.line.id.as_str(),

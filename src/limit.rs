@@ -72,8 +72,14 @@ mod tests {
         let peer = PeerAddr::new(IpAddr::from([192, 0, 2, 1]));
         let client = TrustedProxies::default().client_addr(peer, &headers);
         let path = "/api/tags";
-        let presented =
-            Presented { headers: &headers, path_key: None, method: "GET", path, ts: None };
+        let presented = Presented {
+            headers: &headers,
+            path_key: None,
+            method: "GET",
+            path,
+            ts: None,
+            certificate: None,
+        };
         let auth = Auth::new(&config, Files::open(&config, None));
         let who = auth
             .authenticate(&Memory::new(1).unwrap(), client, presented, Instant::now())

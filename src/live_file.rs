@@ -21,11 +21,11 @@ const GRAIN: Duration = Duration::from_millis(50);
 /// Those without a fraction keep one (NFSv2, ext3) or two seconds (FAT).
 const COARSE_GRAIN: Duration = Duration::from_millis(2_100);
 /// A file caught in the middle of a save may be missing or empty for this long.
-const SAVING: Duration = Duration::from_secs(2);
+pub(crate) const SAVING: Duration = Duration::from_secs(2);
 /// A writer that saves in pieces may pause for this long within a line.
 const MID_LINE: Duration = Duration::from_millis(50);
 /// How often an alarm that goes on is said again.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+pub(crate) const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What reading a credential file gave.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Trouble {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     links: u64,
@@ -131,7 +131,13 @@ impl Stamp {
         }
     }
 
-    fn grain(&self) -> Duration {
+    /// `None` while there is no file.
+    pub(crate) fn at(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|meta| Self::of(&meta))
+    }
+
+    /// What was read this long after a stamp was first seen has no other content.
+    pub(crate) fn grain(&self) -> Duration {
         if self.modified.1 == 0 && self.changed.1 == 0 { COARSE_GRAIN } else { GRAIN }
     }
 }
@@ -207,7 +213,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
 
     fn unchanged(&self) -> Option<Arc<T>> {
         let asked = self.opened.elapsed().as_nanos();
-        let stamp = fs::metadata(&self.path).ok().map(|meta| Stamp::of(&meta));
+        let stamp = Stamp::at(&self.path);
         let seen = self.seen();
         (seen.settled && seen.stamp == stamp).then(|| {
             let asked = u64::try_from(asked).unwrap_or(0);
@@ -392,7 +398,7 @@ fn read(path: &Path) -> Look {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Look::Gone(None, Trouble::Missing),
         Err(error) => {
             let meta = fs::metadata(path).ok();
-            let says = unreadable(path, &error, meta.as_ref(), our_user());
+            let says = why_unreadable(path, &error);
             Look::Broken(meta.map(|meta| Stamp::of(&meta)), Trouble::Unreadable(says))
         }
     }
@@ -464,13 +470,10 @@ fn our_user() -> Option<u32> {
 }
 
 /// One sentence with the file's owner, its mode, our user, and the line that repairs it.
-fn unreadable(
-    path: &Path,
-    error: &io::Error,
-    meta: Option<&Metadata>,
-    our_user: Option<u32>,
-) -> String {
-    let (Some(meta), Some(us)) = (meta, our_user) else { return error.kind().to_string() };
+pub(crate) fn why_unreadable(path: &Path, error: &io::Error) -> String {
+    let (Ok(meta), Some(us)) = (fs::metadata(path), our_user()) else {
+        return error.kind().to_string();
+    };
     refused(path, error.kind(), meta.uid(), meta.mode(), us)
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 
 use crate::call::Outgoing;
 use crate::config::BackendUrl;
@@ -20,6 +20,7 @@ use crate::http1::{Due, Framing, Inbox, Outbox, Piece, ResponseHead};
 use crate::limit::Ticket;
 use crate::reject::{Cause, Reject};
 use crate::socket::Socket;
+use crate::tls::BackendTls;
 
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
@@ -37,6 +38,8 @@ const MOST_INTERIM: usize = 20;
 pub struct Pool {
     name: Arc<str>,
     url: BackendUrl,
+    /// For an https address.
+    tls: Option<BackendTls>,
     idle: Mutex<Vec<(Box<Connection>, Instant)>>,
     /// The last attempt to connect did not fail.
     up: AtomicBool,
@@ -64,10 +67,11 @@ pub struct Connection {
 
 impl Pool {
     #[must_use]
-    pub fn new(name: &str, url: BackendUrl) -> Self {
+    pub fn new(name: &str, url: BackendUrl, tls: Option<BackendTls>) -> Self {
         Self {
             name: name.into(),
             url,
+            tls,
             idle: Mutex::default(),
             up: AtomicBool::new(true),
             busy: AtomicUsize::new(0),
@@ -82,6 +86,11 @@ impl Pool {
     #[must_use]
     pub fn url(&self) -> &BackendUrl {
         &self.url
+    }
+
+    #[must_use]
+    pub fn tls(&self) -> Option<&BackendTls> {
+        self.tls.as_ref()
     }
 
     /// Whether the last attempt to connect succeeded; true before the first.
@@ -128,8 +137,18 @@ impl Pool {
     }
 
     async fn connect(&self) -> io::Result<Box<Connection>> {
-        let socket = TcpStream::connect((self.url.host.as_str(), self.url.port)).await?;
-        let socket = Socket::from(socket);
+        let socket = match (&self.url, &self.tls) {
+            (BackendUrl::Unix(path), _) => Socket::from(UnixStream::connect(path).await?),
+            (BackendUrl::Http { host, port }, _) => {
+                Socket::from(TcpStream::connect((host.as_str(), *port)).await?)
+            }
+            (BackendUrl::Https { host, port }, Some(tls)) => {
+                let socket = TcpStream::connect((host.as_str(), *port)).await?;
+                // Boxed, so that requests to other backends stay small.
+                Box::pin(tls.connect(socket)).await?
+            }
+            (BackendUrl::Https { .. }, None) => return Err(io::ErrorKind::Unsupported.into()),
+        };
         socket.set_nodelay()?;
         Ok(Box::new(Connection {
             socket,

@@ -35,6 +35,8 @@ pub enum Reject {
     BadCredentials(&'static str),
     #[error("forbidden: {0}")]
     Forbidden(Box<Denied>),
+    #[error("a credential, or a body, over the plain listener beside TLS")]
+    TlsRequired,
     #[error("unknown endpoint")]
     UnknownEndpoint,
     #[error("method not allowed")]
@@ -86,7 +88,7 @@ pub enum Why {
     Role { held: Role, needed: Role },
     /// The key is restricted to other endpoints.
     Endpoint,
-    /// A password that a browser sent along for another site's page.
+    /// A password or a certificate that a browser sent along for another site's page.
     CrossSite,
 }
 
@@ -102,7 +104,7 @@ impl fmt::Display for Denied {
             Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
             Why::CrossSite => write!(
                 f,
-                "{operation} with a password from another site's page is refused; \
+                "{operation} with a password or a certificate from another site's page is refused; \
                  list that site in cors.origins, or use a key"
             ),
         }
@@ -128,13 +130,14 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 22] = [
+pub const CODES: [&str; 23] = [
     "bad_request",
     "bad_path",
     "bad_body",
     "no_credentials",
     "bad_credentials",
     "forbidden",
+    "tls_required",
     "unknown_endpoint",
     "method_not_allowed",
     "request_timeout",
@@ -165,6 +168,7 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::NoCredentials,
         Reject::BadCredentials("why"),
         Reject::Forbidden(Box::new(denied)),
+        Reject::TlsRequired,
         Reject::UnknownEndpoint,
         Reject::MethodNotAllowed { allow: "GET" },
         Reject::RequestTimeout,
@@ -196,6 +200,7 @@ impl Reject {
             Self::NoCredentials => (401, "no_credentials", Caller, false),
             Self::BadCredentials(_) => (401, "bad_credentials", Caller, false),
             Self::Forbidden(_) => (403, "forbidden", Caller, false),
+            Self::TlsRequired => (403, "tls_required", Caller, false),
             Self::UnknownEndpoint => (404, "unknown_endpoint", Caller, false),
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed", Caller, false),
             Self::RequestTimeout => (408, "request_timeout", Caller, false),
@@ -234,6 +239,11 @@ impl Reject {
             }
             Self::BadCredentials(why) => (*why).to_owned(),
             Self::Forbidden(denied) => denied.to_string(),
+            Self::TlsRequired => {
+                "only https is served; begin the address with https://. A password or key that was \
+                 sent just now has crossed the network in the open: change it"
+                    .to_owned()
+            }
             Self::UnknownEndpoint => "there is no such endpoint here".to_owned(),
             Self::MethodNotAllowed { allow } => format!("this endpoint answers to {allow}"),
             Self::RequestTimeout => "the request body did not arrive in time".to_owned(),
@@ -274,6 +284,7 @@ impl Reject {
             | Self::NoCredentials
             | Self::BadCredentials(_)
             | Self::Forbidden(_)
+            | Self::TlsRequired
             | Self::UnknownEndpoint
             | Self::MethodNotAllowed { .. }
             | Self::RequestTimeout

@@ -17,6 +17,7 @@ use crate::record::Seldom;
 use crate::socket::Socket;
 
 mod connection;
+mod handshake;
 mod http2;
 mod introduction;
 mod listener;
@@ -25,7 +26,7 @@ mod places;
 pub use listener::{HandedOver, Listener};
 pub use places::make_room;
 
-use connection::Standing;
+use connection::{Newcomer, Standing};
 use places::Places;
 
 /// How often files and idle connections are looked at without a request.
@@ -37,6 +38,14 @@ const FLUSH: Duration = Duration::from_secs(2);
 const MOST_SURPLUS: usize = 16;
 /// At the limit of open files accepting is tried again after this long.
 const BREATHER: Duration = Duration::from_millis(100);
+
+/// What callers of a listener come for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entrance {
+    Main,
+    /// To be told where it is.
+    Redirect,
+}
 
 /// How far a shutdown has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +63,7 @@ pub struct Server {
     gateway: Arc<Gateway>,
     stage: watch::Sender<Stage>,
     tasks: JoinSet<()>,
+    places: Arc<Places>,
     addresses: Vec<SocketAddr>,
 }
 
@@ -79,13 +89,21 @@ impl Server {
         let addresses = listeners.iter().filter_map(tcp).collect();
         let places = Arc::new(Places::new());
         for listener in listeners {
-            tasks.spawn(Door::new(gateway, stages.clone(), &places).accept(listener));
+            let acceptor = Acceptor::new(Entrance::Main, gateway, stages.clone(), &places);
+            tasks.spawn(acceptor.accept(listener));
         }
-        tasks.spawn(tend(Arc::clone(gateway), places, stages));
-        Self { gateway: Arc::clone(gateway), stage, tasks, addresses }
+        tasks.spawn(tend(Arc::clone(gateway), Arc::clone(&places), stages));
+        Self { gateway: Arc::clone(gateway), stage, tasks, places, addresses }
     }
 
-    /// Of the network; Unix sockets have none.
+    /// Answers on this listener too, in plain HTTP, that the gate is to be asked by https.
+    pub fn redirect(&mut self, listener: Listener) {
+        let stages = self.stage.subscribe();
+        let acceptor = Acceptor::new(Entrance::Redirect, &self.gateway, stages, &self.places);
+        self.tasks.spawn(acceptor.accept(listener));
+    }
+
+    /// Of the network, but for that of a redirect; Unix sockets have none.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -146,7 +164,8 @@ async fn tend(gateway: Arc<Gateway>, places: Arc<Places>, mut stages: watch::Rec
 }
 
 /// One listener, and everybody who came in by it.
-struct Door {
+struct Acceptor {
+    entrance: Entrance,
     gateway: Arc<Gateway>,
     stages: watch::Receiver<Stage>,
     places: Arc<Places>,
@@ -155,9 +174,15 @@ struct Door {
     failing: Seldom,
 }
 
-impl Door {
-    fn new(gateway: &Arc<Gateway>, stages: watch::Receiver<Stage>, places: &Arc<Places>) -> Self {
+impl Acceptor {
+    fn new(
+        entrance: Entrance,
+        gateway: &Arc<Gateway>,
+        stages: watch::Receiver<Stage>,
+        places: &Arc<Places>,
+    ) -> Self {
         Self {
+            entrance,
             gateway: Arc::clone(gateway),
             stages,
             places: Arc::clone(places),
@@ -199,10 +224,11 @@ impl Door {
         let standing = self.standing(PeerAddr::new(peer.ip()), terms);
         let is_surplus = matches!(standing, Standing::Surplus(_));
         let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
+        let newcomer = Newcomer { socket, peer, standing, entrance: self.entrance };
         let task = if terms.is_announced {
-            self.connections.spawn(introduction::serve(socket, peer, standing, gateway, stages))
+            self.connections.spawn(introduction::serve(newcomer, gateway, stages))
         } else {
-            self.connections.spawn(connection::serve(socket, peer, standing, gateway, stages))
+            self.connections.spawn(connection::serve(newcomer, gateway, stages))
         };
         if is_surplus {
             self.surplus.push_back(task);
@@ -271,7 +297,7 @@ mod tests {
         gateway.drain();
         let (_stage, stages) = watch::channel(Stage::Closing);
         let places = Arc::new(Places::new());
-        Door::new(&gateway, stages, &places).accept(listener).await;
+        Acceptor::new(Entrance::Main, &gateway, stages, &places).accept(listener).await;
         for mut caller in callers {
             let mut answer = String::new();
             caller.read_to_string(&mut answer).unwrap();

@@ -4,17 +4,24 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
+
+/// What one record of TLS holds (RFC 8446, 5.1). More is not handed over at once: after a write that
+/// failed the other side then has nothing of it that it could read.
+const RECORD: usize = 16 * 1024;
 
 /// A connection to a caller or to a backend.
 #[derive(Debug)]
 pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    /// Boxed: it is a hundred times as large as the others.
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 /// Hands a call on to the kind of socket that it is.
@@ -23,11 +30,17 @@ macro_rules! each {
         match $socket {
             Socket::Tcp($it) => $call,
             Socket::Unix($it) => $call,
+            Socket::Tls($it) => $call,
         }
     };
 }
 
 impl Socket {
+    #[must_use]
+    pub fn tls(stream: TlsStream<TcpStream>) -> Self {
+        Self::Tls(Box::new(stream))
+    }
+
     /// Small pieces go at once.
     ///
     /// # Errors
@@ -36,6 +49,7 @@ impl Socket {
         match self {
             Self::Tcp(socket) => socket.set_nodelay(true),
             Self::Unix(_) => Ok(()),
+            Self::Tls(it) => it.get_ref().0.set_nodelay(true),
         }
     }
 
@@ -44,7 +58,20 @@ impl Socket {
     /// # Errors
     /// What the socket says; `WouldBlock` where there is no room.
     pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        each!(self, it => it.try_write(bytes))
+        match self {
+            Self::Tcp(it) => it.try_write(bytes),
+            Self::Unix(it) => it.try_write(bytes),
+            Self::Tls(_) => {
+                let mut nobody = Context::from_waker(Waker::noop());
+                let written = Pin::new(&mut *self).poll_write(&mut nobody, bytes);
+                // What does not leave now leaves with what is written next.
+                let _ = Pin::new(self).poll_flush(&mut nobody);
+                match written {
+                    Poll::Ready(written) => written,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                }
+            }
+        }
     }
 
     /// Sends as much as there is room for. The system tells of room only when a good part of its
@@ -56,6 +83,8 @@ impl Socket {
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => SockRef::from(self).send(bytes),
+            // Its bytes go out as records, which only the session can make.
+            Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
@@ -63,13 +92,47 @@ impl Socket {
     /// runtime, which may not have heard yet.
     #[must_use]
     pub fn is_silent(&self) -> bool {
-        would_block(&self.peek())
+        self.has_nothing_decrypted() && would_block(&self.peek())
+    }
+
+    /// Says that this was all, where closing does not say so: over TLS the other side could not tell
+    /// the end from a cut (RFC 8446, 6.1).
+    pub fn say_goodbye(&mut self) {
+        if let Self::Tls(it) = self {
+            // If it does not leave now, the other side takes nothing.
+            let _ = Pin::new(it).poll_shutdown(&mut Context::from_waker(Waker::noop()));
+        }
+    }
+
+    /// What lies under TLS, to take in what still comes without making sense of it.
+    #[must_use]
+    pub fn into_transport(self) -> Self {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => self,
+            Self::Tls(it) => match *it {
+                TlsStream::Client(it) => Self::Tcp(it.into_inner().0),
+                TlsStream::Server(it) => Self::Tcp(it.into_inner().0),
+            },
+        }
     }
 
     /// The same as far as the runtime has heard, which costs no call to the kernel.
     #[must_use]
     pub fn seems_silent(&self) -> bool {
-        would_block(&each!(self, it => it.try_io(Interest::READABLE, || self.peek())))
+        let peeked = match self {
+            Self::Tcp(it) => it.try_io(Interest::READABLE, || self.peek()),
+            Self::Unix(it) => it.try_io(Interest::READABLE, || self.peek()),
+            Self::Tls(it) => it.get_ref().0.try_io(Interest::READABLE, || self.peek()),
+        };
+        self.has_nothing_decrypted() && would_block(&peeked)
+    }
+
+    /// No bytes of a record, and no goodbye, were read ahead and are still to be taken.
+    fn has_nothing_decrypted(&self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => true,
+            Self::Tls(it) => it.get_ref().1.wants_read(),
+        }
     }
 
     fn peek(&self) -> io::Result<usize> {
@@ -95,7 +158,11 @@ impl From<UnixStream> for Socket {
 
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        each!(self, it => it.as_fd())
+        match self {
+            Self::Tcp(it) => it.as_fd(),
+            Self::Unix(it) => it.as_fd(),
+            Self::Tls(it) => it.get_ref().0.as_fd(),
+        }
     }
 }
 
@@ -117,7 +184,14 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), it => Pin::new(it).poll_write(cx, bytes))
+        match self.get_mut() {
+            Self::Tcp(it) => Pin::new(it).poll_write(cx, bytes),
+            Self::Unix(it) => Pin::new(it).poll_write(cx, bytes),
+            Self::Tls(it) => {
+                let record = bytes.get(..RECORD).unwrap_or(bytes);
+                Pin::new(it).poll_write(cx, record)
+            }
+        }
     }
 
     #[inline]
@@ -126,7 +200,19 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        each!(self.get_mut(), it => Pin::new(it).poll_write_vectored(cx, pieces))
+        match self.get_mut() {
+            Self::Tcp(it) => Pin::new(it).poll_write_vectored(cx, pieces),
+            Self::Unix(it) => Pin::new(it).poll_write_vectored(cx, pieces),
+            Self::Tls(it) => {
+                let mut room = RECORD;
+                let record = pieces.iter().map(|piece| {
+                    let part = piece.get(..room).unwrap_or(piece);
+                    room -= part.len();
+                    IoSlice::new(part)
+                });
+                Pin::new(it).poll_write_vectored(cx, &record.collect::<Vec<_>>())
+            }
+        }
     }
 
     #[inline]
@@ -185,7 +271,7 @@ mod tests {
             assert!(ours.is_silent() && ours.seems_silent());
             theirs.write_all(b"x").await.unwrap();
             assert!(!ours.is_silent());
-            each!(&ours, it => it.readable().await).unwrap();
+            ours.readable_once().await;
             assert!(!ours.seems_silent());
         }
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -196,8 +282,20 @@ mod tests {
     }
 
     impl Socket {
+        async fn readable_once(&self) {
+            match self {
+                Self::Tcp(it) => it.readable().await.unwrap(),
+                Self::Unix(it) => it.readable().await.unwrap(),
+                Self::Tls(it) => it.get_ref().0.readable().await.unwrap(),
+            }
+        }
+
         async fn writable_once(&self) {
-            each!(self, it => it.writable().await).unwrap();
+            match self {
+                Self::Tcp(it) => it.writable().await.unwrap(),
+                Self::Unix(it) => it.writable().await.unwrap(),
+                Self::Tls(it) => it.get_ref().0.writable().await.unwrap(),
+            }
         }
     }
 }

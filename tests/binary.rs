@@ -83,6 +83,41 @@ fn what_init_writes_passes_the_check_and_is_not_written_over() {
 }
 
 #[test]
+fn a_pair_for_development_is_made_checked_served_and_asked() {
+    let house = House::new();
+    let made = house.run(&["init", "gate", "--self-signed", "gate.lan", "127.0.0.1"]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made));
+    let key = house.path("gate/key.pem");
+    assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
+    fs::write(house.path("gate/api_keys.txt"), KEY).unwrap();
+    let config = ["--config", "gate/portcullis.toml"];
+
+    let check = house.run(&["check", config[0], config[1]]);
+    assert_eq!(check.status.code(), Some(0), "{}", text(&check));
+    assert!(text(&check).contains("certificate for gate.lan 127.0.0.1, 36"), "{}", text(&check));
+
+    let gate = house.serve(&[config[0], config[1], "--upstream", NOWHERE]);
+    assert!(gate.says("days_left").contains("gate.lan"));
+    let alive = ["health", config[0], config[1], "--listen", &gate.address];
+    let alive = house.run(&alive);
+    assert_eq!(alive.status.code(), Some(0), "{}", text(&alive));
+    let (status, told) = gate.get("/_portcullis/me", Some(KEY));
+    assert!(status == 400 && told.contains("https://"), "{told}");
+
+    // Another key: the check tells it, and nothing is served.
+    assert_eq!(house.run(&["init", "other", "--self-signed", "gate.lan"]).status.code(), Some(0));
+    fs::copy(house.path("other/key.pem"), &key).unwrap();
+    for command in ["check", "serve"] {
+        let out = house.run(&[command, config[0], config[1]]);
+        assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+        assert!(text(&out).contains("key.pem is not that of"), "{}", text(&out));
+    }
+    let odd = house.run(&["init", "odd", "--self-signed", "größe.lan"]);
+    assert_eq!(odd.status.code(), Some(1), "{}", text(&odd));
+    assert!(!house.path("odd").exists(), "nothing was written");
+}
+
+#[test]
 fn a_user_is_added_listed_verified_changed_and_removed() {
     let house = House::new();
     let user = |action: &[&str], password: &str| {

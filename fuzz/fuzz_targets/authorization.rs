@@ -45,7 +45,7 @@ fuzz_target!(|value: &[u8]| {
     let peer = PeerAddr::new(IpAddr::from([192, 0, 2, 1]));
     let client = TrustedProxies::default().client_addr(peer, &headers);
     let presented =
-        Presented { headers: &headers, path_key: None, method: "GET", path: "/", ts: None };
+        Presented { headers: &headers, path_key: None, method: "GET", path: "/", ts: None, certificate: None };
     let admitted = runtime.block_on(auth.authenticate(memory, client, presented, std::time::Instant::now()));
     let last = value.trim_ascii().rsplit(|byte| *byte == b' ' || *byte == b'\t').next().unwrap();
     let login = STANDARD.decode(last).or_else(|_| STANDARD_NO_PAD.decode(last)).ok();

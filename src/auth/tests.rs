@@ -53,8 +53,14 @@ async fn checking_a_key_allocates_nothing() {
     for (key, name) in [("key-of-anna", "anna"), ("key-of-nobody", "key-")] {
         let login = HeaderValue::from_str(&format!("Bearer {key}")).unwrap();
         headers.insert(header::AUTHORIZATION, login);
-        let presented =
-            Presented { headers: &headers, path_key: None, method: "GET", path: "/", ts: None };
+        let presented = Presented {
+            headers: &headers,
+            path_key: None,
+            method: "GET",
+            path: "/",
+            ts: None,
+            certificate: None,
+        };
         // Until the file is older than the grain of its stamp, it is read again each time.
         let mut allocated = u64::MAX;
         let began = Instant::now();

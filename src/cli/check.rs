@@ -1,6 +1,7 @@
 //! `portcullis check`: every problem of the configuration and of the files it names, at once.
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use super::{say, say_to};
 use crate::auth::Files;
@@ -8,6 +9,7 @@ use crate::config::{self, Config, Given};
 use crate::gateway::State;
 use crate::live_file::{Report, mode_warning};
 use crate::record::Chain;
+use crate::tls::FEW_DAYS;
 
 /// What was found; problems decide the exit status.
 #[derive(Default)]
@@ -39,8 +41,9 @@ pub(super) fn run(given: &Given) -> ExitCode {
     }
     findings.roles(&files, &loaded.config);
     // The rest of what serving needs: the backend's key, its name.
-    if let Err(error) = State::new(loaded.config, None) {
-        findings.problems.push(Chain(&error).to_string());
+    match State::new(loaded.config, None) {
+        Ok(state) => findings.tls(&state),
+        Err(error) => findings.problems.push(Chain(&error).to_string()),
     }
     findings.print()
 }
@@ -66,6 +69,24 @@ impl Findings {
             match note.skipped {
                 true => self.problems.push(says),
                 false => self.warnings.push(says),
+            }
+        }
+    }
+
+    fn tls(&mut self, state: &State) {
+        let Some(tls) = state.tls() else { return };
+        self.problems.extend(tls.troubles().iter().map(|fault| format!("TLS: {fault}")));
+        for (file, names, days) in tls.certificates(SystemTime::now()) {
+            let says = format!("{file}: certificate for {}, {days} days left", names.join(" "));
+            match days {
+                0..FEW_DAYS => self.warnings.push(says + "; renew it"),
+                _ if days < 0 => {}
+                _ => self.good.push(says),
+            }
+        }
+        for files in state.config().tls_pairs() {
+            if let Some(warning) = mode_warning(&files.key) {
+                self.warnings.push(format!("{}: {warning}", files.key.display()));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, anyhow, bail};
 use tokio::runtime::Runtime;
@@ -68,7 +68,11 @@ fn runtime() -> io::Result<Runtime> {
 
 /// Opens every address of the configuration.
 pub(super) fn listen(config: &Config) -> anyhow::Result<Vec<Listener>> {
-    Server::bind(&config.listen).map_err(|(address, error)| {
+    open(&config.listen)
+}
+
+fn open(addresses: &[ListenAddr]) -> anyhow::Result<Vec<Listener>> {
+    Server::bind(addresses).map_err(|(address, error)| {
         let kind = error.kind();
         let is_file = matches!(address, ListenAddr::Unix(_));
         let advice = if kind == io::ErrorKind::AddrInUse {
@@ -97,10 +101,14 @@ pub(super) async fn serve(
     // Whoever reads that we listen may signal at once.
     let mut signals = Signals::new().context("could not listen for signals")?;
     let log = Log::start(io::stdout(), config.log_format).context("could not start the log")?;
+    let redirect = open(config.redirect_listen.as_slice())?;
     let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
-    let upstream = gateway.state().config().backend.url.authority();
-    let places: Vec<_> = listeners.iter().map(|it| it.address().clone()).collect();
-    let server = Server::start(listeners, &gateway);
+    let upstream = gateway.state().config().backend.url.to_string();
+    let places: Vec<_> = listeners.iter().chain(&redirect).map(|it| it.address().clone()).collect();
+    let mut server = Server::start(listeners, &gateway);
+    for listener in redirect {
+        server.redirect(listener);
+    }
     for address in places {
         tracing::info!(%address, upstream, "listening");
     }
@@ -109,6 +117,7 @@ pub(super) async fn serve(
             tracing::warn!(file = %report.path.display(), "{warning}");
         }
     }
+    say_tls(&gateway);
     say_who_may_manage(&gateway);
     tell(News::Ready);
     while let Told::Reload = signals.next().await {
@@ -169,8 +178,10 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     };
     let before = gateway.state();
-    let (listen, format) = (before.config().listen.clone(), before.config().log_format);
-    let stays = loaded.config.listen != listen || loaded.config.log_format != format;
+    let (old, new) = (before.config(), &loaded.config);
+    let stays = new.listen != old.listen
+        || new.redirect_listen != old.redirect_listen
+        || new.log_format != old.log_format;
     match gateway.reload(loaded.config) {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(error) => {
@@ -179,13 +190,25 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     }
     if stays {
-        tracing::warn!("`listen` and `log_format` change only with a restart");
+        tracing::warn!("`listen`, `redirect_listen` and `log_format` change only with a restart");
     }
     for warning in loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
     }
     make_room(gateway.state().config());
+    say_tls(gateway);
     say_who_may_manage(gateway);
+}
+
+fn say_tls(gateway: &Gateway) {
+    let state = gateway.state();
+    let Some(tls) = state.tls() else { return };
+    tls.announce(Instant::now(), SystemTime::now());
+    for files in state.config().tls_pairs() {
+        if let Some(warning) = mode_warning(&files.key) {
+            tracing::warn!(file = %files.key.display(), "{warning}");
+        }
+    }
 }
 
 /// A drop-in for the guide's proxy lets every login manage models; whoever runs it should know.

@@ -59,6 +59,11 @@ async fn find_backend(
     config: &mut Config,
 ) -> anyhow::Result<(Backend, Option<StandIn>)> {
     let authority = upstream.authority();
+    if !matches!(upstream, BackendUrl::Http { .. }) {
+        let says = format!("the model server at {upstream}");
+        config.backend.url = upstream;
+        return Ok((Backend { says, model: "MODEL".to_owned() }, None));
+    }
     let asked = authority.clone();
     let tags = tokio::task::spawn_blocking(move || ask::get(&asked, "/api/tags")).await?;
     config.backend.url = upstream;

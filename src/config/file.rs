@@ -9,7 +9,7 @@ use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
 use super::keys::{Key, LATER_TABLES, Named, TABLES, distance, in_table};
 use super::problems::{Found, Place, Source, shown_key};
-use super::written::{Form, Item, Written};
+use super::written::{Fields, Form, Item, Written};
 
 /// More than anybody writes by hand; a wrong name (a log, a model) is not read to its end.
 const MOST_BYTES: u64 = 1 << 20;
@@ -180,6 +180,13 @@ impl<'a> Reader<'a> {
             DeValue::Float(_) => Form::Other("a number with a fraction"),
             DeValue::Datetime(_) => Form::Other("a date"),
             DeValue::Table(_) => Form::Other("a table"),
+            DeValue::Array(items)
+                if !items.is_empty() && items.iter().all(|it| it.get_ref().is_table()) =>
+            {
+                let tables =
+                    items.iter().filter_map(|item| Some((item, item.get_ref().as_table()?)));
+                Form::Tables(tables.map(|(item, table)| self.fields(table, item.span())).collect())
+            }
             DeValue::Array(items) => {
                 let items = items.iter().map(|item| Item {
                     text: match self.form(item.get_ref(), at.clone()) {
@@ -187,6 +194,7 @@ impl<'a> Reader<'a> {
                         Form::Switch(_) => Err("true or false"),
                         Form::Number(_) => Err("a number"),
                         Form::List(_) => Err("a list"),
+                        Form::Tables(_) => Err("a list of tables"),
                         Form::Other(other) => Err(other),
                     },
                     place: self.place(item.span().start),
@@ -194,6 +202,25 @@ impl<'a> Reader<'a> {
                 Form::List(items.collect())
             }
         }
+    }
+
+    /// A small table within a list.
+    fn fields(&self, table: &DeTable<'_>, at: Range<usize>) -> Fields {
+        let field = |name: &str, value: &DeValue<'_>, at: Range<usize>| {
+            let place = self.place(at.start);
+            let text = match self.form(value, at) {
+                Form::Text(text) => Ok(text),
+                other @ (Form::Switch(_)
+                | Form::Number(_)
+                | Form::List(_)
+                | Form::Tables(_)
+                | Form::Other(_)) => Err(other.name()),
+            };
+            (name.to_owned(), Item { text, place })
+        };
+        let fields =
+            table.iter().map(|(name, value)| field(name.get_ref(), value.get_ref(), name.span()));
+        Fields { fields: fields.collect(), place: self.place(at.start) }
     }
 
     fn one_backend(&mut self, document: &DeTable<'_>) {
@@ -248,7 +275,7 @@ fn table_advice(name: &str) -> String {
                 "there is no table {shown}; {table}, if you mean that, comes with a later version"
             )
         }
-        None => format!("there is no table {shown}; roles, cors, timeouts and backend are"),
+        None => format!("there is no table {shown}; roles, tls, cors, timeouts and backend are"),
     }
 }
 

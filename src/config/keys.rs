@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::problems::Found;
 use super::written::{Written, put};
-use super::{Config, Cors, LogFormat, Role, WeakHashes, values};
+use super::{ClientAuth, Config, Cors, LogFormat, Role, WeakHashes, values};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -39,6 +39,7 @@ pub enum Kind {
     Networks,
     Origins,
     Names,
+    Pairs,
 }
 
 /// Every key that this version knows.
@@ -86,6 +87,7 @@ impl Kind {
             Self::Networks => "a list such as [\"10.0.0.0/8\"]",
             Self::Origins => "a list such as [\"https://chat.example.com\"]",
             Self::Names => "a list such as [\"anna\", \"s*\"]",
+            Self::Pairs => "a list such as [{ cert = \"gate.pem\", key = \"gate.key\" }]",
         }
     }
 }
@@ -193,13 +195,22 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 39] = [
+static KEYS: [Key; 47] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
+    row("redirect_listen", Kind::Text, r#""""#,
+        |config, it| put(&mut config.redirect_listen, it.filled(values::listen)),
+        "an address for plain HTTP beside TLS: browsers are sent on to https, and a credential is refused"),
+    row("tls_cert", Kind::File, r#""""#,
+        |config, it| put(&mut config.tls_cert, it.path()),
+        "a file with the gate's certificate and those between it and an authority, as PEM; with `tls_key` the gate speaks https").also_a_flag(),
+    row("tls_key", Kind::File, r#""""#,
+        |config, it| put(&mut config.tls_key, it.path()),
+        "a file with the certificate's private key, as PEM").also_a_flag(),
     row("upstream", Kind::Backend, r#""http://127.0.0.1:11434""#,
         |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
-        "the model server; short for one `[[backend]]` with this `url`").also_a_flag(),
+        "the model server, as `http://`, `https://` or `unix:/path`; short for one `[[backend]]` with this `url`").also_a_flag(),
     row("htpasswd", Kind::File, r#""""#,
         |config, it| put(&mut config.htpasswd, it.path()),
         "a file of users and their password hashes, as Apache and nginx have them").also_a_flag(),
@@ -278,6 +289,18 @@ static KEYS: [Key; 39] = [
     row("roles.admin", Kind::Names, "[]",
         |config, it| it.names(&mut config.roles, Role::Admin),
         "names who may do everything, also with the server owner's cloud account"),
+    row("tls.pairs", Kind::Pairs, "[]",
+        |config, it| put(&mut config.tls.pairs, it.pairs()),
+        "further certificates, each with its key, as `{ cert = \"b.pem\", key = \"b.key\" }`; a caller gets the one for the host it names, or else the first"),
+    row("tls.client_ca", Kind::File, r#""""#,
+        |config, it| put(&mut config.tls.client_ca, it.path()),
+        "a file with the certificates of the authorities that vouch for callers', as PEM"),
+    row("tls.client_auth", Kind::Choice(r#""off", "optional" or "required""#), r#""off""#,
+        |config, it| put(&mut config.tls.client_auth, it.one_of(&[("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)])),
+        "whether callers show certificates: `off`, `optional` (who shows one must show a good one) or `required`"),
+    row("tls.client_cert_login", Kind::Switch, "false",
+        |config, it| put(&mut config.tls.client_cert_login, it.switch()),
+        "a certificate's CN is the login of a request without another credential"),
     row("cors.origins", Kind::Origins, r#"["*"]"#,
         |config, it| it.origins().map(|origins| config.cors = Cors { origins }),
         "sites whose pages may read answers, as `https://chat.example.com`; `*` alone is any"),
@@ -308,17 +331,19 @@ static KEYS: [Key; 39] = [
     row("backend.key_file", Kind::File, r#""""#,
         |config, it| put(&mut config.backend.key_file, it.path()),
         "a file with a key for the backend, sent as a Bearer token"),
+    row("backend.ca_file", Kind::File, r#""""#,
+        |config, it| put(&mut config.backend.ca_file, it.path()),
+        "a file with the certificate of the authority that vouches for an `https://` backend, as PEM; without one the system's authorities count"),
     row("backend.preserve_host", Kind::Switch, "false",
         |config, it| put(&mut config.backend.preserve_host, it.switch()),
         "pass on the caller's `Host` instead of the backend's own"),
 ];
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 4] = ["roles", "cors", "timeouts", "backend"];
+pub(super) const TABLES: [&str; 5] = ["roles", "tls", "cors", "timeouts", "backend"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 26] = [
-    "redirect_listen",
+pub(super) static LATER: [&str; 21] = [
     "admin",
     "data_dir",
     "hide_models",
@@ -327,11 +352,8 @@ pub(super) static LATER: [&str; 26] = [
     "time_zone",
     "ledger",
     "keep",
-    "tls_cert",
-    "tls_key",
     "groups",
     "prices",
-    "tls",
     "audit",
     "rule",
     "key",
@@ -340,14 +362,12 @@ pub(super) static LATER: [&str; 26] = [
     "backend.weight",
     "backend.parallel",
     "backend.models_at_once",
-    "backend.ca_file",
     "backend.ask_usage",
     "backend.manage",
     "backend.tags",
 ];
 
-pub(super) const LATER_TABLES: [&str; 7] =
-    ["groups", "prices", "tls", "audit", "rule", "key", "alias"];
+pub(super) const LATER_TABLES: [&str; 6] = ["groups", "prices", "audit", "rule", "key", "alias"];
 
 #[cfg(test)]
 mod tests {

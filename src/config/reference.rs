@@ -47,6 +47,7 @@ fn about(table: &str) -> (String, &'static str) {
         "roles" => {
             "Who has which role. An exact name goes before a pattern; of two patterns the lesser role counts."
         }
+        "tls" => "TLS for callers, beside `tls_cert` and `tls_key`.",
         "cors" => {
             "Cross-origin requests of browsers, answered at the gate; never with a browser's own credentials."
         }

@@ -1,6 +1,8 @@
 //! The forms of values: addresses, durations, sizes, endpoints, origins.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -11,21 +13,42 @@ use ipnet::IpNet;
 use super::problems::shown;
 use super::{ExtraEndpoint, ListenAddr};
 
-/// Where a backend answers, over plain HTTP.
+/// Where a backend answers, and how; a host is without the brackets of IPv6.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BackendUrl {
-    /// Without the brackets of IPv6.
-    pub host: String,
-    pub port: u16,
+pub enum BackendUrl {
+    Http {
+        host: String,
+        port: u16,
+    },
+    Https {
+        host: String,
+        port: u16,
+    },
+    /// Plain HTTP over a socket on this machine.
+    Unix(PathBuf),
 }
 
 impl BackendUrl {
-    /// Host and port as a `Host` header has them (RFC 9110, 7.2); the port of HTTP is left out.
+    /// Host and port as a `Host` header has them (RFC 9110, 7.2); the scheme's own port is left out.
     #[must_use]
     pub fn authority(&self) -> String {
-        let Self { host, port } = self;
+        let (host, port, usual) = match self {
+            Self::Http { host, port } => (host, *port, 80),
+            Self::Https { host, port } => (host, *port, 443),
+            Self::Unix(_) => return "localhost".to_owned(),
+        };
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-        if *port == 80 { host } else { format!("{host}:{port}") }
+        if port == usual { host } else { format!("{host}:{port}") }
+    }
+}
+
+impl fmt::Display for BackendUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http { .. } => write!(f, "http://{}", self.authority()),
+            Self::Https { .. } => write!(f, "https://{}", self.authority()),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 
@@ -34,13 +57,10 @@ impl BackendUrl {
 pub enum BadUrl {
     #[error("not an address; write it as http://127.0.0.1:11434")]
     NoUrl,
-    #[error(
-        "https to a backend is not yet known to this version, a later one brings it; \
-         write http:// and keep the way there private"
-    )]
-    Https,
-    #[error("it must begin with http://, as in http://127.0.0.1:11434")]
+    #[error("it must begin with http://, https:// or unix:, as in http://127.0.0.1:11434")]
     Scheme,
+    #[error("a socket's path begins at the root, as in unix:/run/ollama.sock")]
+    UnixPath,
     #[error(
         "a login in the address is not sent; put the backend's key into a file and name it as key_file under [[backend]]"
     )]
@@ -53,12 +73,16 @@ impl FromStr for BackendUrl {
     type Err = BadUrl;
 
     fn from_str(text: &str) -> Result<Self, BadUrl> {
-        let uri: Uri = text.parse().map_err(|_| BadUrl::NoUrl)?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(BadUrl::Https),
-            _ => return Err(BadUrl::Scheme),
+        if let Some(path) = text.strip_prefix("unix:") {
+            let whole = path.len() > 1 && path.starts_with('/') && !path.contains('\0');
+            return whole.then(|| Self::Unix(path.into())).ok_or(BadUrl::UnixPath);
         }
+        let uri: Uri = text.parse().map_err(|_| BadUrl::NoUrl)?;
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(BadUrl::Scheme),
+        };
         let authority = uri.authority().ok_or(BadUrl::NoUrl)?;
         if authority.as_str().contains('@') {
             return Err(BadUrl::UserInfo);
@@ -67,8 +91,12 @@ impl FromStr for BackendUrl {
             return Err(BadUrl::Path);
         }
         let (host, port) = host_and_port(authority).ok_or(BadUrl::NoUrl)?;
-        let port = port.unwrap_or(80);
-        if port == 0 { Err(BadUrl::NoUrl) } else { Ok(Self { host: host.to_owned(), port }) }
+        let (host, port) = (host.to_owned(), port.unwrap_or(if secure { 443 } else { 80 }));
+        match (port, secure) {
+            (0, _) => Err(BadUrl::NoUrl),
+            (port, false) => Ok(Self::Http { host, port }),
+            (port, true) => Ok(Self::Https { host, port }),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::keys::{Key, Kind};
 use super::problems::{Found, Place, shown};
 use super::roles::{Pattern, Role, Roles};
-use super::{ListenAddr, Origins, values};
+use super::{ListenAddr, Origins, PairFiles, values};
 
 /// A value, and where it was written.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub(super) enum Form {
     Switch(bool),
     Number(i128),
     List(Vec<Item>),
+    /// A list of small tables.
+    Tables(Vec<Fields>),
     /// What no key takes, by name: a date, a table.
     Other(&'static str),
 }
@@ -33,6 +35,13 @@ pub(super) enum Form {
 pub(super) struct Item {
     /// Or what stands in the place of a text.
     pub(super) text: Result<String, &'static str>,
+    pub(super) place: Place,
+}
+
+/// A small table in a list: each key with what stands for it.
+#[derive(Debug, Clone)]
+pub(super) struct Fields {
+    pub(super) fields: Vec<(String, Item)>,
     pub(super) place: Place,
 }
 
@@ -59,16 +68,18 @@ impl Form {
             | Kind::Web
             | Kind::Choice(_)
             | Kind::Size
+            | Kind::Pairs
             | Kind::Duration => Ok(Self::Text(text.to_owned())),
         }
     }
 
-    fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Text(_) => "a text",
             Self::Switch(_) => "true or false",
             Self::Number(_) => "a number",
             Self::List(_) => "a list",
+            Self::Tables(_) => "a list of tables",
             Self::Other(name) => name,
         }
     }
@@ -93,9 +104,11 @@ impl Written {
     fn text(&self) -> Result<&str, Found> {
         match &self.form {
             Form::Text(text) => Ok(text),
-            Form::Switch(_) | Form::Number(_) | Form::List(_) | Form::Other(_) => {
-                Err(self.misfit())
-            }
+            Form::Switch(_)
+            | Form::Number(_)
+            | Form::List(_)
+            | Form::Tables(_)
+            | Form::Other(_) => Err(self.misfit()),
         }
     }
 
@@ -124,14 +137,16 @@ impl Written {
     pub(super) fn switch(&self) -> Result<bool, Found> {
         match &self.form {
             Form::Switch(on) => Ok(*on),
-            Form::Text(_) | Form::Number(_) | Form::List(_) | Form::Other(_) => Err(self.misfit()),
+            Form::Text(_) | Form::Number(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
+                Err(self.misfit())
+            }
         }
     }
 
     pub(super) fn count(&self, range: RangeInclusive<u32>) -> Result<u32, Found> {
         let number = match &self.form {
             Form::Number(number) => *number,
-            Form::Text(_) | Form::Switch(_) | Form::List(_) | Form::Other(_) => {
+            Form::Text(_) | Form::Switch(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
                 return Err(self.misfit());
             }
         };
@@ -153,7 +168,9 @@ impl Written {
         let size = match &self.form {
             Form::Number(number) => u64::try_from(*number).map_err(|_| self.misfit())?,
             Form::Text(text) => values::size(text).map_err(|says| self.wrong(says))?,
-            Form::Switch(_) | Form::List(_) | Form::Other(_) => return Err(self.misfit()),
+            Form::Switch(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
+                return Err(self.misfit());
+            }
         };
         match size {
             0 => Err(self.wrong("with 0 bytes every body would be refused")),
@@ -207,7 +224,9 @@ impl Written {
         match &self.form {
             Form::List(items) => Ok(items.clone()),
             Form::Text(one) => Ok(vec![Item { text: Ok(one.clone()), place: self.place.clone() }]),
-            Form::Switch(_) | Form::Number(_) | Form::Other(_) => Err(self.misfit()),
+            Form::Switch(_) | Form::Number(_) | Form::Tables(_) | Form::Other(_) => {
+                Err(self.misfit())
+            }
         }
     }
 
@@ -240,6 +259,48 @@ impl Written {
             return Err(self.wrong("one address at least is needed, such as 0.0.0.0:8880"));
         }
         Ok(addresses)
+    }
+
+    /// Each a certificate with its key, and nothing else.
+    pub(super) fn pairs(&self) -> Result<Vec<PairFiles>, Found> {
+        let tables = match &self.form {
+            Form::Tables(tables) => tables.as_slice(),
+            Form::List(items) if items.is_empty() => &[],
+            Form::Text(_) | Form::Switch(_) | Form::Number(_) | Form::List(_) | Form::Other(_) => {
+                return Err(self.misfit());
+            }
+        };
+        let mut found = Found::default();
+        let mut pairs = Vec::new();
+        for table in tables {
+            match self.pair(table) {
+                Ok(pair) => pairs.push(pair),
+                Err(wrong) => found.extend(wrong),
+            }
+        }
+        if found.is_empty() { Ok(pairs) } else { Err(found) }
+    }
+
+    fn pair(&self, table: &Fields) -> Result<PairFiles, Found> {
+        let (mut cert, mut key) = (None, None);
+        for (name, item) in &table.fields {
+            let path = match item.text.as_deref() {
+                Ok(text) if !text.is_empty() && !text.contains('\0') => self.folder.join(text),
+                Ok(_) | Err(_) => return Err(Found::one(&item.place, "names no file")),
+            };
+            match name.as_str() {
+                "cert" => cert = Some(path),
+                "key" => key = Some(path),
+                other => {
+                    let says = format!("a pair has cert and key, and no {}", shown(other));
+                    return Err(Found::one(&item.place, says));
+                }
+            }
+        }
+        match (cert, key) {
+            (Some(cert), Some(key)) => Ok(PairFiles { cert, key }),
+            (None, _) | (_, None) => Err(Found::one(&table.place, "a pair has both cert and key")),
+        }
     }
 
     pub(super) fn origins(&self) -> Result<Origins, Found> {

@@ -5,7 +5,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use super::{Live, State, cors};
+use super::{Door, Live, State, cors};
 use crate::api::Target;
 use crate::auth::Identity;
 use crate::reject::Reject;
@@ -24,6 +24,7 @@ pub(super) fn to_anybody(
     state: &State,
     parts: &Parts,
     target: &Target,
+    door: &Door,
 ) -> Result<Option<Response<Bytes>>, Reject> {
     if let Some(preflight) = cors::preflight(&parts.method, &parts.headers) {
         return Ok(Some(preflight));
@@ -38,7 +39,9 @@ pub(super) fn to_anybody(
     let page = match target.path.as_str() {
         "/_portcullis/health" => json_answer(StatusCode::OK, &json!({"status": "ok"})),
         "/_portcullis/ready" => ready(live, state),
-        "/_portcullis/help" => help(state.help_page(parts.headers.get(header::HOST))),
+        "/_portcullis/help" => {
+            help(state.help_page(door.scheme(), parts.headers.get(header::HOST)))
+        }
         _ => return Ok(None),
     };
     only_read(&parts.method)?;
@@ -81,7 +84,7 @@ fn ready(live: &Live, state: &State) -> Response<Bytes> {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         false => (StatusCode::OK, "ready"),
     };
-    let alarms = state.auth().files().alarms();
+    let alarms = state.auth().files().alarms() + state.tls().map_or(0, |tls| tls.troubles().len());
     let up = u8::from(state.pool().is_up());
     json_answer(status, &json!({"status": word, "backends_up": up, "alarms": alarms}))
 }

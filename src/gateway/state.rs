@@ -12,9 +12,10 @@ use crate::access::Provenance;
 use crate::auth::{Auth, Files};
 use crate::call::BodyBounds;
 use crate::client_addr::{TrustedProxies, container_gateway};
-use crate::config::{Config, Cors, ExtraEndpoint};
+use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint};
 use crate::forward::Forwarding;
 use crate::pool::Pool;
+use crate::tls::{BackendTls, BackendTlsError, Tls, TlsError};
 
 const HELP: &str = include_str!("help.html");
 const HELP_PATH: &str = "/_portcullis/help";
@@ -34,6 +35,10 @@ pub enum StateError {
     BackendKeyText { path: PathBuf },
     #[error("the backend's name {0:?} cannot be sent as a Host")]
     BackendHost(String),
+    #[error(transparent)]
+    BackendTls(#[from] BackendTlsError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// A snapshot: a request sees one of these from its beginning to its end.
@@ -41,6 +46,7 @@ pub enum StateError {
 pub struct State {
     config: Config,
     auth: Auth,
+    tls: Option<Arc<Tls>>,
     proxies: TrustedProxies,
     bounds: BodyBounds,
     pool: Arc<Pool>,
@@ -58,12 +64,8 @@ impl State {
     pub fn new(config: Config, before: Option<&Self>) -> Result<Self, StateError> {
         let files = Files::open(&config, before.map(|before| before.auth.files()));
         let backend = &config.backend;
-        let pool = before
-            .map(|before| &before.pool)
-            .filter(|pool| pool.url() == &backend.url && **pool.name() == *backend.name);
-        let pool = pool
-            .cloned()
-            .unwrap_or_else(|| Arc::new(Pool::new(&backend.name, backend.url.clone())));
+        let tls = Tls::new(&config, before.and_then(|before| before.tls.as_deref()))?;
+        let pool = pool(backend, before.map(|before| &before.pool))?;
         let (max, memory) = (config.max_body, config.max_body_memory);
         let grace = config.timeouts.body_grace;
         let bounds = match before.filter(|before| before.config.max_body_memory == memory) {
@@ -72,6 +74,7 @@ impl State {
         };
         Ok(Self {
             auth: Auth::new(&config, files),
+            tls: tls.map(Arc::new),
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,
             pool,
@@ -89,6 +92,12 @@ impl State {
     #[must_use]
     pub fn auth(&self) -> &Auth {
         &self.auth
+    }
+
+    /// `None` where the gate speaks plain HTTP.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
     }
 
     #[must_use]
@@ -129,8 +138,8 @@ impl State {
     }
 
     /// With the address under which people reach this gate, or else under which the caller did.
-    pub(super) fn help_page(&self, host: Option<&HeaderValue>) -> Bytes {
-        self.help_page.replace("{{base}}", &escaped(&self.base(host))).into()
+    pub(super) fn help_page(&self, scheme: &str, host: Option<&HeaderValue>) -> Bytes {
+        self.help_page.replace("{{base}}", &escaped(&self.base(scheme, host))).into()
     }
 
     pub(super) fn provenance<'a>(&'a self, parts: &'a Parts) -> Provenance<'a> {
@@ -138,20 +147,38 @@ impl State {
     }
 
     /// Where the stock CLI sends a person without a login.
-    pub(super) fn signin_url(&self, host: Option<&HeaderValue>) -> String {
+    pub(super) fn signin_url(&self, scheme: &str, host: Option<&HeaderValue>) -> String {
         match &self.config.help_url {
             Some(help) => help.clone(),
-            None => self.base(host) + HELP_PATH,
+            None => self.base(scheme, host) + HELP_PATH,
         }
     }
 
-    fn base(&self, host: Option<&HeaderValue>) -> String {
+    fn base(&self, scheme: &str, host: Option<&HeaderValue>) -> String {
         if let Some(public) = &self.config.public_url {
             return public.trim_end_matches('/').to_owned();
         }
         let host = host.and_then(|host| host.to_str().ok());
-        host.map_or_else(String::new, |host| format!("http://{host}"))
+        host.map_or_else(String::new, |host| format!("{scheme}://{host}"))
     }
+}
+
+/// The one before, with its connections, where nothing of it has changed.
+fn pool(backend: &Backend, before: Option<&Arc<Pool>>) -> Result<Arc<Pool>, BackendTlsError> {
+    let tls = match &backend.url {
+        BackendUrl::Https { host, .. } => Some(BackendTls::new(host, backend.ca_file.as_deref())?),
+        BackendUrl::Http { .. } | BackendUrl::Unix(_) => None,
+    };
+    let same_tls = |pool: &Pool| match (&tls, pool.tls()) {
+        (Some(tls), Some(before)) => tls.is_like(before),
+        (None, None) => true,
+        (Some(_), None) | (None, Some(_)) => false,
+    };
+    let same = |pool: &Pool| pool.url() == &backend.url && **pool.name() == *backend.name;
+    Ok(match before.filter(|pool| same(pool) && same_tls(pool)) {
+        Some(before) => Arc::clone(before),
+        None => Arc::new(Pool::new(&backend.name, backend.url.clone(), tls)),
+    })
 }
 
 fn forwarding(config: &Config, before: Option<&State>) -> Result<Forwarding, StateError> {

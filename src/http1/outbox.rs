@@ -125,7 +125,8 @@ impl Outbox {
             }
             self.went(written);
         }
-        Poll::Ready(Ok(()))
+        // Over TLS a piece may still be on its way when it has been taken.
+        Pin::new(&mut socket).poll_flush(cx)
     }
 
     fn went(&mut self, bytes: usize) {

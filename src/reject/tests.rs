@@ -13,6 +13,7 @@ fn checked() -> Vec<Reject> {
             | Reject::NoCredentials
             | Reject::BadCredentials(_)
             | Reject::Forbidden(_)
+            | Reject::TlsRequired
             | Reject::UnknownEndpoint
             | Reject::MethodNotAllowed { .. }
             | Reject::RequestTimeout

@@ -15,8 +15,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::places::Place;
-use super::{Stage, http2};
-use crate::gateway::Gateway;
+use super::{Entrance, Stage, handshake, http2};
+use crate::gateway::{Door, Gateway, Link};
 use crate::http1::{
     self, Arrival, Due, Ending, FieldLines, Form, HeadError, Malformed, Outbox, RequestHead, Stall,
     Wire,
@@ -25,6 +25,7 @@ use crate::incoming::Incoming;
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
 use crate::socket::Socket;
+use crate::tls::Protocol;
 
 /// In a drain a connection that stays idle for this long is closed.
 pub(super) const DRAIN_IDLE: Duration = Duration::from_secs(2);
@@ -63,47 +64,110 @@ enum End {
     Cut,
 }
 
+/// A connection that was just accepted.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub(super) socket: Socket,
+    pub(super) peer: SocketAddr,
+    pub(super) standing: Standing,
+    pub(super) entrance: Entrance,
+}
+
 pub(super) async fn serve(
-    socket: Socket,
-    peer: SocketAddr,
-    standing: Standing,
+    newcomer: Newcomer,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
+    let Newcomer { socket, peer, standing, entrance } = newcomer;
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
+    let Some((socket, protocol, door)) = enter(socket, peer, entrance, &gateway).await else {
+        return;
+    };
+    let link = Link { peer, door };
+    match (protocol, &standing) {
+        (Protocol::Http1, _) => {}
+        (Protocol::Http2, Standing::Placed(_)) => {
+            // Boxed, so that it takes no room in the connections that are none of this.
+            return Box::pin(http2::serve(socket, link, gateway, stages)).await;
+        }
+        // Who has no place is told so in the older way only.
+        (Protocol::Http2, Standing::Surplus(_)) => return,
+    }
     let wire = Arc::new(Wire::new(socket));
     let mut due = Due::default();
     let end = {
         let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
         // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
         poll_fn(|cx| Poll::Ready(draining.as_mut().poll(cx).is_ready())).await;
-        drive(&wire, peer, &standing, &gateway, &mut due).await
+        drive(&wire, &link, &standing, &gateway, &mut due).await
     };
     let at_rest = wire.is_at_rest();
     // The last request is gone, and with it its handle.
     let Some(wire) = Arc::into_inner(wire) else { return };
     let (mut socket, read) = wire.into_parts();
     if matches!(end, End::Http2) {
-        // Boxed, so that it takes no room in the connections that are none of this.
         let socket = http2::Rewound::new(read, socket);
-        return Box::pin(http2::serve(socket, peer, gateway, stages)).await;
+        return Box::pin(http2::serve(socket, link, gateway, stages)).await;
     }
     drop(read);
     if let Some(bytes) = remember(&end, peer, &gateway) {
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
     }
+    // What broke off is to look broken.
+    if !matches!(end, End::Cut) {
+        socket.say_goodbye();
+    }
     let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
     if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
-        let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
-        let _ = tokio::time::timeout(LINGER, discard(&mut socket)).await;
+        linger(socket).await;
     }
+}
+
+/// Through TLS where that is spoken; `None` for whoever did not come through.
+async fn enter(
+    socket: Socket,
+    peer: SocketAddr,
+    entrance: Entrance,
+    gateway: &Gateway,
+) -> Option<(Socket, Protocol, Door)> {
+    match (socket, entrance) {
+        (socket, Entrance::Redirect) => Some((socket, Protocol::Http1, Door::Redirect)),
+        (Socket::Tcp(socket), Entrance::Main) => match gateway.state().tls().cloned() {
+            // Boxed, so that a connection without it stays small.
+            Some(tls) => Box::pin(handshake::open(&tls, socket, peer, gateway)).await,
+            None => Some((socket.into(), Protocol::Http1, Door::Plain)),
+        },
+        (socket @ (Socket::Unix(_) | Socket::Tls(_)), Entrance::Main) => {
+            Some((socket, Protocol::Http1, Door::Plain))
+        }
+    }
+}
+
+/// Answers somebody of whom no request was read, leaves the line of it, and ends the connection.
+pub(super) async fn refuse_at_the_door(
+    mut socket: Socket,
+    reject: &Reject,
+    peer: SocketAddr,
+    gateway: &Gateway,
+) {
+    let mut record = gateway.record_of(peer);
+    let (answer, body) = bare(reject, record.line.id.as_str());
+    record.refuse(reject, body);
+    drop(record);
+    let _ = socket.try_write(&answer);
+    linger(socket).await;
+}
+
+async fn linger(socket: Socket) {
+    let _ = SockRef::from(&socket).shutdown(Shutdown::Write);
+    let _ = tokio::time::timeout(LINGER, discard(socket.into_transport())).await;
 }
 
 async fn drive(
     wire: &Arc<Wire>,
-    peer: SocketAddr,
+    link: &Link,
     standing: &Standing,
     gateway: &Gateway,
     due: &mut Due,
@@ -112,8 +176,8 @@ async fn drive(
         let state = gateway.state();
         let config = state.config();
         let timeouts = &config.timeouts;
-        // Who has no place is told so in the older way only.
-        let h2c = config.h2c && matches!(standing, Standing::Placed(_));
+        let is_placed = matches!((&link.door, standing), (Door::Plain, Standing::Placed(_)));
+        let h2c = config.h2c && is_placed;
         (timeouts.header, timeouts.keep_alive, timeouts.idle.min(STALL), h2c)
     };
     let mut patience = header;
@@ -131,12 +195,12 @@ async fn drive(
         let arrived = Arc::new(Arrival::of(&head.framing));
         let body = http1::Incoming::new(Arc::clone(wire), Arc::clone(&arrived));
         let response = match standing {
-            Standing::Surplus(_) => gateway.turn_away(peer, &head.parts, arrived),
+            Standing::Surplus(_) => gateway.turn_away(link, &head.parts, arrived),
             Standing::Placed(_) => {
                 let body = Incoming::Http1(body);
                 // Boxed, so that a connection between requests and in a stream stays small.
                 let handled =
-                    Box::pin(gateway.handle(peer, head.parts, body, Arc::clone(&arrived)));
+                    Box::pin(gateway.handle(link, head.parts, body, Arc::clone(&arrived)));
                 match unless_gone(handled, wire, &arrived).await {
                     Some(response) => response,
                     None => return End::CallerGone,
@@ -351,7 +415,8 @@ fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     (std::mem::take(outbox.text()), body.len())
 }
 
-pub(super) async fn discard(socket: &mut (impl AsyncRead + Unpin)) {
+/// Takes what still comes, which nobody wants.
+pub(super) async fn discard(mut socket: impl AsyncRead + Unpin) {
     let mut bytes = vec![0; 16 * 1024];
     let mut discarded = 0;
     while discarded < MOST_LINGERED {

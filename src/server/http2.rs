@@ -1,7 +1,6 @@
 //! One caller's connection over HTTP/2 (RFC 9113): streams accepted, bounded, timed, and ended.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,7 +19,7 @@ use super::Stage;
 use super::connection::{DRAIN_IDLE, LINGER, STALL, discard};
 use crate::api::MAX_TARGET;
 use crate::call::{MAX_HEADER_BYTES, MAX_HEADERS};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, Link};
 use crate::http1::Due;
 use crate::reject::Reject;
 
@@ -79,12 +78,13 @@ impl End {
 /// Serves a connection whose first bytes are those of HTTP/2, or that agreed on it before.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     mut socket: S,
-    peer: SocketAddr,
+    link: Link,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
     let stall = gateway.state().config().timeouts.idle.min(STALL);
-    let caller = Caller { peer, gateway: Arc::clone(&gateway), stall };
+    let peer = link.peer;
+    let caller = Caller { link: Arc::new(link), gateway: Arc::clone(&gateway), stall };
     let end = {
         let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
         // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
@@ -143,7 +143,7 @@ fn settings() -> Builder {
 /// Who is at the other end, for each of its requests.
 #[derive(Debug, Clone)]
 struct Caller {
-    peer: SocketAddr,
+    link: Arc<Link>,
     gateway: Arc<Gateway>,
     /// How long it may take nothing of an answer that is there for it.
     stall: Duration,

@@ -7,29 +7,26 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::Stage;
-use super::connection::{self, Standing};
+use super::connection::{self, Newcomer, Standing};
 use crate::client_addr::PeerAddr;
 use crate::gateway::Gateway;
 use crate::proxy_protocol::{self, NoHeader};
 use crate::reject::Reject;
-use crate::socket::Socket;
 
 /// Serves the connection for whom it is announced; without a header it is closed.
 pub(super) async fn serve(
-    mut socket: Socket,
-    proxy: SocketAddr,
-    standing: Standing,
+    mut newcomer: Newcomer,
     gateway: Arc<Gateway>,
     stages: watch::Receiver<Stage>,
 ) {
     let patience = gateway.state().config().timeouts.header;
-    let reject = match timeout(patience, proxy_protocol::read(&mut socket)).await {
-        Ok(Ok(Some(caller))) => {
-            let standing = counted(standing, caller, &gateway);
-            return Box::pin(connection::serve(socket, caller, standing, gateway, stages)).await;
-        }
-        Ok(Ok(None)) => {
-            return Box::pin(connection::serve(socket, proxy, standing, gateway, stages)).await;
+    let reject = match timeout(patience, proxy_protocol::read(&mut newcomer.socket)).await {
+        Ok(Ok(caller)) => {
+            if let Some(caller) = caller {
+                newcomer.standing = counted(newcomer.standing, caller, &gateway);
+                newcomer.peer = caller;
+            }
+            return Box::pin(connection::serve(newcomer, gateway, stages)).await;
         }
         // Somebody looked whether the port is open.
         Ok(Err(NoHeader::Nothing | NoHeader::Broken(_))) => return,
@@ -39,7 +36,7 @@ pub(super) async fn serve(
         Err(_) => Reject::RequestTimeout,
     };
     // Nothing is answered: who speaks another protocol would not understand it.
-    gateway.record_of(proxy).refuse(&reject, 0);
+    gateway.record_of(newcomer.peer).refuse(&reject, 0);
 }
 
 /// The caller has its own limit, now that it is known.

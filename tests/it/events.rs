@@ -11,7 +11,7 @@ use portcullis::record::Outlet;
 use crate::house::{Backend, House, KEY, Lines, PASSWORD, Step, get, ok_json, until};
 
 /// Every event of this process from the first call on, at every level.
-fn events() -> &'static Lines {
+pub fn events() -> &'static Lines {
     static EVENTS: OnceLock<Lines> = OnceLock::new();
     EVENTS.get_or_init(|| {
         let lines = Lines::default();

@@ -7,16 +7,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::config::{Config, LogFormat};
+use portcullis::config::{Config, ListenAddr, LogFormat};
 use portcullis::gateway::Gateway;
 use portcullis::record::Log;
 use portcullis::server::Server;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 /// Everything waits for at most this long, and for the thing itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -33,6 +35,8 @@ pub struct House {
     pub folder: TempDir,
     pub log: Lines,
     server: Option<Server>,
+    /// Of plain HTTP beside TLS.
+    pub redirect: Option<SocketAddr>,
 }
 
 impl House {
@@ -62,9 +66,18 @@ impl House {
         let written = Log::start(log.clone(), config.log_format).unwrap();
         let listeners = Server::bind(&config.listen).unwrap();
         let gateway = Arc::new(Gateway::new(config, written).unwrap());
-        let server = Server::start(listeners, &gateway);
+        let redirect = gateway.state().config().redirect_listen.clone();
+        let redirect = redirect.map(|it| Server::bind(&[it]).unwrap().remove(0));
+        let mut server = Server::start(listeners, &gateway);
         let address = server.addresses()[0];
-        Self { address, gateway, folder, log, server: Some(server) }
+        let beside = redirect.as_ref().and_then(|it| match it.address() {
+            ListenAddr::Tcp(address) => Some(*address),
+            ListenAddr::Unix(_) => None,
+        });
+        if let Some(redirect) = redirect {
+            server.redirect(redirect);
+        }
+        Self { address, gateway, folder, log, server: Some(server), redirect: beside }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -163,8 +176,8 @@ pub async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A caller on one connection.
-pub struct Caller {
-    pub socket: TcpStream,
+pub struct Caller<S = TcpStream> {
+    pub socket: S,
     unread: Vec<u8>,
 }
 
@@ -210,6 +223,12 @@ impl Caller {
     pub async fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
+        Self::over(socket)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
+    pub fn over(socket: S) -> Self {
         Self { socket, unread: Vec::new() }
     }
 
@@ -429,6 +448,23 @@ impl Backend {
         .await
     }
 
+    /// The same by https.
+    pub async fn secure(
+        acceptor: TlsAcceptor,
+        script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
+        let script: Script = Arc::new(script);
+        Self::serving(move |socket, number, records| {
+            let (script, acceptor) = (Arc::clone(&script), acceptor.clone());
+            async move {
+                if let Ok(socket) = acceptor.accept(socket).await {
+                    converse(socket, number, &script, &records).await;
+                }
+            }
+        })
+        .await
+    }
+
     /// Hands each connection, with its number from 0, to `serve`, which does as it likes.
     pub async fn raw<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(TcpStream, usize) -> F + Send + Sync + 'static,
@@ -510,7 +546,12 @@ async fn accept<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-async fn converse(mut socket: TcpStream, number: usize, script: &Script, records: &Mutex<Records>) {
+async fn converse(
+    mut socket: impl AsyncRead + AsyncWrite + Unpin + Reset,
+    number: usize,
+    script: &Script,
+    records: &Mutex<Records>,
+) {
     let mut unread = Vec::new();
     while let Some(seen) = read_request(&mut socket, &mut unread, number).await {
         records.lock().unwrap().seen.push(seen.clone());
@@ -536,18 +577,32 @@ async fn converse(mut socket: TcpStream, number: usize, script: &Script, records
                     let _ = socket.read(&mut byte).await;
                     return;
                 }
-                Step::Reset => {
-                    let _ = socket.set_zero_linger();
-                    return;
-                }
+                Step::Reset => return socket.reset(),
                 Step::Close => return,
             }
         }
     }
 }
 
+/// What a close of this socket looks like from now on.
+trait Reset {
+    fn reset(&self);
+}
+
+impl Reset for TcpStream {
+    fn reset(&self) {
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Reset for TlsStream<TcpStream> {
+    fn reset(&self) {
+        self.get_ref().0.reset();
+    }
+}
+
 async fn read_request(
-    socket: &mut TcpStream,
+    socket: &mut (impl AsyncRead + Unpin),
     unread: &mut Vec<u8>,
     connection: usize,
 ) -> Option<Seen> {

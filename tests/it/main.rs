@@ -29,4 +29,5 @@ mod path_key; // keys in the path
 mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod stream; // answers as they pass
+mod tls; // https on both sides, certificates, the door beside it
 mod upload; // request bodies

@@ -21,13 +21,17 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 22] = [
+const WHEN: [(&str, &str); 23] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
     ("bad_body", "the body is not framed right"),
     ("no_credentials", "nothing was sent to log in with"),
     ("bad_credentials", "what was sent does not let anybody in"),
     ("forbidden", "the caller is known and may not do this; the text says what it would take"),
+    (
+        "tls_required",
+        "a credential, or anything but a GET or HEAD, over the plain listener beside TLS",
+    ),
     ("unknown_endpoint", "there is no such endpoint, or not for this caller"),
     ("method_not_allowed", "the endpoint answers to other methods; `Allow` names them"),
     ("request_timeout", "the head or the body did not arrive in time"),

@@ -79,17 +79,27 @@ fn a_backends_address_is_scheme_host_and_port() {
         ("http://my_gpu.lan:11434/", "my_gpu.lan:11434"),
         ("http://192.0.2.1:11434", "192.0.2.1:11434"),
         ("http://[::1]:11434", "[::1]:11434"),
+        ("https://gpu", "gpu"),
+        ("https://gpu:443", "gpu"),
+        ("https://gpu:80", "gpu:80"),
+        ("unix:/run/ollama.sock", "localhost"),
     ] {
         assert_eq!(text.parse::<BackendUrl>().unwrap().authority(), authority);
     }
     let v6: BackendUrl = "http://[::1]:11434".parse().unwrap();
-    assert_eq!((v6.host.as_str(), v6.port), ("::1", 11434));
+    assert_eq!(v6, BackendUrl::Http { host: "::1".to_owned(), port: 11434 });
+    for text in ["http://gpu:11434", "https://[::1]:1", "unix:/run/ollama.sock"] {
+        assert_eq!(text.parse::<BackendUrl>().unwrap().to_string(), text);
+    }
     for (text, bad) in [
         ("", BadUrl::NoUrl),
         ("gpu", BadUrl::Scheme),
         ("gpu:11434", BadUrl::Scheme),
         ("ftp://gpu", BadUrl::Scheme),
-        ("https://gpu", BadUrl::Https),
+        ("unix:run/ollama.sock", BadUrl::UnixPath),
+        ("unix:/", BadUrl::UnixPath),
+        ("https://gpu:0", BadUrl::NoUrl),
+        ("https://gpu/ollama", BadUrl::Path),
         ("http://gpu:", BadUrl::NoUrl),
         ("http://gpu:0", BadUrl::NoUrl),
         ("http://gpu:99999", BadUrl::NoUrl),

@@ -38,10 +38,10 @@ pub(super) async fn answer(
     mut respond: SendResponse<Bytes>,
     caller: Caller,
 ) {
-    let Caller { peer, gateway, .. } = &caller;
+    let Caller { link, gateway, .. } = &caller;
     if poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
         // Cancelled before it was looked at; the record says client_gone by itself.
-        drop(gateway.record_of(*peer));
+        drop(gateway.record_of(link.peer));
         return;
     }
     let (mut parts, stream) = request.into_parts();
@@ -56,7 +56,7 @@ pub(super) async fn answer(
     let asked_with = parts.method.clone();
     // Boxed, so that a stream keeps only what sending the answer takes.
     let mut handled =
-        Box::pin(gateway.handle(*peer, Box::new(parts), Incoming::Http2(body), arrived));
+        Box::pin(gateway.handle(link, Box::new(parts), Incoming::Http2(body), arrived));
     let handled = poll_fn(|cx| {
         if let Poll::Ready(response) = handled.as_mut().poll(cx) {
             return Poll::Ready(Some(response));

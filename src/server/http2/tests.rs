@@ -5,6 +5,7 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::config::{Config, LogFormat};
+use crate::gateway::Door;
 use crate::record::Log;
 
 /// The other end of a connection that is served, and what serves it.
@@ -13,8 +14,9 @@ fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
     let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
     let (stage, stages) = watch::channel(Stage::Serving);
     let (ours, theirs) = duplex(64 * 1024);
+    let link = Link { peer: "192.0.2.1:1".parse().unwrap(), door: Door::Plain };
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve(ours, "192.0.2.1:1".parse().unwrap(), gateway, stages));
+    tasks.spawn(serve(ours, link, gateway, stages));
     (theirs, tasks, stage)
 }
 
