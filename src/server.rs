@@ -13,7 +13,6 @@ use tokio::time::sleep;
 use crate::client_addr::PeerAddr;
 use crate::config::ListenAddr;
 use crate::gateway::{Gateway, Terms};
-use crate::record::Seldom;
 use crate::socket::Socket;
 
 mod connection;
@@ -152,7 +151,6 @@ struct Door {
     places: Arc<Places>,
     connections: JoinSet<()>,
     surplus: VecDeque<AbortHandle>,
-    failing: Seldom,
 }
 
 impl Door {
@@ -163,7 +161,6 @@ impl Door {
             places: Arc::clone(places),
             connections: JoinSet::new(),
             surplus: VecDeque::new(),
-            failing: Seldom::default(),
         }
     }
 
@@ -237,7 +234,7 @@ impl Door {
         if error.kind() == io::ErrorKind::ConnectionAborted {
             return;
         }
-        if self.failing.is_due(Instant::now()) {
+        if self.gateway.log().overload().is_due(Instant::now()) {
             tracing::error!(%error, "cannot accept connections; raise the limit of open files");
         }
         sleep(BREATHER).await;
