@@ -13,7 +13,6 @@ use tokio::time::sleep;
 use crate::client_addr::PeerAddr;
 use crate::config::ListenAddr;
 use crate::gateway::{Gateway, Terms};
-use crate::record::Seldom;
 use crate::socket::Socket;
 
 mod connection;
@@ -171,7 +170,6 @@ struct Acceptor {
     places: Arc<Places>,
     connections: JoinSet<()>,
     surplus: VecDeque<AbortHandle>,
-    failing: Seldom,
 }
 
 impl Acceptor {
@@ -188,7 +186,6 @@ impl Acceptor {
             places: Arc::clone(places),
             connections: JoinSet::new(),
             surplus: VecDeque::new(),
-            failing: Seldom::default(),
         }
     }
 
@@ -263,7 +260,7 @@ impl Acceptor {
         if error.kind() == io::ErrorKind::ConnectionAborted {
             return;
         }
-        if self.failing.is_due(Instant::now()) {
+        if self.gateway.log().overload().is_due(Instant::now()) {
             tracing::error!(%error, "cannot accept connections; raise the limit of open files");
         }
         sleep(BREATHER).await;

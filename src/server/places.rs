@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rlimit::Resource;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::client_addr::PeerAddr;
 
@@ -90,8 +90,7 @@ impl Drop for Place {
 
 /// Connections that the limit of open files has room for now.
 fn room() -> usize {
-    // A system that does not say has no limit.
-    let files = Resource::NOFILE.get_soft().unwrap_or(u64::MAX);
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(files.saturating_sub(OTHER_FILES) / FILES_EACH).unwrap_or(usize::MAX).max(1)
 }
 
@@ -100,8 +99,9 @@ fn room() -> usize {
 /// # Errors
 /// Where that is too few for `most` connections: for how many it is enough.
 pub fn make_room(most: usize) -> Result<(), usize> {
+    let maximum = getrlimit(Resource::Nofile).maximum;
     // What is not given is not there; the count below tells.
-    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let room = room();
     if room < most { Err(room) } else { Ok(()) }
 }

@@ -1,4 +1,5 @@
 //! The real executable under load: reloads, restarts, drains, and too few files.
+#![expect(clippy::disallowed_methods, reason = "these threads move no bytes of others")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -38,13 +39,13 @@ impl Model {
         thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
                 let (told, running) = (Arc::clone(&told), Arc::clone(&running));
-                thread::spawn(move || Self::serve(socket, &told, &running));
+                thread::spawn(move || Self::serve(&socket, &told, &running));
             }
         });
         Self { address, ends, streaming }
     }
 
-    fn serve(socket: TcpStream, ends: &AtomicBool, streaming: &AtomicUsize) -> Option<()> {
+    fn serve(mut socket: &TcpStream, ends: &AtomicBool, streaming: &AtomicUsize) -> Option<()> {
         socket.set_nodelay(true).ok()?;
         let mut reader = BufReader::new(socket.try_clone().ok()?);
         loop {
@@ -54,16 +55,16 @@ impl Model {
             if head.starts_with("POST") {
                 let stream = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\
                               Transfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n";
-                (&socket).write_all(stream.as_bytes()).ok()?;
+                socket.write_all(stream.as_bytes()).ok()?;
                 streaming.fetch_add(1, Ordering::SeqCst);
                 while !ends.load(Ordering::SeqCst) {
                     thread::sleep(Duration::from_millis(20));
-                    (&socket).write_all(b"3\r\n{}\n\r\n").ok()?;
+                    socket.write_all(b"3\r\n{}\n\r\n").ok()?;
                 }
-                (&socket).write_all(b"0\r\n\r\n").ok()?;
+                socket.write_all(b"0\r\n\r\n").ok()?;
             } else {
                 let answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}";
-                (&socket).write_all(answer.as_bytes()).ok()?;
+                socket.write_all(answer.as_bytes()).ok()?;
             }
         }
     }
@@ -282,6 +283,51 @@ fn who_comes_while_the_old_gate_drains_is_served_by_the_next() {
     assert_eq!(old.wait(), Some(0));
     let _new = activated(&house, &listener, &upstream);
     assert_eq!(late.join().unwrap().unwrap(), 200);
+}
+
+#[test]
+fn a_supervisor_hears_when_the_gate_is_ready_reloads_and_stops() {
+    let house = house();
+    let news = std::os::unix::net::UnixDatagram::bind(house.path("news")).unwrap();
+    news.set_read_timeout(Some(PATIENCE)).unwrap();
+    let hears = || {
+        let mut told = [0; 200];
+        let bytes = news.recv(&mut told).unwrap();
+        String::from_utf8_lossy(&told[..bytes]).into_owned()
+    };
+    let mut command = house.command(&["serve", "--listen", "127.0.0.1:0", "--api-keys", "keys"]);
+    command.env("NOTIFY_SOCKET", house.path("news"));
+    let mut gate = Gate::start(command);
+    assert_eq!(hears(), "READY=1\n");
+    gate.address = after(&gate.says("listening"), "address=");
+    assert_eq!(gate.get("/_portcullis/health", None).0, 200);
+    gate.signal("HUP");
+    let reloading = hears();
+    assert!(reloading.starts_with("RELOADING=1\nMONOTONIC_USEC="), "{reloading}");
+    assert_eq!(hears(), "READY=1\n");
+    gate.signal("TERM");
+    assert_eq!(hears(), "STOPPING=1\n");
+    assert_eq!(gate.wait(), Some(0));
+}
+
+#[test]
+fn a_gate_on_a_unix_socket_is_alive_there_and_leaves_no_file() {
+    let house = house();
+    let listen = ["--listen", "unix:gate.sock"];
+    let serve = [&["serve", "--api-keys", "keys"][..], &listen].concat();
+    let mut gate = house.serve_as(&serve);
+    assert_eq!(gate.address, "unix:gate.sock");
+    let alive = house.run(&[&["health"][..], &listen].concat());
+    assert_eq!(alive.status.code(), Some(0));
+    // A second one does not take it away.
+    assert_eq!(house.run(&serve).status.code(), Some(1));
+    gate.signal("KILL");
+    assert_eq!(gate.wait(), None);
+    assert!(house.path("gate.sock").exists());
+    let mut gate = house.serve_as(&serve);
+    gate.signal("TERM");
+    assert_eq!(gate.wait(), Some(0));
+    assert!(!house.path("gate.sock").exists());
 }
 
 #[test]

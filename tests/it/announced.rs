@@ -119,3 +119,17 @@ async fn the_limit_per_address_is_the_announced_callers() {
     let told = house.ask(from("192.0.2.7")).await;
     assert_eq!((told.status, told.code().as_str()), (503, "overloaded"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_does_not_wait_for_a_header() {
+    let backend = Backend::ok().await;
+    let house = house(&backend, |config| config.timeouts.header = Duration::from_secs(600)).await;
+    let mut served = house.connect().await;
+    served.send(V1.to_owned() + &get("/api/tags")).await;
+    assert_eq!(served.answer().await.status, 200);
+    let (silent, mut half) = (house.connect().await, house.connect().await);
+    half.send("PROXY TCP4 ").await;
+    let shutdown = house.shutdown(Duration::ZERO, Duration::from_secs(600));
+    tokio::time::timeout(Duration::from_secs(10), shutdown).await.expect("2 s were promised");
+    drop((silent, half));
+}

@@ -102,3 +102,25 @@ async fn a_reload_changes_the_limit_and_forgets_nobody() {
     served_again(&house).await;
     until("nothing in flight", || (house.gateway.in_flight() == 0).then_some(())).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_say_nothing_or_half_a_head_are_all_closed_and_the_others_are_served() {
+    let backend = Backend::ok().await;
+    let house = house(&backend, |config| {
+        config.timeouts.header = std::time::Duration::from_millis(500);
+    })
+    .await;
+    let mut silent = Vec::new();
+    for number in 0..300 {
+        let mut caller = house.connect().await;
+        if number % 2 == 0 {
+            caller.send("GET /api/tags HTTP/1.1\r\nHost: ga").await;
+        }
+        silent.push(caller);
+    }
+    assert_eq!(house.get("/api/tags").await.status, 200);
+    for mut caller in silent {
+        let told = caller.rest().await;
+        assert!(told.is_empty() || told.starts_with(b"HTTP/1.1 408 "), "{told:?}");
+    }
+}
