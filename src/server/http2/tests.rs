@@ -1,3 +1,5 @@
+//! A connection over a pipe, in time that only seems to pass.
+
 use std::io;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
