@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::Layer;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -245,7 +246,9 @@ pub(super) fn start_events(format: LogFormat) -> anyhow::Result<Outlet> {
         LogFormat::Text => layer.boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
     };
-    let level = tracing_subscriber::filter::LevelFilter::INFO;
+    // The h2 crate warns of what a peer sends, and of as much as it sends.
+    let level =
+        Targets::new().with_default(LevelFilter::INFO).with_target("h2", LevelFilter::ERROR);
     if tracing_subscriber::registry().with(layer.with_filter(level)).try_init().is_err() {
         bail!("the log was started twice");
     }

@@ -246,7 +246,7 @@ async fn after_ten_thousand_requests_a_connection_is_retired_and_none_is_lost() 
 struct Gate {
     program: Child,
     address: SocketAddr,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Gate {
@@ -281,7 +281,7 @@ impl Gate {
             rest.split_once(' ')?.0.parse().ok()
         })
         .await;
-        Self { program, address, _folder: folder }
+        Self { program, address, folder }
     }
 
     /// Bytes in memory; only Linux tells them of another process.
@@ -301,6 +301,11 @@ impl Gate {
             now <= before + ROOM * growth,
             "{what}: from {before} to {now} bytes, where {growth} more are enough"
         );
+    }
+
+    /// Bytes of what the operator reads beside the lines of requests.
+    fn said(&self) -> u64 {
+        std::fs::metadata(self.folder.path().join("said")).unwrap().len()
     }
 
     /// After a first round of ordinary requests, which fill what is kept.
@@ -413,6 +418,8 @@ async fn floods_of_small_frames_end_or_cost_nothing() {
         let end = peer.flood(&flooding.repeat(200_000)).await;
         assert!(end.is_none_or(End::is_the_connections), "{what}: {end:?}");
         gate.is_well(before, 4 * MIB, what).await;
+        // The start says less than two thousand.
+        assert!(gate.said() < 10_000, "{what}: the operator is told of each");
     }
 }
 
