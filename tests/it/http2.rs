@@ -9,7 +9,7 @@ use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -30,14 +30,17 @@ async fn house(backend: &Backend) -> House {
 }
 
 /// A client by the rules.
-struct Client {
+pub struct Client {
     sends: SendRequest<Bytes>,
     connection: JoinSet<Result<(), h2::Error>>,
 }
 
 impl Client {
     async fn connect(address: SocketAddr) -> Self {
-        let socket = TcpStream::connect(address).await.unwrap();
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub async fn over(socket: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Self {
         let (sends, connection) = h2::client::handshake(socket).await.unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(connection);
@@ -53,7 +56,7 @@ impl Client {
     }
 
     /// The answer's head and where its body comes from.
-    async fn asks(&mut self, request: Request<&str>) -> Response<RecvStream> {
+    pub async fn asks(&mut self, request: Request<&str>) -> Response<RecvStream> {
         let (parts, body) = request.into_parts();
         let mut sends = self.sends.clone().ready().await.unwrap();
         let request = Request::from_parts(parts, ());
@@ -80,20 +83,20 @@ fn builder(method: &str, path: &str) -> http::request::Builder {
     request.header("authorization", format!("Bearer {KEY}"))
 }
 
-fn get(path: &str) -> http::request::Builder {
+pub fn get(path: &str) -> http::request::Builder {
     builder("GET", path)
 }
 
-fn post(path: &str) -> http::request::Builder {
+pub fn post(path: &str) -> http::request::Builder {
     builder("POST", path)
 }
 
 /// An answer that was read to its end, and what ended it if that was no end of its own.
 #[derive(Debug)]
-struct Whole {
-    status: u16,
+pub struct Whole {
+    pub status: u16,
     headers: HeaderMap,
-    text: String,
+    pub text: String,
     broke: Option<Reason>,
 }
 
@@ -116,7 +119,7 @@ async fn next(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     Some(data)
 }
 
-async fn whole(response: Response<RecvStream>) -> Whole {
+pub async fn whole(response: Response<RecvStream>) -> Whole {
     let (parts, mut body) = response.into_parts();
     let (mut text, mut broke) = (Vec::new(), None);
     while let Some(data) = next(&mut body).await {

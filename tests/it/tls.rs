@@ -29,6 +29,7 @@ use crate::house::{
     Answer, Backend, Caller, House, KEY, PATIENCE, Step, chunk, get, ok_json, post, stream_head,
     until,
 };
+use crate::http2;
 
 const NO_LOGIN: &str = "GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n";
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -239,6 +240,53 @@ async fn the_protocol_is_agreed_on_and_what_is_not_spoken_is_refused() {
     assert!(client.connect(keep.house.address).await.is_err());
     // Who names none speaks HTTP/1.1.
     assert_eq!(keep.ask(get("/api/tags")).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_2_is_spoken_with_whoever_names_it() {
+    let backend = Backend::scripted(|seen| match seen.line().contains("chat") {
+        true => {
+            let begun = stream_head("application/x-ndjson") + &chunk("first\n");
+            vec![Step::Send(begun.into()), Step::AwaitClose]
+        }
+        false => vec![Step::Send(ok_json("{\"ok\":true}").into())],
+    })
+    .await;
+    let (keep, callers) = asking(&backend, ClientAuth::Optional).await;
+    let bert = callers.good(&[], "bert");
+    let roots = keep.authority.roots();
+    let mut client = Client::speaking(roots, rustls::DEFAULT_VERSIONS, Some(&bert));
+    // The gate's order counts.
+    client.config.alpn_protocols = vec![b"http/1.1".to_vec(), b"h2".to_vec()];
+    let caller = client.connect(keep.house.address).await.unwrap();
+    assert_eq!(caller.socket.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let mut caller = http2::Client::over(caller.socket).await;
+    let me = http::Request::get("https://gate/_portcullis/me").body("").unwrap();
+    let me = http2::whole(caller.asks(me).await).await;
+    assert!(me.status == 200 && me.text.contains("\"bert\""), "{me:?}");
+    let tags = http2::whole(caller.asks(http2::get("/api/tags").body("").unwrap()).await).await;
+    assert_eq!((tags.status, tags.text.as_str()), (200, "{\"ok\":true}"));
+    assert_eq!(backend.seen()[0].header("x-forwarded-proto").as_deref(), Some("https"));
+    // A stream that is cancelled stops the backend, and so does a connection that goes.
+    let answer = caller.asks(http2::post("/api/chat").body("{}").unwrap()).await;
+    backend.wait_for_request(2).await;
+    drop(answer);
+    backend.wait_for_closed(1).await;
+    let answer = caller.asks(http2::post("/api/chat").body("{}").unwrap()).await;
+    drop(caller);
+    backend.wait_for_closed(2).await;
+    drop(answer);
+    let lines = keep.house.log.wait_for(4).await;
+    assert!(lines[2..].iter().all(|line| line["outcome"] == "client_gone"), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_agreed_on_http_1_1_does_not_begin_with_http_2() {
+    let backend = Backend::ok().await;
+    for h2c in [false, true] {
+        let keep = Keep::with(&backend, |config, _, _| config.h2c = h2c).await;
+        assert_eq!(keep.ask("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.status, 505);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
