@@ -83,6 +83,92 @@ fn what_init_writes_passes_the_check_and_is_not_written_over() {
 }
 
 #[test]
+fn init_writes_what_runs_the_gate_by_its_image_and_tells_how_it_is_made() {
+    for (what, file, base) in [
+        ("compose", "docker-compose.yml", true),
+        ("compose-basic", "docker-compose.basic.yml", false),
+        ("compose-bearer", "docker-compose.bearer.yml", false),
+        ("kubernetes", "kubernetes.yaml", false),
+    ] {
+        let house = House::new();
+        let out = house.run(&["init", "gate", "--with", what]);
+        assert_eq!(out.status.code(), Some(0), "{what}: {}", text(&out));
+        let written = fs::read_to_string(house.path(&format!("gate/{file}"))).unwrap();
+        let image = format!("portcullis:{}", env!("CARGO_PKG_VERSION"));
+        assert!(written.contains("image: ") && written.contains(&image), "{what}: {written}");
+        assert!(!written.contains("build:") && !written.contains("PORTCULLIS_SOURCE"), "{written}");
+        let build = format!("docker build -t {image} -f deploy/Dockerfile .");
+        assert!(text(&out).contains(&build), "{what}: {}", text(&out));
+        assert_eq!(house.path("gate/portcullis.toml").exists(), base, "{what}");
+
+        let again = house.run(&["init", "gate", "--with", what]);
+        assert_eq!(again.status.code(), Some(1), "{what}: nothing is written over");
+        let kept = fs::read_to_string(house.path(&format!("gate/{file}"))).unwrap();
+        assert_eq!(kept, written, "{what}");
+    }
+}
+
+#[test]
+fn init_writes_overlays_and_units_as_they_are_kept() {
+    let house = House::new();
+    let all = ["--with", "compose-tls,compose-gpu,compose-gpu-amd", "--with", "systemd"];
+    let out = house.run(&[&["init", "gate"][..], &all].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for name in [
+        "docker-compose.tls.yml",
+        "docker-compose.gpu.yml",
+        "docker-compose.gpu-amd.yml",
+        "portcullis.service",
+    ] {
+        let written = fs::read_to_string(house.path(&format!("gate/{name}"))).unwrap();
+        assert_eq!(written, fs::read_to_string(deploy.join(name)).unwrap(), "{name}");
+    }
+    assert!(text(&out).contains("systemctl enable --now"), "{}", text(&out));
+
+    let unknown = house.run(&["init", "other", "--with", "compsoe"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown).contains("'compose'"), "{}", text(&unknown));
+    assert!(!house.path("other").exists());
+}
+
+#[test]
+fn what_init_writes_for_a_container_is_readable_for_the_user_that_it_runs_as() {
+    let house = House::new();
+    let us = fs::metadata(house.folder.path()).unwrap();
+    let out = house.run(&["init", "gate", "--with", "compose"]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let keys = fs::metadata(house.path("gate/api_keys.txt")).unwrap();
+    assert_eq!(keys.mode() & 0o777, 0o600);
+    let env = house.path("gate/.env");
+    match us.uid() {
+        0 => assert_eq!((keys.uid(), keys.gid(), env.exists()), (1000, 1000, false)),
+        1000 => assert!(!env.exists()),
+        uid => {
+            let says = format!("PUID={uid}\nPGID={}\n", us.gid());
+            assert_eq!(fs::read_to_string(env).unwrap(), says);
+        }
+    }
+}
+
+#[test]
+fn systemd_understands_the_unit() {
+    let house = House::new();
+    let unit = include_str!("../deploy/portcullis.service");
+    // The program must be there; where it will be installed, it need not be yet.
+    let unit = unit.replace("/usr/local/bin/portcullis", PROGRAM);
+    fs::write(house.path("portcullis.service"), unit).unwrap();
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "portcullis.service"])
+        .current_dir(house.folder.path())
+        .output();
+    let Ok(verify) = verify.map_err(|_| skip("no systemd-analyze to verify the unit")) else {
+        return;
+    };
+    assert!(verify.status.success() && verify.stderr.is_empty(), "{}", text(&verify));
+}
+
+#[test]
 fn a_user_is_added_listed_verified_changed_and_removed() {
     let house = House::new();
     let user = |action: &[&str], password: &str| {
