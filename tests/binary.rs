@@ -120,6 +120,7 @@ fn init_writes_overlays_and_units_as_they_are_kept() {
         "docker-compose.gpu.yml",
         "docker-compose.gpu-amd.yml",
         "portcullis.service",
+        "portcullis.socket",
     ] {
         let written = fs::read_to_string(house.path(&format!("gate/{name}"))).unwrap();
         assert_eq!(written, fs::read_to_string(deploy.join(name)).unwrap(), "{name}");
@@ -134,35 +135,55 @@ fn init_writes_overlays_and_units_as_they_are_kept() {
 
 #[test]
 fn what_init_writes_for_a_container_is_readable_for_the_user_that_it_runs_as() {
+    const OTHER: (&str, &str) = ("65534", "65533");
     let house = House::new();
+    let init = ["init", "gate", "--with", "compose"];
     let us = fs::metadata(house.folder.path()).unwrap();
-    let out = house.run(&["init", "gate", "--with", "compose"]);
-    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
-    let keys = fs::metadata(house.path("gate/api_keys.txt")).unwrap();
-    assert_eq!(keys.mode() & 0o777, 0o600);
     let env = house.path("gate/.env");
-    match us.uid() {
-        0 => assert_eq!((keys.uid(), keys.gid(), env.exists()), (1000, 1000, false)),
-        1000 => assert!(!env.exists()),
-        uid => {
-            let says = format!("PUID={uid}\nPGID={}\n", us.gid());
-            assert_eq!(fs::read_to_string(env).unwrap(), says);
-        }
+    let (uid, gid) = if us.uid() == 0 {
+        let out = house.run(&init);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        let keys = fs::metadata(house.path("gate/api_keys.txt")).unwrap();
+        assert_eq!((keys.uid(), keys.gid(), keys.mode() & 0o777), (1000, 1000, 0o600));
+        assert!(!env.exists(), "nothing makes the gate run as root");
+
+        fs::remove_dir_all(house.path("gate")).unwrap();
+        let program = house.path("portcullis");
+        fs::copy(PROGRAM, &program).unwrap();
+        fs::set_permissions(house.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mut other = Command::new("setpriv");
+        other.args(["--reuid", OTHER.0, "--regid", OTHER.1, "--clear-groups"]).arg(&program);
+        let out = other.args(init).current_dir(house.folder.path()).output();
+        let Ok(out) = out.map_err(|_| skip("no setpriv, so nobody else could write")) else {
+            return;
+        };
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        (OTHER.0.to_owned(), OTHER.1.to_owned())
+    } else {
+        let out = house.run(&init);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        (us.uid().to_string(), us.gid().to_string())
+    };
+    match uid.as_str() {
+        "1000" => assert!(!env.exists()),
+        _ => assert_eq!(fs::read_to_string(env).unwrap(), format!("PUID={uid}\nPGID={gid}\n")),
     }
 }
 
 #[test]
-fn systemd_understands_the_unit() {
+fn systemd_understands_the_units() {
     let house = House::new();
-    let unit = include_str!("../deploy/portcullis.service");
+    let service = include_str!("../deploy/portcullis.service");
     // The program must be there; where it will be installed, it need not be yet.
-    let unit = unit.replace("/usr/local/bin/portcullis", PROGRAM);
-    fs::write(house.path("portcullis.service"), unit).unwrap();
+    let service = service.replace("/usr/local/bin/portcullis", PROGRAM);
+    fs::write(house.path("portcullis.service"), service).unwrap();
+    let socket = include_str!("../deploy/portcullis.socket");
+    fs::write(house.path("portcullis.socket"), socket).unwrap();
     let verify = Command::new("systemd-analyze")
-        .args(["verify", "portcullis.service"])
+        .args(["verify", "./portcullis.service", "./portcullis.socket"])
         .current_dir(house.folder.path())
         .output();
-    let Ok(verify) = verify.map_err(|_| skip("no systemd-analyze to verify the unit")) else {
+    let Ok(verify) = verify.map_err(|_| skip("no systemd-analyze to verify the units")) else {
         return;
     };
     assert!(verify.status.success() && verify.stderr.is_empty(), "{}", text(&verify));

@@ -25,7 +25,7 @@ pub(super) enum With {
     ComposeGpu,
     /// An AMD GPU over one of those
     ComposeGpuAmd,
-    /// A service of systemd
+    /// A service of systemd, and its socket
     Systemd,
     /// A deployment on Kubernetes
     Kubernetes,
@@ -39,16 +39,19 @@ impl With {
                 ($name, without_build(include_str!(concat!("../../../deploy/", $name))))
             };
         }
-        vec![match self {
+        let file = match self {
             Self::Compose => deploy!("docker-compose.yml"),
             Self::ComposeBasic => deploy!("docker-compose.basic.yml"),
             Self::ComposeBearer => deploy!("docker-compose.bearer.yml"),
             Self::ComposeTls => deploy!("docker-compose.tls.yml"),
             Self::ComposeGpu => deploy!("docker-compose.gpu.yml"),
             Self::ComposeGpuAmd => deploy!("docker-compose.gpu-amd.yml"),
-            Self::Systemd => deploy!("portcullis.service"),
+            Self::Systemd => {
+                return vec![deploy!("portcullis.service"), deploy!("portcullis.socket")];
+            }
             Self::Kubernetes => deploy!("kubernetes.yaml"),
-        }]
+        };
+        vec![file]
     }
 
     /// A compose file that stands by itself.
@@ -120,8 +123,13 @@ pub(super) fn next(folder: &Path, with: &[With]) -> Vec<String> {
                 file("portcullis.toml"),
                 file("api_keys.txt")
             ),
-            format!("install -m 644 -t /etc/systemd/system {}", file("portcullis.service")),
-            "systemctl daemon-reload && systemctl enable --now portcullis.service".to_owned(),
+            format!(
+                "install -m 644 -t /etc/systemd/system {} {}",
+                file("portcullis.service"),
+                file("portcullis.socket")
+            ),
+            "systemctl daemon-reload".to_owned(),
+            "systemctl enable --now portcullis.socket portcullis.service".to_owned(),
         ]);
     }
     if with.contains(&With::Kubernetes) {
