@@ -126,6 +126,11 @@ fn init_writes_overlays_and_units_as_they_are_kept() {
         assert_eq!(written, fs::read_to_string(deploy.join(name)).unwrap(), "{name}");
     }
     assert!(text(&out).contains("systemctl enable --now"), "{}", text(&out));
+    let up = "cd gate && docker compose -f docker-compose.yml -f docker-compose.tls.yml";
+    assert!(text(&out).contains(up), "overlays go over what is there: {}", text(&out));
+    let here = house.run(&["init", "--with", "compose-basic"]);
+    let up = "\n  docker compose -f docker-compose.basic.yml up -d";
+    assert!(text(&here).contains(up), "{}", text(&here));
 
     let unknown = house.run(&["init", "other", "--with", "compsoe"]);
     assert_eq!(unknown.status.code(), Some(2));

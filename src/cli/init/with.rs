@@ -112,7 +112,10 @@ pub(super) fn next(folder: &Path, with: &[With]) -> Vec<String> {
         lines.push(BUILD.to_owned());
     }
     if with.iter().any(|with| with.is_compose()) {
-        lines.push(format!("cd {} && {}", folder.display(), compose_up(with)));
+        lines.push(match folder == Path::new(".") {
+            true => compose_up(with),
+            false => format!("cd {} && {}", folder.display(), compose_up(with)),
+        });
     }
     if with.contains(&With::Systemd) {
         lines.extend([
