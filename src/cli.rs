@@ -33,7 +33,7 @@ enum Command {
     Try(try_it::Options),
     /// Read the configuration and every file it names, and tell all problems
     Check(Settings),
-    /// Write a commented configuration and a keys file into a folder
+    /// Write a commented configuration, a keys file and what runs the gate into a folder
     Init(init::Options),
     /// Add, change, remove, list and verify users in an htpasswd file
     User(user::Options),

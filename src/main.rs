@@ -1,6 +1,10 @@
-//! Exit codes, nothing else.
+//! Exit codes, and which allocator; nothing else.
 
 use std::process::ExitCode;
+
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     portcullis::cli::run()

@@ -118,6 +118,118 @@ fn a_pair_for_development_is_made_checked_served_and_asked() {
 }
 
 #[test]
+fn init_writes_what_runs_the_gate_by_its_image_and_tells_how_it_is_made() {
+    for (what, file, base) in [
+        ("compose", "docker-compose.yml", true),
+        ("compose-basic", "docker-compose.basic.yml", false),
+        ("compose-bearer", "docker-compose.bearer.yml", false),
+        ("kubernetes", "kubernetes.yaml", false),
+    ] {
+        let house = House::new();
+        let out = house.run(&["init", "gate", "--with", what]);
+        assert_eq!(out.status.code(), Some(0), "{what}: {}", text(&out));
+        let written = fs::read_to_string(house.path(&format!("gate/{file}"))).unwrap();
+        let image = format!("portcullis:{}", env!("CARGO_PKG_VERSION"));
+        assert!(written.contains("image: ") && written.contains(&image), "{what}: {written}");
+        assert!(!written.contains("build:") && !written.contains("PORTCULLIS_SOURCE"), "{written}");
+        let build = format!("docker build -t {image} -f deploy/Dockerfile .");
+        assert!(text(&out).contains(&build), "{what}: {}", text(&out));
+        assert_eq!(house.path("gate/portcullis.toml").exists(), base, "{what}");
+
+        let again = house.run(&["init", "gate", "--with", what]);
+        assert_eq!(again.status.code(), Some(1), "{what}: nothing is written over");
+        let kept = fs::read_to_string(house.path(&format!("gate/{file}"))).unwrap();
+        assert_eq!(kept, written, "{what}");
+    }
+}
+
+#[test]
+fn init_writes_overlays_and_units_as_they_are_kept() {
+    let house = House::new();
+    let all = ["--with", "compose-tls,compose-gpu,compose-gpu-amd", "--with", "systemd"];
+    let out = house.run(&[&["init", "gate"][..], &all].concat());
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+    let deploy = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for name in [
+        "docker-compose.tls.yml",
+        "docker-compose.gpu.yml",
+        "docker-compose.gpu-amd.yml",
+        "portcullis.service",
+        "portcullis.socket",
+    ] {
+        let written = fs::read_to_string(house.path(&format!("gate/{name}"))).unwrap();
+        assert_eq!(written, fs::read_to_string(deploy.join(name)).unwrap(), "{name}");
+    }
+    assert!(text(&out).contains("systemctl enable --now"), "{}", text(&out));
+    let up = "cd gate && docker compose -f docker-compose.yml -f docker-compose.tls.yml";
+    assert!(text(&out).contains(up), "overlays go over what is there: {}", text(&out));
+    let here = house.run(&["init", "--with", "compose-basic"]);
+    let up = "\n  docker compose -f docker-compose.basic.yml up -d";
+    assert!(text(&here).contains(up), "{}", text(&here));
+
+    let unknown = house.run(&["init", "other", "--with", "compsoe"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(text(&unknown).contains("'compose'"), "{}", text(&unknown));
+    assert!(!house.path("other").exists());
+}
+
+#[test]
+fn what_init_writes_for_a_container_is_readable_for_the_user_that_it_runs_as() {
+    const OTHER: (&str, &str) = ("65534", "65533");
+    let house = House::new();
+    let init = ["init", "gate", "--with", "compose"];
+    let us = fs::metadata(house.folder.path()).unwrap();
+    let env = house.path("gate/.env");
+    let (uid, gid) = if us.uid() == 0 {
+        let out = house.run(&init);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        let keys = fs::metadata(house.path("gate/api_keys.txt")).unwrap();
+        assert_eq!((keys.uid(), keys.gid(), keys.mode() & 0o777), (1000, 1000, 0o600));
+        assert!(!env.exists(), "nothing makes the gate run as root");
+
+        fs::remove_dir_all(house.path("gate")).unwrap();
+        let program = house.path("portcullis");
+        fs::copy(PROGRAM, &program).unwrap();
+        fs::set_permissions(house.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let mut other = Command::new("setpriv");
+        other.args(["--reuid", OTHER.0, "--regid", OTHER.1, "--clear-groups"]).arg(&program);
+        let out = other.args(init).current_dir(house.folder.path()).output();
+        let Ok(out) = out.map_err(|_| skip("no setpriv, so nobody else could write")) else {
+            return;
+        };
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        (OTHER.0.to_owned(), OTHER.1.to_owned())
+    } else {
+        let out = house.run(&init);
+        assert_eq!(out.status.code(), Some(0), "{}", text(&out));
+        (us.uid().to_string(), us.gid().to_string())
+    };
+    match uid.as_str() {
+        "1000" => assert!(!env.exists()),
+        _ => assert_eq!(fs::read_to_string(env).unwrap(), format!("PUID={uid}\nPGID={gid}\n")),
+    }
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    let house = House::new();
+    let service = include_str!("../deploy/portcullis.service");
+    // The program must be there; where it will be installed, it need not be yet.
+    let service = service.replace("/usr/local/bin/portcullis", PROGRAM);
+    fs::write(house.path("portcullis.service"), service).unwrap();
+    let socket = include_str!("../deploy/portcullis.socket");
+    fs::write(house.path("portcullis.socket"), socket).unwrap();
+    let verify = Command::new("systemd-analyze")
+        .args(["verify", "./portcullis.service", "./portcullis.socket"])
+        .current_dir(house.folder.path())
+        .output();
+    let Ok(verify) = verify.map_err(|_| skip("no systemd-analyze to verify the units")) else {
+        return;
+    };
+    assert!(verify.status.success() && verify.stderr.is_empty(), "{}", text(&verify));
+}
+
+#[test]
 fn a_user_is_added_listed_verified_changed_and_removed() {
     let house = House::new();
     let user = |action: &[&str], password: &str| {
