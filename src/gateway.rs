@@ -15,9 +15,9 @@ use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::access;
 use crate::api::{self, Asked, Target};
-use crate::auth::{Memory, Presented};
+use crate::auth::{Identity, Memory, Presented};
 use crate::call::{self, Call};
-use crate::client_addr::PeerAddr;
+use crate::client_addr::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::forward::{self, Origin};
 use crate::http1::Arrival;
@@ -29,10 +29,13 @@ use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 
 mod cors;
+mod notices;
 mod open;
 mod state;
 
 pub use state::{State, StateError};
+
+use notices::Notices;
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
@@ -62,6 +65,16 @@ struct Live {
     log: Log,
     ids: RequestIds,
     draining: AtomicBool,
+    notices: Notices,
+    began: Instant,
+}
+
+impl Live {
+    fn notice(&self, client: ClientAddr, who: &Identity) {
+        if let Some(notice) = self.notices.met(client, who, || self.began.elapsed()) {
+            notice.tell(client.ip());
+        }
+    }
 }
 
 impl Gateway {
@@ -75,6 +88,8 @@ impl Gateway {
             log,
             ids: RequestIds::new()?,
             draining: AtomicBool::new(false),
+            notices: Notices::default(),
+            began: Instant::now(),
         };
         Ok(Self { state: RwLock::new(Arc::new(State::new(config, None)?)), live })
     }
@@ -264,6 +279,7 @@ impl Visit<'_> {
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
+        live.notice(client, &who);
         if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
         }
