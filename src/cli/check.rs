@@ -1,30 +1,35 @@
 //! `portcullis check`: every problem of the configuration and of the files it names, at once.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{say, say_to};
 use crate::auth::Files;
-use crate::config::{self, Config, Given};
+use crate::config::{self, Config, Given, Loaded};
 use crate::gateway::State;
 use crate::live_file::{Report, mode_warning};
 use crate::record::Chain;
 
 /// What was found; problems decide the exit status.
 #[derive(Default)]
-struct Findings {
-    problems: Vec<String>,
-    warnings: Vec<String>,
-    good: Vec<String>,
+pub(super) struct Findings {
+    pub(super) problems: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) good: Vec<String>,
 }
 
 pub(super) fn run(given: &Given) -> ExitCode {
-    let loaded = match config::load(given) {
-        Ok(loaded) => loaded,
+    match config::load(given) {
+        Ok(loaded) => examine(loaded).0.print(),
         Err(problems) => {
             say_to(&mut std::io::stderr(), &problems.to_string());
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
-    };
+    }
+}
+
+/// Everything that can be found without asking anybody, and what would serve.
+pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     let mut findings = Findings::default();
     match &loaded.file {
         Some(file) => findings.good.push(format!("{}: read", file.display())),
@@ -37,12 +42,14 @@ pub(super) fn run(given: &Given) -> ExitCode {
     for (what, report) in files.reports() {
         findings.file(what, &report);
     }
+    if let Some(key) = &loaded.config.backend.key_file {
+        findings.mode(key);
+    }
     findings.roles(&files, &loaded.config);
     // The rest of what serving needs: the backend's key, its name.
-    if let Err(error) = State::new(loaded.config, None) {
-        findings.problems.push(Chain(&error).to_string());
-    }
-    findings.print()
+    let state = State::new(loaded.config, None);
+    let state = state.map_err(|error| findings.problems.push(Chain(&error).to_string()));
+    (findings, state.ok())
 }
 
 impl Findings {
@@ -58,15 +65,19 @@ impl Findings {
                 self.good.push(format!("{path}: {what}, {entries}"));
             }
         }
-        if let Some(warning) = mode_warning(&report.path) {
-            self.warnings.push(format!("{path}: {warning}"));
-        }
+        self.mode(&report.path);
         for note in &report.notes {
             let says = format!("{path}:{}: {}", note.line, note.says);
             match note.skipped {
                 true => self.problems.push(says),
                 false => self.warnings.push(says),
             }
+        }
+    }
+
+    fn mode(&mut self, path: &Path) {
+        if let Some(warning) = mode_warning(path) {
+            self.warnings.push(format!("{}: {warning}", path.display()));
         }
     }
 
@@ -107,6 +118,6 @@ impl Findings {
     }
 }
 
-fn counted(number: usize, one: &str, many: &str) -> String {
+pub(super) fn counted(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
