@@ -11,6 +11,7 @@ use crate::config::Given;
 
 mod ask;
 mod check;
+mod doctor;
 mod init;
 mod serve;
 mod supervisor;
@@ -33,6 +34,8 @@ enum Command {
     Try(try_it::Options),
     /// Read the configuration and every file it names, and tell all problems
     Check(Settings),
+    /// Look at everything: configuration, backend, gate, this machine, and who can go round the gate
+    Doctor(doctor::Options),
     /// Write a commented configuration, a keys file and what runs the gate into a folder
     Init(init::Options),
     /// Add, change, remove, list and verify users in an htpasswd file
@@ -108,6 +111,7 @@ pub fn run() -> ExitCode {
         Command::Serve(settings) => serve::run(&settings.given()),
         Command::Try(options) => try_it::run(&options),
         Command::Check(settings) => return check::run(&settings.given()),
+        Command::Doctor(options) => return doctor::run(&options),
         Command::Init(options) => init::run(&options),
         Command::User(options) => user::run(&options),
         Command::Health(settings) => ask::health(&settings.given()),

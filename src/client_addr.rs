@@ -125,6 +125,29 @@ impl IpText {
     }
 }
 
+/// Whether an address is reached over the internet: given out for that, and neither private, nor for
+/// documentation, nor for one link (IANA's registries of special-purpose addresses).
+#[must_use]
+pub fn is_public(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => {
+            let special = match ip.octets() {
+                // "this network", carriers' own (RFC 6598), protocol assignments, benchmarks
+                [0, ..] | [192, 0, 0, _] | [198, 18 | 19, ..] => true,
+                [100, second, ..] => second & 0xc0 == 64,
+                [first, ..] => first >= 224,
+            };
+            let local = ip.is_private() || ip.is_loopback() || ip.is_link_local();
+            !special && !local && !ip.is_documentation()
+        }
+        // What is not in 2000::/3 has not been given out.
+        IpAddr::V6(ip) => match ip.segments() {
+            [0x2001, 0x0db8, ..] => false,
+            [first, ..] => first & 0xe000 == 0x2000,
+        },
+    }
+}
+
 /// The proxies whose `X-Forwarded-For` and `Forwarded` are believed; nobody by default.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies {
@@ -341,6 +364,36 @@ mod tests {
         let shared =
             |peer| proxies.client_addr(PeerAddr::new(ip(peer)), &HeaderMap::new()).is_shared();
         assert!(shared("10.0.0.1") && shared("172.17.0.1") && !shared("192.0.2.1"));
+    }
+
+    #[test]
+    fn a_public_address_is_one_of_the_internet() {
+        let public = ["8.8.8.8", "100.63.0.1", "100.128.0.1", "172.32.0.1", "192.0.1.1", "2a00::1"];
+        assert!(public.iter().all(|it| is_public(ip(it))));
+        for not in [
+            "10.1.2.3",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "169.254.1.1",
+            "172.16.0.1",
+            "192.0.2.2",
+            "192.168.1.1",
+            "198.19.0.1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "fe80::1",
+            "fd00::1",
+            "2001:db8::1",
+            "ff02::1",
+            "::ffff:10.0.0.1",
+        ] {
+            assert!(!is_public(ip(not)), "{not}");
+        }
+        assert!(is_public(ip("::ffff:8.8.8.8")));
     }
 
     #[test]

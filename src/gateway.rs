@@ -15,9 +15,9 @@ use http::{HeaderMap, HeaderValue, Response, header};
 
 use crate::access;
 use crate::api::{self, Asked, Target};
-use crate::auth::{Memory, Presented};
+use crate::auth::{Identity, Memory, Presented};
 use crate::call::{self, Call};
-use crate::client_addr::PeerAddr;
+use crate::client_addr::{ClientAddr, PeerAddr};
 use crate::config::Config;
 use crate::forward::{self, Origin};
 use crate::http1::Arrival;
@@ -30,11 +30,14 @@ use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 use crate::tls::ClientCertificate;
 
 mod cors;
+mod notices;
 mod open;
 mod redirect;
 mod state;
 
 pub use state::{State, StateError};
+
+use notices::Notices;
 
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
@@ -97,6 +100,16 @@ struct Live {
     log: Log,
     ids: RequestIds,
     draining: AtomicBool,
+    notices: Notices,
+    began: Instant,
+}
+
+impl Live {
+    fn notice(&self, client: ClientAddr, door: &Door, who: &Identity) {
+        if let Some(notice) = self.notices.met(client, door, who, || self.began.elapsed()) {
+            notice.tell(client.ip());
+        }
+    }
 }
 
 impl Gateway {
@@ -110,6 +123,8 @@ impl Gateway {
             log,
             ids: RequestIds::new()?,
             draining: AtomicBool::new(false),
+            notices: Notices::default(),
+            began: Instant::now(),
         };
         Ok(Self { state: RwLock::new(Arc::new(State::new(config, None)?)), live })
     }
@@ -302,6 +317,7 @@ impl Visit<'_> {
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
+        live.notice(client, door, &who);
         if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
         }

@@ -24,4 +24,5 @@ pub mod forward; // sending it on
 pub mod gateway; // the path, stage by stage
 pub mod server; // sockets
 pub mod stand_in; // a tiny model server, for a first look and for the tests
+pub mod doctor; // a look at the whole installation from outside
 pub mod cli; // the commands

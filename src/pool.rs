@@ -136,7 +136,11 @@ impl Pool {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn connect(&self) -> io::Result<Box<Connection>> {
+    /// A new connection, for whoever asks in the gate's own name; a caller's request needs a [`Lease`].
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect(&self) -> io::Result<Box<Connection>> {
         let socket = match (&self.url, &self.tls) {
             (BackendUrl::Unix(path), _) => Socket::from(UnixStream::connect(path).await?),
             (BackendUrl::Http { host, port }, _) => {

@@ -23,7 +23,7 @@ mod listener;
 mod places;
 
 pub use listener::{HandedOver, Listener};
-pub use places::make_room;
+pub use places::{connections_with, files_for, make_room};
 
 use connection::{Newcomer, Standing};
 use places::Places;

@@ -382,6 +382,57 @@ fn it_serves_is_alive_and_stops_in_order() {
 }
 
 #[test]
+fn the_doctor_tells_what_is_wrong_what_to_do_and_finds_a_gate_that_runs() {
+    let house = House::new();
+    fs::write(house.path("keys"), format!("{KEY} # anna\n")).unwrap();
+    fs::set_permissions(house.path("keys"), fs::Permissions::from_mode(0o644)).unwrap();
+    let gate = house.serve(&["--api-keys", "keys", "--upstream", NOWHERE]);
+    let arguments =
+        ["doctor", "--api-keys", "keys", "--upstream", NOWHERE, "--listen", &gate.address];
+    let out = house.run(&arguments);
+    assert_eq!(out.status.code(), Some(1), "{}", text(&out));
+    for line in [
+        "\n  ok    no configuration file; flags and defaults\n",
+        "\n  warn  keys: mode 0644: everybody on this machine may read it; `chmod 600 keys`\n        keeps it private\n",
+        "\nbackend  http://127.0.0.1:1\n  fail  connection    no connection: ",
+        "\n                      → nobody listens there. Start Ollama (`ollama serve`,\n",
+        "\n  ok    login         a request without one gets 401\n",
+        "\n  ok    clock         agrees with that of the gate\n",
+        "\n  ok    plain HTTP    the gate listens for this machine alone\n",
+        "\n1 failure, ",
+    ] {
+        assert!(text(&out).contains(line), "{line:?} in {}", text(&out));
+    }
+    assert!(text(&out).lines().all(|line| line.chars().count() <= 80), "{}", text(&out));
+    assert!(!text(&out).contains(KEY) && !text(&out).contains('\u{1b}'));
+
+    let json = house.run(&[&arguments[..], &["--json"]].concat());
+    assert_eq!(json.status.code(), Some(1));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json.pointer("/fail"), Some(&1.into()));
+
+    // A key that others may read is told as any file of logins is.
+    let config =
+        format!("api_keys = \"keys\"\n[[backend]]\nurl = \"{NOWHERE}\"\nkey_file = \"key\"\n");
+    fs::write(house.path("portcullis.toml"), config).unwrap();
+    let without = house.run(&["doctor"]);
+    assert!(text(&without).contains("nothing else was looked at"), "{}", text(&without));
+    fs::write(house.path("key"), "of-the-backend\n").unwrap();
+    fs::set_permissions(house.path("key"), fs::Permissions::from_mode(0o666)).unwrap();
+    for command in ["check", "doctor"] {
+        let out = house.run(&[command]);
+        assert!(text(&out).contains("key: mode 0666: others may write it"), "{}", text(&out));
+    }
+    fs::remove_file(house.path("portcullis.toml")).unwrap();
+
+    // A gate that does not start can be looked at all the same.
+    let out = house.run(&["doctor", "--upstream", NOWHERE]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out).contains("  fail  configuration: no login is configured"), "{}", text(&out));
+    assert!(text(&out).contains("\nwho can reach what\n"), "{}", text(&out));
+}
+
+#[test]
 fn an_address_that_is_taken_is_told_with_advice() {
     let house = House::new();
     fs::write(house.path("keys"), "key\n").unwrap();

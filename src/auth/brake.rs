@@ -203,12 +203,19 @@ mod tests {
         }
     }
 
+    fn gateway(ip: &str) -> ClientAddr {
+        let peer = PeerAddr::new(ip.parse().unwrap());
+        TrustedProxies::new(Vec::new(), Some(peer.ip())).client_addr(peer, &HeaderMap::new())
+    }
+
     #[test]
-    fn a_shared_address_is_not_counted_as_one_caller() {
-        let (brake, now) = (Brake::default(), Instant::now());
-        for n in 0..1000 {
-            assert_eq!(brake.attempt(proxy("10.0.0.1"), &format!("name{n}"), 10, now), Ok(()));
-            assert_eq!(brake.wrong_key(proxy("10.0.0.1"), 10, now), Ok(()));
+    fn a_proxy_and_the_containers_gateway_are_not_counted_as_one_caller() {
+        for shared in [proxy("10.0.0.1"), gateway("172.17.0.1")] {
+            let (brake, now) = (Brake::default(), Instant::now());
+            for n in 0..1000 {
+                assert_eq!(brake.attempt(shared, &format!("name{n}"), 10, now), Ok(()));
+                assert_eq!(brake.wrong_key(shared, 10, now), Ok(()));
+            }
         }
     }
 

@@ -46,7 +46,7 @@ fn get_by_tls(address: &str, path: &str) -> anyhow::Result<(u16, String)> {
 }
 
 /// Whatever address the gate listens on, it can be asked on this machine's own.
-fn on_this_machine(listen: SocketAddr) -> SocketAddr {
+pub(super) fn on_this_machine(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
         ip if !ip.is_unspecified() => ip,
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),

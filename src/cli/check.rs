@@ -1,11 +1,12 @@
 //! `portcullis check`: every problem of the configuration and of the files it names, at once.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use super::{say, say_to};
 use crate::auth::Files;
-use crate::config::{self, Config, Given};
+use crate::config::{self, Config, Given, Loaded};
 use crate::gateway::State;
 use crate::live_file::{Report, mode_warning};
 use crate::record::Chain;
@@ -13,20 +14,24 @@ use crate::tls::FEW_DAYS;
 
 /// What was found; problems decide the exit status.
 #[derive(Default)]
-struct Findings {
-    problems: Vec<String>,
-    warnings: Vec<String>,
-    good: Vec<String>,
+pub(super) struct Findings {
+    pub(super) problems: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) good: Vec<String>,
 }
 
 pub(super) fn run(given: &Given) -> ExitCode {
-    let loaded = match config::load(given) {
-        Ok(loaded) => loaded,
+    match config::load(given) {
+        Ok(loaded) => examine(loaded).0.print(),
         Err(problems) => {
             say_to(&mut std::io::stderr(), &problems.to_string());
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
-    };
+    }
+}
+
+/// Everything that can be found without asking anybody, and what would serve.
+pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     let mut findings = Findings::default();
     match &loaded.file {
         Some(file) => findings.good.push(format!("{}: read", file.display())),
@@ -39,13 +44,17 @@ pub(super) fn run(given: &Given) -> ExitCode {
     for (what, report) in files.reports() {
         findings.file(what, &report);
     }
+    if let Some(key) = &loaded.config.backend.key_file {
+        findings.mode(key);
+    }
     findings.roles(&files, &loaded.config);
     // The rest of what serving needs: the backend's key, its name.
-    match State::new(loaded.config, None) {
-        Ok(state) => findings.tls(&state),
-        Err(error) => findings.problems.push(Chain(&error).to_string()),
+    let state = State::new(loaded.config, None);
+    let state = state.map_err(|error| findings.problems.push(Chain(&error).to_string()));
+    if let Ok(state) = &state {
+        findings.tls(state);
     }
-    findings.print()
+    (findings, state.ok())
 }
 
 impl Findings {
@@ -61,9 +70,7 @@ impl Findings {
                 self.good.push(format!("{path}: {what}, {entries}"));
             }
         }
-        if let Some(warning) = mode_warning(&report.path) {
-            self.warnings.push(format!("{path}: {warning}"));
-        }
+        self.mode(&report.path);
         for note in &report.notes {
             let says = format!("{path}:{}: {}", note.line, note.says);
             match note.skipped {
@@ -85,9 +92,13 @@ impl Findings {
             }
         }
         for files in state.config().tls_pairs() {
-            if let Some(warning) = mode_warning(&files.key) {
-                self.warnings.push(format!("{}: {warning}", files.key.display()));
-            }
+            self.mode(&files.key);
+        }
+    }
+
+    fn mode(&mut self, path: &Path) {
+        if let Some(warning) = mode_warning(path) {
+            self.warnings.push(format!("{}: {warning}", path.display()));
         }
     }
 
@@ -128,6 +139,6 @@ impl Findings {
     }
 }
 
-fn counted(number: usize, one: &str, many: &str) -> String {
+pub(super) fn counted(number: usize, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }

@@ -17,9 +17,9 @@ pub enum ListenAddr {
 impl ListenAddr {
     /// Unix sockets have none.
     #[must_use]
-    pub fn port(&self) -> Option<u16> {
+    pub fn tcp(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(address) => Some(address.port()),
+            Self::Tcp(address) => Some(*address),
             Self::Unix(_) => None,
         }
     }

@@ -46,7 +46,7 @@ fn authority(state: &State, host: Option<&HeaderValue>) -> Option<String> {
         return public.authority().map(ToString::to_string);
     }
     let host: Authority = host?.to_str().ok()?.parse().ok()?;
-    match config.listen.first().and_then(ListenAddr::port).unwrap_or(443) {
+    match config.listen.first().and_then(ListenAddr::tcp).map_or(443, |it| it.port()) {
         443 => Some(host.host().to_owned()),
         port => Some(format!("{}:{port}", host.host())),
     }

@@ -105,6 +105,12 @@ impl State {
         &self.pool
     }
 
+    /// `Authorization` for the backend, if it wants one.
+    #[must_use]
+    pub fn backend_key(&self) -> Option<&HeaderValue> {
+        self.forwarding.backend_key.as_ref()
+    }
+
     pub(super) fn proxies(&self) -> &TrustedProxies {
         &self.proxies
     }

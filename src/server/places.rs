@@ -91,7 +91,19 @@ impl Drop for Place {
 /// Connections that the limit of open files has room for now.
 fn room() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(files.saturating_sub(OTHER_FILES) / FILES_EACH).unwrap_or(usize::MAX).max(1)
+    usize::try_from(connections_with(files)).unwrap_or(usize::MAX).max(1)
+}
+
+/// So many connections have a place with this limit of open files.
+#[must_use]
+pub fn connections_with(files: u64) -> u64 {
+    files.saturating_sub(OTHER_FILES) / FILES_EACH
+}
+
+/// The limit of open files that so many connections take.
+#[must_use]
+pub fn files_for(connections: u64) -> u64 {
+    connections.saturating_mul(FILES_EACH).saturating_add(OTHER_FILES)
 }
 
 /// Asks the system for as many open files as it allows us.

@@ -190,6 +190,36 @@ async fn odd_bytes_and_long_values_stay_one_line() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_who_all_seem_to_be_one_are_told_once_and_without_their_secrets() {
+    const THERE: &str = "192.168.65.1";
+    let events = events();
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, |config, folder| {
+        // The name of the proxy in between is not known, but what it says is: as in Docker Desktop.
+        config.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
+        let keys = format!("{KEY} # anna\nkey-of-bert # bert\nkey-of-cleo # cleo\n");
+        std::fs::write(folder.path().join("api_keys.txt"), keys).unwrap();
+    })
+    .await;
+    let told = || {
+        events.text().matches(&format!("one address, so limits per address hit everybody at once; if it is a proxy or a container's network, name it in trusted_proxies client={THERE}")).count()
+    };
+    for round in 0..40 {
+        for key in [KEY, "key-of-bert", "key-of-cleo"] {
+            let answer = house
+                .ask(format!(
+                    "GET /api/tags HTTP/1.1\r\nHost: g\r\nX-Forwarded-For: {THERE}\r\n\
+                     Authorization: Bearer {key}\r\nConnection: close\r\n\r\n"
+                ))
+                .await;
+            assert_eq!(answer.status, 200);
+        }
+        assert_eq!(told(), usize::from(round >= 16), "after {} requests", 3 * (round + 1));
+    }
+    assert!(!events.text().contains("key-of-"));
+}
+
 /// A sink that takes nothing until it is opened.
 #[derive(Clone, Default)]
 struct Stuck {

@@ -8,6 +8,7 @@
 )]
 #![expect(unreachable_pub, reason = "nothing of a test is reachable from outside")]
 
+mod doctor; // a look from outside at all of it
 mod events; // no secret in what the operator reads, and no byte that breaks it
 mod gin; // Ollama's own router, asked about every target
 mod announced; // connections that a proxy announces

@@ -156,6 +156,7 @@ fn the_commands_page_is_what_help_says() {
         "serve",
         "try",
         "check",
+        "doctor",
         "init",
         "user",
         "user add",

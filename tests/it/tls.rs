@@ -884,7 +884,7 @@ async fn without_a_public_address_the_redirect_keeps_the_host() {
         config.redirect_listen = Some("127.0.0.1:0".parse().unwrap());
     })
     .await;
-    let port = keep.house.gateway.state().config().listen[0].port().unwrap();
+    let port = keep.house.gateway.state().config().listen[0].tcp().unwrap().port();
     let mut caller = Caller::connect(keep.house.redirect.unwrap()).await;
     caller.send("GET /x HTTP/1.1\r\nHost: gate.lan:80\r\n\r\n").await;
     let expected = format!("https://gate.lan:{port}/x");
