@@ -33,6 +33,8 @@ struct Seen<T> {
     failing: Option<(Instant, Fault)>,
     trouble: Option<Fault>,
     said: Option<Instant>,
+    /// The latest look; one that comes out of order does not undo it.
+    looked: Instant,
 }
 
 impl<T: Content> Watched<T> {
@@ -58,6 +60,7 @@ impl<T: Content> Watched<T> {
             failing: None,
             trouble,
             said: None,
+            looked: now,
         };
         Ok(Self { paths, load, seen: Mutex::new(seen) })
     }
@@ -83,6 +86,8 @@ impl<T: Content> Watched<T> {
     /// alarm that goes on.
     pub(super) fn look(&self, now: Instant, today: SystemTime) -> bool {
         let mut seen = self.seen();
+        let now = now.max(seen.looked);
+        seen.looked = now;
         let replaced = self.read_again(&mut seen, now, today);
         let failing = seen.failing.as_ref();
         // A save in several steps is no fault.
