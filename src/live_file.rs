@@ -57,7 +57,7 @@ pub struct LiveFile<T> {
     /// `opened`.
     confirmed: AtomicU64,
     /// One look at a time; the others wait for it and then see what it saw.
-    looking: tokio::sync::Mutex<()>,
+    looking: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Seen<T> {
@@ -175,7 +175,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             seen: RwLock::new(seen),
             opened: now,
             confirmed: AtomicU64::new(0),
-            looking: tokio::sync::Mutex::new(()),
+            looking: Arc::default(),
         };
         file.look(now);
         file
@@ -201,13 +201,18 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
     }
 
     async fn look_again(self: &Arc<Self>) -> Arc<T> {
-        let _one_at_a_time = self.looking.lock().await;
+        let one_at_a_time = Arc::clone(&self.looking).lock_owned().await;
         if let Some(content) = self.unchanged() {
             return content;
         }
         let file = Arc::clone(self);
         // A look that panics leaves the last good content in place.
-        let _ = tokio::task::spawn_blocking(move || file.look(Instant::now())).await;
+        let look = move || {
+            file.look(Instant::now());
+            // Held by the look, not by the request, whose caller may leave.
+            drop(one_at_a_time);
+        };
+        let _ = tokio::task::spawn_blocking(look).await;
         self.last()
     }
 

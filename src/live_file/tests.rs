@@ -98,6 +98,38 @@ async fn one_look_serves_whoever_was_read_before_it_and_nobody_else() {
     assert_eq!(*file.current(Instant::now()).await, ["new"]);
 }
 
+#[tokio::test]
+async fn a_look_goes_on_alone_when_its_caller_has_left() {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
+
+    let (_folder, path, _) = file(b"one\n");
+    let (go, wait) = mpsc::channel();
+    let (wait, at_once, most) =
+        (Mutex::new(wait), AtomicUsize::new(0), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    go.send(()).unwrap();
+    let file = Arc::new(LiveFile::open(&path, Vec::new(), move |text| {
+        seen.fetch_max(at_once.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // The channel ends with the test.
+        let _ = wait.lock().unwrap().recv();
+        at_once.fetch_sub(1, Ordering::SeqCst);
+        lines(text)
+    }));
+    most.store(0, Ordering::SeqCst);
+    for line in ["two\n", "three\n", "four\n"] {
+        fs::write(&path, line).unwrap();
+        let mut leaving = Box::pin(file.current(Instant::now()));
+        let waits = std::future::poll_fn(|cx| std::task::Poll::Ready(leaving.as_mut().poll(cx)));
+        assert!(waits.await.is_pending());
+        // Long enough for a look of its own to begin, if it did.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1, "looks at once");
+    drop(go);
+    assert_eq!(*file.current(Instant::now()).await, ["four"]);
+}
+
 #[test]
 fn a_missing_or_empty_file_closes_after_two_seconds_and_not_before() {
     for trouble in [Trouble::Missing, Trouble::Empty] {
