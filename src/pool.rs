@@ -390,14 +390,14 @@ impl Connection {
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Piece::End => return Poll::Ready(Ok(None)),
-                Piece::Wanting => match (ready!(self.poll_fill(cx)), self.framing) {
-                    (Err(error), Framing::UntilClose)
-                        if error.kind() == io::ErrorKind::UnexpectedEof =>
-                    {
+                Piece::Wanting if self.framing == Framing::UntilClose => {
+                    // Over TLS a cut is an error, and only a goodbye is an end (RFC 8446, 6.1).
+                    if ready!(self.inbox.poll_fill(&mut self.socket, cx))? == 0 {
+                        self.stays = false;
                         self.framing = Framing::NOTHING;
                     }
-                    (read, _) => read?,
-                },
+                }
+                Piece::Wanting => ready!(self.poll_fill(cx))?,
             }
         }
     }
