@@ -205,7 +205,10 @@ impl Acceptor {
         }
         listener.hide();
         // Whoever stands in the queue already has asked in time; in a supervisor's, the next of us is.
-        while !listener.is_handed_over() {
+        let mut queued = if listener.is_handed_over() { 0 } else { listener::MOST_QUEUED };
+        while queued > 0 {
+            // Those who go on coming are not in the queue of that moment.
+            queued -= 1;
             match listener.waiting() {
                 Ok(accepted) => self.welcome(accepted),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}

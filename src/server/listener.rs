@@ -14,7 +14,7 @@ use crate::config::ListenAddr;
 use crate::socket::Socket;
 
 /// Callers that the kernel keeps while we are busy; it may be set to keep fewer.
-const MOST_QUEUED: u32 = 1024;
+pub(super) const MOST_QUEUED: u32 = 1024;
 /// Who may ask is a matter of credentials, as on a port; the folder can say more.
 const FOR_EVERYBODY: u32 = 0o666;
 /// A caller on a Unix socket is a program of this machine.
