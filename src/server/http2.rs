@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,10 +24,13 @@ use crate::gateway::{Gateway, Link};
 use crate::http1::Due;
 use crate::reject::Reject;
 
+mod counted;
 mod rewound;
 mod stream;
 
 pub(super) use rewound::Rewound;
+
+use counted::Counted;
 
 /// Requests at once on one connection.
 const MOST_STREAMS: u32 = 100;
@@ -51,7 +55,9 @@ const MOST_FAULTY_STREAMS: usize = 1024;
 
 /// A caller who vanished without a word is found by this.
 const PING_EVERY: Duration = Duration::from_secs(30);
-const PONG_DUE: Duration = Duration::from_secs(20);
+const PONG_DUE: Duration = STALL;
+/// Bytes of the question itself (RFC 9113, 6.7).
+const PING_FRAME: u64 = 17;
 
 /// Why a connection came to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,12 +111,15 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut S, caller: Caller
         let state = caller.gateway.state();
         (state.config().timeouts.header, state.config().timeouts.keep_alive)
     };
+    let moved = Arc::new(AtomicU64::new(0));
+    let socket = Counted { socket, moved: Arc::clone(&moved) };
     let mut h2 = match timeout_at(started + header, settings().handshake(socket)).await {
         Ok(Ok(h2)) => h2,
         Ok(Err(error)) => return End::of(&error),
         Err(_) => return End::Idle,
     };
-    let pulse = h2.ping_pong().map(|pings| Pulse { pings, sent: None, last: started });
+    let pulse =
+        h2.ping_pong().map(|pings| Pulse { pings, sent: None, last: started, moved, seen: 0 });
     let mut connection = Connection {
         h2,
         streams: FuturesUnordered::new(),
@@ -174,6 +183,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             // What they said leaves together.
             let before = self.requests;
             if let Poll::Ready(end) = self.accept(cx) {
+                // Who asked and left at once has a line all the same.
+                while let Poll::Ready(Some(())) = self.streams.poll_next_unpin(cx) {}
                 return Poll::Ready(end);
             }
             if self.requests > before {
@@ -253,6 +264,10 @@ struct Pulse {
     sent: Option<Instant>,
     /// The last answer.
     last: Instant,
+    /// Bytes that the connection has moved, and how many of them were known when the answer was last
+    /// waited for: it stands behind whatever a slow reader has still to take.
+    moved: Arc<AtomicU64>,
+    seen: u64,
 }
 
 impl Pulse {
@@ -261,11 +276,19 @@ impl Pulse {
             match self.pings.poll_pong(cx) {
                 Poll::Ready(Ok(_)) => (self.sent, self.last) = (None, now),
                 Poll::Ready(Err(_)) => return false,
-                Poll::Pending => return now < sent + PONG_DUE,
+                Poll::Pending => {
+                    let moved = self.moved.load(Ordering::Relaxed);
+                    if moved > self.seen {
+                        (self.seen, self.sent) = (moved, Some(now));
+                        return true;
+                    }
+                    return now < sent + PONG_DUE;
+                }
             }
         }
         if now >= self.last + PING_EVERY {
             self.sent = Some(now);
+            self.seen = self.moved.load(Ordering::Relaxed) + PING_FRAME;
             return self.pings.send_ping(Ping::opaque()).is_ok()
                 && self.pings.poll_pong(cx).is_pending();
         }

@@ -61,7 +61,8 @@ async fn a_caller_who_vanished_is_found_while_its_stream_is_open() {
     let mut heard = Vec::new();
     socket.read_to_end(&mut heard).await.unwrap();
     let waited = started.elapsed();
-    assert!((50..55).contains(&waited.as_secs()), "{waited:?}");
+    // The last that moved is the end of the stream that nobody made room for, after 60 s.
+    assert!((120..125).contains(&waited.as_secs()), "{waited:?}");
     assert!(heard.windows(9).any(|at| at == [0, 0, 8, 6, 0, 0, 0, 0, 0]), "a ping");
 }
 
