@@ -39,6 +39,7 @@ pub use state::{State, StateError};
 
 use notices::Notices;
 
+const OUTDATED: &str = "the certificate that this connection began with is not taken any more";
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// A caller's connection, as the requests over it need to know it.
@@ -66,10 +67,26 @@ impl Door {
         }
     }
 
-    fn certificate(&self) -> Option<&ClientCertificate> {
+    /// The caller's certificate, if it still counts.
+    ///
+    /// # Errors
+    /// 401 where a connection needs one, and it does not count any more.
+    fn certificate(&self, state: &State) -> Result<Option<&ClientCertificate>, Reject> {
         match self {
-            Self::Plain | Self::Redirect => None,
-            Self::Tls(certificate) => certificate.as_ref(),
+            Self::Plain | Self::Redirect | Self::Tls(None) => Ok(None),
+            Self::Tls(Some(certificate)) if state.vouches_for(certificate) => Ok(Some(certificate)),
+            Self::Tls(Some(_)) if state.tls().is_some_and(|tls| tls.needs_certificates()) => {
+                Err(Reject::BadCredentials(OUTDATED))
+            }
+            Self::Tls(Some(_)) => Ok(None),
+        }
+    }
+
+    /// A new connection would have to show another certificate, or none.
+    fn is_outdated(&self, state: &State) -> bool {
+        match self {
+            Self::Plain | Self::Redirect | Self::Tls(None) => false,
+            Self::Tls(Some(certificate)) => !state.vouches_for(certificate),
         }
     }
 }
@@ -169,6 +186,7 @@ impl Gateway {
             }
         };
         asker.finish(response.headers_mut(), id);
+        closes |= link.door.is_outdated(&state);
         if closes || self.is_draining() || !arrived.is_complete() {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
@@ -313,7 +331,7 @@ impl Visit<'_> {
         if let Some(answer) = open::to_anybody(live, state, parts, &target, door)? {
             return Ok(Served::Own(answer));
         }
-        let presented = presented(parts, &target, door.certificate());
+        let presented = presented(parts, &target, door.certificate(state)?);
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);

@@ -6,6 +6,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
@@ -53,7 +54,7 @@ pub struct Tls {
     authorities: Option<Arc<Watched<Authorities>>>,
     client_auth: ClientAuth,
     tickets: Arc<dyn ProducesTickets>,
-    serving: RwLock<Arc<ServerConfig>>,
+    serving: RwLock<Arc<Serving>>,
     days_said: Mutex<Option<Instant>>,
 }
 
@@ -66,6 +67,14 @@ pub enum TlsError {
     Setup(#[from] rustls::Error),
     #[error("the certificates in client_ca cannot be used")]
     Authorities(#[from] rustls::server::VerifierBuilderError),
+}
+
+/// What is offered to a caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    All,
+    /// To one who is only told that there is no place.
+    Http1,
 }
 
 /// A caller behind its handshake.
@@ -148,12 +157,17 @@ impl Tls {
     ///
     /// # Errors
     /// See [`Refused`].
-    pub async fn accept(&self, socket: TcpStream, limit: Duration) -> Result<Accepted, Refused> {
-        let shaken = tokio::time::timeout(limit, self.shake_hands(socket)).await;
+    pub async fn accept(
+        &self,
+        socket: TcpStream,
+        offer: Offer,
+        limit: Duration,
+    ) -> Result<Accepted, Refused> {
+        let shaken = tokio::time::timeout(limit, self.shake_hands(socket, offer)).await;
         shaken.unwrap_or(Err(Refused::Late))
     }
 
-    async fn shake_hands(&self, socket: TcpStream) -> Result<Accepted, Refused> {
+    async fn shake_hands(&self, socket: TcpStream, offer: Offer) -> Result<Accepted, Refused> {
         let mut first = [0];
         match socket.peek(&mut first).await {
             Ok(0) => return Err(Refused::Silent),
@@ -163,14 +177,25 @@ impl Tls {
             Ok(_) => {}
             Err(error) => return Err(Refused::Failed(error)),
         }
-        let acceptor = TlsAcceptor::from(self.serving());
+        let serving = self.serving();
+        let config = match offer {
+            Offer::All => Arc::clone(&serving.config),
+            Offer::Http1 => {
+                let mut config = ServerConfig::clone(&serving.config);
+                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Arc::new(config)
+            }
+        };
+        let acceptor = TlsAcceptor::from(config);
         let accepting = acceptor.accept_with(socket, |it| it.set_buffer_limit(Some(MOST_AHEAD)));
         let stream = accepting.await.map_err(Refused::Failed)?;
         let (_, session) = stream.get_ref();
         let agreed = PROTOCOLS.iter().find(|(name, _)| session.alpn_protocol() == Some(name));
         let protocol = agreed.map_or(Protocol::Http1, |(_, protocol)| *protocol);
         let certificate = session.peer_certificates().and_then(<[_]>::first);
-        let certificate = certificate.map(|it| ClientCertificate::read(it));
+        let roots = serving.roots.as_ref();
+        let certificate = certificate.zip(roots);
+        let certificate = certificate.map(|(it, roots)| ClientCertificate::read(it, roots));
         Ok(Accepted { socket: Socket::tls(stream.into()), protocol, certificate })
     }
 
@@ -229,9 +254,30 @@ impl Tls {
         self.pairs.iter().map(each).collect()
     }
 
-    fn serving(&self) -> Arc<ServerConfig> {
+    /// Whether a certificate that a connection began with would still let one begin: its time is not
+    /// over, and its authorities are those of now.
+    #[must_use]
+    pub fn vouches_for(&self, certificate: &ClientCertificate, today: SystemTime) -> bool {
+        let serving = self.serving();
+        serving.roots.as_ref().is_some_and(|roots| certificate.is_good(roots, today))
+    }
+
+    /// Whether each connection needs a certificate.
+    #[must_use]
+    pub fn needs_certificates(&self) -> bool {
+        self.client_auth == ClientAuth::Required
+    }
+
+    fn serving(&self) -> Arc<Serving> {
         Arc::clone(&self.serving.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// What handshakes are done by, and whose word they take about callers' certificates.
+#[derive(Debug)]
+struct Serving {
+    config: Arc<ServerConfig>,
+    roots: Option<Arc<RootCertStore>>,
 }
 
 fn few(days: i64) -> bool {
@@ -252,13 +298,15 @@ fn serving(
     authorities: Option<&Watched<Authorities>>,
     client_auth: ClientAuth,
     tickets: &Arc<dyn ProducesTickets>,
-) -> Result<ServerConfig, TlsError> {
+) -> Result<Serving, TlsError> {
+    let authorities = authorities.map(Watched::good);
+    let roots = authorities.as_ref().map(|it| Arc::clone(it.roots()));
     let builder = ServerConfig::builder_with_provider(provider());
     let builder = builder.with_safe_default_protocol_versions()?;
-    let builder = match authorities.map(Watched::good) {
+    let builder = match &roots {
         None => builder.with_no_client_auth(),
-        Some(authorities) => {
-            let roots = Arc::clone(authorities.roots());
+        Some(roots) => {
+            let roots = Arc::clone(roots);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             let verifier = match client_auth {
                 ClientAuth::Required => verifier,
@@ -273,9 +321,9 @@ fn serving(
     // A session that is taken up again is not asked for its certificate again, which may have
     // expired since, or its authority been taken out: with certificates each handshake is whole.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    match authorities {
+    match roots {
         None => config.ticketer = Arc::clone(tickets),
         Some(_) => config.send_tls13_tickets = 0,
     }
-    Ok(config)
+    Ok(Serving { config: Arc::new(config), roots })
 }

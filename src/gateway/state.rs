@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::HeaderValue;
@@ -15,7 +15,7 @@ use crate::client_addr::{TrustedProxies, container_gateway};
 use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint};
 use crate::forward::Forwarding;
 use crate::pool::Pool;
-use crate::tls::{BackendTls, BackendTlsError, Tls, TlsError};
+use crate::tls::{BackendTls, BackendTlsError, ClientCertificate, Tls, TlsError};
 
 const HELP: &str = include_str!("help.html");
 const HELP_PATH: &str = "/_portcullis/help";
@@ -98,6 +98,11 @@ impl State {
     #[must_use]
     pub fn tls(&self) -> Option<&Arc<Tls>> {
         self.tls.as_ref()
+    }
+
+    /// Whether the certificate of a kept connection is still taken; asked for each request.
+    pub(super) fn vouches_for(&self, certificate: &ClientCertificate) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.vouches_for(certificate, SystemTime::now()))
     }
 
     #[must_use]

@@ -25,7 +25,7 @@ use crate::incoming::Incoming;
 use crate::meter::Answer;
 use crate::reject::{Challenges, Dialect, Reject, Told};
 use crate::socket::Socket;
-use crate::tls::Protocol;
+use crate::tls::{Offer, Protocol};
 
 /// In a drain a connection that stays idle for this long is closed.
 pub(super) const DRAIN_IDLE: Duration = Duration::from_secs(2);
@@ -81,7 +81,8 @@ pub(super) async fn serve(
     let Newcomer { socket, peer, standing, entrance } = newcomer;
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
-    let Some((socket, protocol, door)) = enter(socket, peer, entrance, &gateway).await else {
+    let Some((socket, protocol, door)) = enter(socket, peer, entrance, &standing, &gateway).await
+    else {
         return;
     };
     let link = Link { peer, door };
@@ -91,7 +92,7 @@ pub(super) async fn serve(
             // Boxed, so that it takes no room in the connections that are none of this.
             return Box::pin(http2::serve(socket, link, gateway, stages)).await;
         }
-        // Who has no place is told so in the older way only.
+        // Not offered: who has no place is told so in the older way only.
         (Protocol::Http2, Standing::Surplus(_)) => return,
     }
     let wire = Arc::new(Wire::new(socket));
@@ -130,13 +131,18 @@ async fn enter(
     socket: Socket,
     peer: SocketAddr,
     entrance: Entrance,
+    standing: &Standing,
     gateway: &Gateway,
 ) -> Option<(Socket, Protocol, Door)> {
+    let offer = match standing {
+        Standing::Placed(_) => Offer::All,
+        Standing::Surplus(_) => Offer::Http1,
+    };
     match (socket, entrance) {
         (socket, Entrance::Redirect) => Some((socket, Protocol::Http1, Door::Redirect)),
         (Socket::Tcp(socket), Entrance::Main) => match gateway.state().tls().cloned() {
             // Boxed, so that a connection without it stays small.
-            Some(tls) => Box::pin(handshake::open(&tls, socket, peer, gateway)).await,
+            Some(tls) => Box::pin(handshake::open(&tls, socket, peer, offer, gateway)).await,
             None => Some((socket.into(), Protocol::Http1, Door::Plain)),
         },
         (socket @ (Socket::Unix(_) | Socket::Tls(_)), Entrance::Main) => {

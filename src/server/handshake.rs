@@ -8,17 +8,18 @@ use super::connection;
 use crate::gateway::{Door, Gateway};
 use crate::reject::Reject;
 use crate::socket::Socket;
-use crate::tls::{Accepted, Protocol, Refused, Tls};
+use crate::tls::{Accepted, Offer, Protocol, Refused, Tls};
 
 /// Shakes hands with a caller; `None` where that came to nothing.
 pub(super) async fn open(
     tls: &Tls,
     socket: TcpStream,
     peer: SocketAddr,
+    offer: Offer,
     gateway: &Gateway,
 ) -> Option<(Socket, Protocol, Door)> {
     let limit = gateway.state().config().timeouts.header;
-    let refused = match tls.accept(socket, limit).await {
+    let refused = match tls.accept(socket, offer, limit).await {
         Ok(Accepted { socket, protocol, certificate }) => {
             return Some((socket, protocol, Door::Tls(certificate)));
         }

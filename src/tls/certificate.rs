@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -53,20 +54,30 @@ fn host(name: &GeneralName<'_>) -> Option<String> {
 }
 
 /// A caller's certificate, which an authority of `client_ca` vouches for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ClientCertificate {
     common_name: Option<Arc<str>>,
+    /// Seconds since 1970.
+    not_after: i64,
+    /// Whose word was taken about it.
+    roots: Arc<RootCertStore>,
 }
 
 impl ClientCertificate {
-    pub(super) fn read(der: &CertificateDer<'_>) -> Self {
+    pub(super) fn read(der: &CertificateDer<'_>, roots: &Arc<RootCertStore>) -> Self {
         let parsed = X509Certificate::from_der(der).ok();
+        let not_after = parsed.as_ref().map(|(_, it)| it.validity().not_after.timestamp());
         let common_name = parsed.and_then(|(_, certificate)| {
             let mut names = certificate.subject().iter_common_name();
             let only = names.next().filter(|_| names.next().is_none())?;
             only.as_str().ok().map(Arc::from)
         });
-        Self { common_name }
+        // One that cannot be read has no time.
+        Self { common_name, not_after: not_after.unwrap_or(0), roots: Arc::clone(roots) }
+    }
+
+    pub(super) fn is_good(&self, roots: &Arc<RootCertStore>, today: SystemTime) -> bool {
+        Arc::ptr_eq(&self.roots, roots) && unix(today) <= self.not_after
     }
 
     /// The one CN of its subject; `None` where there is none, or two, which could be read in two

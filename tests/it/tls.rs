@@ -827,6 +827,47 @@ async fn a_caller_with_a_certificate_shakes_hands_anew_each_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_is_taken_out_counts_no_more_on_kept_connections_either() {
+    let me = "GET /_portcullis/me HTTP/1.1\r\nHost: gate\r\n\r\n";
+    let backend = Backend::ok().await;
+    for (client_auth, with_key) in [(ClientAuth::Optional, 200), (ClientAuth::Required, 401)] {
+        let (keep, callers) = asking(&backend, client_auth).await;
+        let own = callers.good(&[], "bert");
+        let client = Client::speaking(keep.authority.roots(), rustls::DEFAULT_VERSIONS, Some(&own));
+        let mut kept = client.connect(keep.house.address).await.unwrap();
+        let mut with_a_key = client.connect(keep.house.address).await.unwrap();
+        kept.send(me).await;
+        assert_eq!(kept.answer().await.json()["name"], "bert");
+        std::fs::write(keep.house.file("ca.pem"), Authority::new().pem()).unwrap();
+        Clock::new().seconds(&keep.house, 3);
+        kept.send(me).await;
+        let refused = kept.answer().await;
+        assert_eq!((refused.status, refused.header("connection")), (401, Some("close")));
+        assert!(kept.is_closed().await, "the next connection shakes hands");
+        with_a_key.send(get("/api/tags")).await;
+        let answer = with_a_key.answer().await;
+        assert_eq!((answer.status, answer.header("connection")), (with_key, Some("close")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_finds_no_place_is_told_so_also_where_both_would_speak_http2() {
+    let backend = Backend::ok().await;
+    let keep = Keep::with(&backend, |config, _, _| config.max_connections = 1).await;
+    let mut client = keep.client();
+    client.config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let placed = client.connect(keep.house.address).await.unwrap();
+    assert_eq!(placed.socket.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    for (path, status) in [("/_portcullis/health", 200), ("/api/tags", 503)] {
+        let mut surplus = client.connect(keep.house.address).await.unwrap();
+        assert_eq!(surplus.socket.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        surplus.send(get(path)).await;
+        assert_eq!(surplus.answer().await.status, status, "{path}");
+    }
+    drop(placed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn beside_tls_browsers_are_sent_on_and_credentials_are_refused() {
     let backend = Backend::ok().await;
     let keep = Keep::with(&backend, |config, _, _| {
