@@ -4,13 +4,14 @@
 use std::env;
 use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::peer::credentials::signature;
 use crate::peer::{Id, Kind, Login, Peer, Settings};
 
 mod backend;
@@ -108,7 +109,8 @@ impl Stored {
     fn text(made_with: &str, found: &[(&str, u64)]) -> String {
         let mut text = format!(
             "# Instructions of the gate for one request with a key, for one with a password that\n\
-             # was verified before, and for one streamed chunk. `bench guard --bless` writes this.\n\
+             # was verified before, for one that is signed, and for one streamed chunk.\n\
+             # `bench guard --bless` writes this.\n\
              {MADE_WITH}{made_with}\n"
         );
         for (name, figure) in found {
@@ -127,15 +129,14 @@ fn made_with() -> String {
     format!("{} on {}", short.join(" "), env::consts::ARCH)
 }
 
-/// The three figures. Two runs each, one with thrice the work: the start, the end and what is
+/// The figures. Two runs each, one with thrice the work: the start, the end and what is
 /// done once fall out of the difference.
 fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let dir = Folder::new()?;
     let backend = Backend::start().context("the backend does not start")?;
     let bed = Bed { dir: &dir.0, portcullis, backend: &backend };
-    let once = |login| Work { login, requests: REQUESTS, chunks: CHUNKS };
-    let key = once(Login::Key);
-    let password = once(Login::Password);
+    let once = |by| Work { by, requests: REQUESTS, chunks: CHUNKS };
+    let (key, password, signature) = (once(By::Key), once(By::Password), once(By::Signature));
     let more_requests = |work: Work| Work { requests: 3 * REQUESTS, ..work };
     let with_key = bed.instructions(key)?;
     let each = |more: u64, less: u64, times: usize| more.saturating_sub(less) / times as u64;
@@ -150,6 +151,14 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
             ),
         ),
         (
+            "signature path",
+            each(
+                bed.instructions(more_requests(signature))?,
+                bed.instructions(signature)?,
+                2 * REQUESTS,
+            ),
+        ),
+        (
             "streamed chunk",
             each(bed.instructions(Work { chunks: 3 * CHUNKS, ..key })?, with_key, 2 * CHUNKS),
         ),
@@ -159,9 +168,17 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
 const REQUESTS: usize = 1000;
 const CHUNKS: usize = 2000;
 
+/// What each request shows.
+#[derive(Clone, Copy)]
+enum By {
+    Key,
+    Password,
+    Signature,
+}
+
 #[derive(Clone, Copy)]
 struct Work {
-    login: Login,
+    by: By,
     requests: usize,
     chunks: usize,
 }
@@ -182,7 +199,10 @@ impl Bed<'_> {
             format!("--callgrind-out-file={}", out.display()),
         ];
         let mut settings = Settings::new(self.backend.address, self.dir, self.portcullis);
-        settings.login = work.login;
+        settings.login = match work.by {
+            By::Key | By::Signature => Login::Key,
+            By::Password => Login::Password,
+        };
         settings.under = &under;
         let gate = Peer::start(Kind::of(Id::Portcullis), &settings)?;
         self.drive(&gate, work).with_context(|| format!("the gate fails{}", gate.log_tail()))?;
@@ -194,9 +214,9 @@ impl Bed<'_> {
     }
 
     fn drive(&self, gate: &Peer, work: Work) -> anyhow::Result<()> {
-        let mut caller = Caller::connect(gate)?;
-        for _ in 0..work.requests {
-            caller.version()?;
+        let mut caller = Caller::connect(gate, work.by)?;
+        for number in 0..work.requests {
+            caller.version(number)?;
         }
         caller.stream(work.chunks, self.backend)
     }
@@ -206,19 +226,33 @@ impl Bed<'_> {
 struct Caller {
     reader: BufReader<TcpStream>,
     login: String,
+    host: SocketAddr,
+    by: By,
+    began: u64,
 }
 
 impl Caller {
-    fn connect(gate: &Peer) -> anyhow::Result<Self> {
+    fn connect(gate: &Peer, by: By) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(gate.addr)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-        let login = format!("Host: {}\r\nAuthorization: {}\r\n", gate.addr, gate.authorization);
-        Ok(Self { reader: BufReader::new(stream), login })
+        let login = login(gate.addr, &gate.authorization);
+        let began = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        Ok(Self { reader: BufReader::new(stream), login, host: gate.addr, by, began })
     }
 
-    fn version(&mut self) -> anyhow::Result<()> {
-        self.send(&format!("GET /api/version HTTP/1.1\r\n{}\r\n", self.login))?;
+    fn version(&mut self, number: usize) -> anyhow::Result<()> {
+        let (target, login) = match self.by {
+            By::Key | By::Password => ("/api/version".to_owned(), self.login.clone()),
+            By::Signature => {
+                // One signature may be shown a hundred times, and its time may be off by 300 s.
+                let ts = self.began - number as u64 / 50;
+                let target = format!("/api/version?ts={ts}");
+                let login = login(self.host, &signature(&target)?);
+                (target, login)
+            }
+        };
+        self.send(&format!("GET {target} HTTP/1.1\r\n{login}\r\n"))?;
         let head = self.head()?;
         let wanted = format!("content-length: {}", backend::VERSION.len());
         ensure!(head.contains(&wanted), "a wrong head: {head:?}");
@@ -281,6 +315,10 @@ impl Caller {
         let Some(text) = line.strip_suffix("\r\n") else { bail!("the connection ended: {line:?}") };
         Ok(text.to_owned())
     }
+}
+
+fn login(host: SocketAddr, authorization: &str) -> String {
+    format!("Host: {host}\r\nAuthorization: {authorization}\r\n")
 }
 
 /// A folder that goes with its owner.

@@ -312,6 +312,7 @@ impl Wish<'_> {
         launch.args(["--upstream", &format!("http://{}", self.settings.backend)]);
         launch.args(["--api-keys"]).path(&self.dir.join(credentials::KEYS));
         launch.args(["--htpasswd"]).path(&self.dir.join(credentials::USERS));
+        launch.args(["--authorized-keys"]).path(&self.dir.join(credentials::SIGNERS));
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use anyhow::Context;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 
 use super::Hash;
 
@@ -13,6 +14,8 @@ use super::Hash;
 pub(crate) const KEYS: &str = "api_keys.txt";
 /// The name of the password file in a peer's folder.
 pub(crate) const USERS: &str = "users.htpasswd";
+/// The name of the file of signing keys in a peer's folder.
+pub(crate) const SIGNERS: &str = "authorized_keys";
 /// LiteLLM's only key.
 pub(crate) const MASTER_KEY: &str = "sk-bench-master-key";
 
@@ -32,7 +35,11 @@ pub(crate) fn write(dir: &Path, keys: usize, hash: Hash) -> anyhow::Result<()> {
         Hash::Bcrypt10 => BCRYPT10,
     };
     let write_user = || writeln!(private(&path)?, "{USER}:{stored}");
-    write_user().with_context(|| format!("cannot write {}", path.display()))
+    write_user().with_context(|| format!("cannot write {}", path.display()))?;
+    let path = dir.join(SIGNERS);
+    let line = format!("ssh-ed25519 {} {USER}", wire_key(&signer()?));
+    let write_signer = || writeln!(private(&path)?, "{line}");
+    write_signer().with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn write_keys(path: &Path, keys: usize) -> io::Result<()> {
@@ -56,6 +63,31 @@ pub(crate) fn bearer(keys: usize) -> String {
 /// The header's value for the user with the right password.
 pub(crate) fn basic() -> String {
     basic_of(PASSWORD)
+}
+
+/// The header's value for a GET of that target, signed as the stock `ollama` does it (Ollama's
+/// `auth/auth.go`).
+///
+/// # Errors
+/// The key is not taken.
+pub(crate) fn signature(target: &str) -> anyhow::Result<String> {
+    let signer = signer()?;
+    let signed = signer.sign(format!("GET,{target}").as_bytes());
+    Ok(format!("{}:{}", wire_key(&signer), base64(signed.as_ref())))
+}
+
+fn signer() -> anyhow::Result<Ed25519KeyPair> {
+    Ed25519KeyPair::from_seed_unchecked(&[7; 32]).context("no signing key")
+}
+
+/// The public key as SSH has it on the wire (RFC 8709, 4).
+fn wire_key(signer: &Ed25519KeyPair) -> String {
+    let mut wire = Vec::new();
+    for part in [b"ssh-ed25519".as_slice(), signer.public_key().as_ref()] {
+        wire.extend((part.len() as u32).to_be_bytes());
+        wire.extend(part);
+    }
+    base64(&wire)
 }
 
 /// The header's value for the user with a wrong password; another one for each number.
