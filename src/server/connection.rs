@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Method, Response, Version};
 use http_body::Body;
 use socket2::SockRef;
@@ -90,7 +91,7 @@ pub(super) async fn serve(
         (Protocol::Http1, _) => {}
         (Protocol::Http2, Standing::Placed(_)) => {
             // Boxed, so that it takes no room in the connections that are none of this.
-            return Box::pin(http2::serve(socket, link, gateway, stages)).await;
+            return Box::pin(http2::serve(Bytes::new(), socket, link, gateway, stages)).await;
         }
         // Not offered: who has no place is told so in the older way only.
         (Protocol::Http2, Standing::Surplus(_)) => return,
@@ -108,8 +109,7 @@ pub(super) async fn serve(
     let Some(wire) = Arc::into_inner(wire) else { return };
     let (mut socket, read) = wire.into_parts();
     if matches!(end, End::Http2) {
-        let socket = http2::Rewound::new(read, socket);
-        return Box::pin(http2::serve(socket, link, gateway, stages)).await;
+        return Box::pin(http2::serve(read, socket, link, gateway, stages)).await;
     }
     drop(read);
     if let Some(bytes) = remember(&end, peer, &gateway) {

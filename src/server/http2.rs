@@ -24,13 +24,10 @@ use crate::gateway::{Gateway, Link};
 use crate::http1::Due;
 use crate::reject::Reject;
 
-mod counted;
 mod rewound;
 mod stream;
 
-pub(super) use rewound::Rewound;
-
-use counted::Counted;
+use rewound::Rewound;
 
 /// Requests at once on one connection.
 const MOST_STREAMS: u32 = 100;
@@ -82,12 +79,15 @@ impl End {
 }
 
 /// Serves a connection whose first bytes are those of HTTP/2, or that agreed on it before.
+/// `read` is what was read of it already.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    mut socket: S,
+    read: Bytes,
+    socket: S,
     link: Link,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
+    let mut socket = Rewound::new(read, socket);
     let stall = gateway.state().config().timeouts.idle.min(STALL);
     let peer = link.peer;
     let caller = Caller { link: Arc::new(link), gateway: Arc::clone(&gateway), stall };
@@ -105,14 +105,13 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut S, caller: Caller) -> End {
+async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Rewound<S>, caller: Caller) -> End {
     let started = Instant::now();
     let (header, keep_alive) = {
         let state = caller.gateway.state();
         (state.config().timeouts.header, state.config().timeouts.keep_alive)
     };
-    let moved = Arc::new(AtomicU64::new(0));
-    let socket = Counted { socket, moved: Arc::clone(&moved) };
+    let moved = socket.moved();
     let mut h2 = match timeout_at(started + header, settings().handshake(socket)).await {
         Ok(Ok(h2)) => h2,
         Ok(Err(error)) => return End::of(&error),

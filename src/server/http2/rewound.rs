@@ -1,22 +1,33 @@
-//! A socket with what was read from it already put back in front.
+//! A socket with what was read from it already put back in front, which counts what it moves.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Reads first what it was made with, then the socket.
+/// Reads first what it was made with, then the socket; adds the bytes of reads and writes to `moved`.
 #[derive(Debug)]
-pub(in crate::server) struct Rewound<S> {
+pub(super) struct Rewound<S> {
     read: Bytes,
     socket: S,
+    moved: Arc<AtomicU64>,
 }
 
 impl<S> Rewound<S> {
-    pub(in crate::server) fn new(read: Bytes, socket: S) -> Self {
-        Self { read, socket }
+    pub(super) fn new(read: Bytes, socket: S) -> Self {
+        Self { read, socket, moved: Arc::default() }
+    }
+
+    pub(super) fn moved(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.moved)
+    }
+
+    fn count(&self, bytes: usize) {
+        self.moved.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -27,7 +38,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Rewound<S> {
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if self.read.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, into);
+            let before = into.filled().len();
+            let read = Pin::new(&mut self.socket).poll_read(cx, into);
+            self.count(into.filled().len() - before);
+            return read;
         }
         let bytes = self.read.len().min(into.remaining());
         into.put_slice(self.read.get(..bytes).unwrap_or_default());
@@ -42,7 +56,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.count(bytes);
+        }
+        written
     }
 
     fn poll_write_vectored(
@@ -50,7 +68,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Rewound<S> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.count(bytes);
+        }
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -89,6 +111,8 @@ mod tests {
             let mut answer = [0; 6];
             theirs.read_exact(&mut answer).await.unwrap();
             assert_eq!(&answer, b"answer");
+            let moved = rewound.moved().load(Ordering::Relaxed);
+            assert_eq!(moved, 12, "what was read before was not moved again");
         }
     }
 }

@@ -18,7 +18,7 @@ fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
     let (ours, theirs) = duplex(64 * 1024);
     let link = Link { peer: "192.0.2.1:1".parse().unwrap(), door: Door::Plain };
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve(ours, link, gateway, stages));
+    tasks.spawn(serve(Bytes::new(), ours, link, gateway, stages));
     (theirs, tasks, stage)
 }
 
