@@ -11,6 +11,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
+mod counted;
+
+pub use counted::Counted;
+
 /// What one record of TLS holds (RFC 8446, 5.1). More is not handed over at once: after a write that
 /// failed the other side then has nothing of it that it could read.
 const RECORD: usize = 16 * 1024;
@@ -21,7 +25,7 @@ pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     /// Boxed: it is a hundred times as large as the others.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Counted>>),
 }
 
 /// Hands a call on to the kind of socket that it is.
@@ -37,7 +41,7 @@ macro_rules! each {
 
 impl Socket {
     #[must_use]
-    pub fn tls(stream: TlsStream<TcpStream>) -> Self {
+    pub fn tls(stream: TlsStream<Counted>) -> Self {
         Self::Tls(Box::new(stream))
     }
 
@@ -49,7 +53,7 @@ impl Socket {
         match self {
             Self::Tcp(socket) => socket.set_nodelay(true),
             Self::Unix(_) => Ok(()),
-            Self::Tls(it) => it.get_ref().0.set_nodelay(true),
+            Self::Tls(it) => it.get_ref().0.socket.set_nodelay(true),
         }
     }
 
@@ -83,8 +87,33 @@ impl Socket {
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(_) | Self::Unix(_) => SockRef::from(self).send(bytes),
-            // Its bytes go out as records, which only the session can make.
+            // Its bytes go out as records, which only the session can make: see `send_records_now`.
             Self::Tls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    /// The same for what a session of TLS holds; whether any of it went.
+    pub fn send_records_now(&mut self) -> bool {
+        let Self::Tls(it) = self else { return false };
+        match &mut **it {
+            TlsStream::Client(it) => {
+                let (below, session) = it.get_mut();
+                below.send_now(|socket| session.write_tls(socket))
+            }
+            TlsStream::Server(it) => {
+                let (below, session) = it.get_mut();
+                below.send_now(|socket| session.write_tls(socket))
+            }
+        }
+    }
+
+    /// Bytes that have gone as records of TLS, which takes in more than has gone; elsewhere what was
+    /// taken has gone, and this tells nothing.
+    #[must_use]
+    pub fn records_sent(&self) -> u64 {
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => 0,
+            Self::Tls(it) => it.get_ref().0.written,
         }
     }
 
@@ -110,8 +139,8 @@ impl Socket {
         match self {
             Self::Tcp(_) | Self::Unix(_) => self,
             Self::Tls(it) => match *it {
-                TlsStream::Client(it) => Self::Tcp(it.into_inner().0),
-                TlsStream::Server(it) => Self::Tcp(it.into_inner().0),
+                TlsStream::Client(it) => Self::Tcp(it.into_inner().0.socket),
+                TlsStream::Server(it) => Self::Tcp(it.into_inner().0.socket),
             },
         }
     }
@@ -122,7 +151,7 @@ impl Socket {
         let peeked = match self {
             Self::Tcp(it) => it.try_io(Interest::READABLE, || self.peek()),
             Self::Unix(it) => it.try_io(Interest::READABLE, || self.peek()),
-            Self::Tls(it) => it.get_ref().0.try_io(Interest::READABLE, || self.peek()),
+            Self::Tls(it) => it.get_ref().0.socket.try_io(Interest::READABLE, || self.peek()),
         };
         self.has_nothing_decrypted() && would_block(&peeked)
     }
@@ -161,7 +190,7 @@ impl AsFd for Socket {
         match self {
             Self::Tcp(it) => it.as_fd(),
             Self::Unix(it) => it.as_fd(),
-            Self::Tls(it) => it.get_ref().0.as_fd(),
+            Self::Tls(it) => it.get_ref().0.socket.as_fd(),
         }
     }
 }
@@ -290,7 +319,7 @@ mod tests {
             match self {
                 Self::Tcp(it) => it.readable().await.unwrap(),
                 Self::Unix(it) => it.readable().await.unwrap(),
-                Self::Tls(it) => it.get_ref().0.readable().await.unwrap(),
+                Self::Tls(it) => it.get_ref().0.socket.readable().await.unwrap(),
             }
         }
 
@@ -298,7 +327,7 @@ mod tests {
             match self {
                 Self::Tcp(it) => it.writable().await.unwrap(),
                 Self::Unix(it) => it.writable().await.unwrap(),
-                Self::Tls(it) => it.get_ref().0.writable().await.unwrap(),
+                Self::Tls(it) => it.get_ref().0.socket.writable().await.unwrap(),
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::{ClientAuth, Config, PairFiles};
-use crate::socket::Socket;
+use crate::socket::{Counted, Socket};
 
 mod backend;
 mod certificate;
@@ -187,6 +187,7 @@ impl Tls {
             }
         };
         let acceptor = TlsAcceptor::from(config);
+        let socket = Counted::from(socket);
         let accepting = acceptor.accept_with(socket, |it| it.set_buffer_limit(Some(MOST_AHEAD)));
         let stream = accepting.await.map_err(Refused::Failed)?;
         let (_, session) = stream.get_ref();

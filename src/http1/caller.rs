@@ -87,8 +87,14 @@ impl Wire {
 
     /// Sends what there is room for, and tells whether that was anything: see [`Socket::send_now`].
     pub fn nudge(&self, outbox: &mut Outbox) -> bool {
-        let inner = self.inner();
-        outbox.offer(|bytes| inner.socket.send_now(bytes))
+        let inner = &mut *self.inner();
+        inner.socket.send_records_now() || outbox.offer(|bytes| inner.socket.send_now(bytes))
+    }
+
+    /// How far sending has come: the same twice in a row where nothing went in between.
+    #[must_use]
+    pub fn progress(&self, outbox: &Outbox) -> (usize, u64) {
+        (outbox.left(), self.inner().socket.records_sent())
     }
 
     /// The request that is being answered has been read to its end.

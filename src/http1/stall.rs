@@ -12,8 +12,8 @@ use super::{Due, Outbox, Wire};
 #[derive(Debug)]
 pub struct Stall {
     patience: Duration,
-    /// Since when so many bytes wait to go.
-    since: Option<(Instant, usize)>,
+    /// Since when sending has come no further than this.
+    since: Option<(Instant, (usize, u64))>,
 }
 
 impl Stall {
@@ -34,12 +34,12 @@ impl Stall {
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
         while wire.poll_flush(outbox, cx)?.is_pending() {
-            let left = outbox.left();
+            let progress = wire.progress(outbox);
             let since = match self.since {
-                Some((since, before)) if before == left => since,
+                Some((since, before)) if before == progress => since,
                 Some(_) | None => Instant::now(),
             };
-            self.since = Some((since, left));
+            self.since = Some((since, progress));
             if !due.has_passed(since + self.patience, cx) {
                 return Poll::Pending;
             }

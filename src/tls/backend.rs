@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 
 use super::pair::{Fault, certificates};
 use super::{MOST_AHEAD, provider};
-use crate::socket::Socket;
+use crate::socket::{Counted, Socket};
 
 /// Shakes hands with a backend; there is no way back to plain text.
 #[derive(Clone)]
@@ -91,7 +91,9 @@ impl BackendTls {
     /// Where the backend speaks no TLS, or its certificate is not to be trusted.
     pub async fn connect(&self, socket: TcpStream) -> io::Result<Socket> {
         let bounded = |it: &mut ClientConnection| it.set_buffer_limit(Some(MOST_AHEAD));
-        let stream = self.connector.connect_with(self.name.clone(), socket, bounded).await?;
+        let connecting =
+            self.connector.connect_with(self.name.clone(), Counted::from(socket), bounded);
+        let stream = connecting.await?;
         Ok(Socket::tls(stream.into()))
     }
 }

@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -188,7 +188,10 @@ impl Client {
     }
 
     async fn connect(&self, address: SocketAddr) -> std::io::Result<Caller<TlsStream<TcpStream>>> {
-        let socket = TcpStream::connect(address).await.unwrap();
+        self.over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    async fn over(&self, socket: TcpStream) -> std::io::Result<Caller<TlsStream<TcpStream>>> {
         let connector = TlsConnector::from(Arc::new(self.config.clone()));
         let shaken = tokio::time::timeout(PATIENCE, connector.connect(self.host.clone(), socket));
         Ok(Caller::over(shaken.await.expect("no handshake and no refusal")?))
@@ -380,6 +383,49 @@ async fn a_caller_who_leaves_stops_the_backend() {
     backend.wait_for_closed(2).await;
     let lines = keep.house.log.wait_for(2).await;
     assert!(lines.iter().all(|line| line["outcome"] == "client_gone"), "{lines:?}");
+}
+
+/// A gate that gives up a caller who takes nothing for as long, and an answer without an end.
+async fn flooding(stall: Duration) -> (Backend, Keep) {
+    let backend = Backend::scripted(|_| {
+        let piece = chunk(&"x".repeat(0x10000)).into_bytes();
+        let head = stream_head("application/x-ndjson").into_bytes();
+        vec![Step::Send(head), Step::Flood(piece, usize::MAX)]
+    })
+    .await;
+    let keep = Keep::with(&backend, |config, _, _| config.timeouts.idle = stall).await;
+    (backend, keep)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_takes_nothing_is_given_up() {
+    let (backend, keep) = flooding(Duration::from_millis(300)).await;
+    let mut caller = keep.caller().await;
+    caller.send(post("/api/chat", "{}")).await;
+    assert!(caller.sees("xxx").await);
+    // The caller stays, and reads no more.
+    backend.wait_for_closed(1).await;
+    assert_eq!(keep.house.log.wait_for(1).await[0]["outcome"], "client_gone");
+    assert!(!caller.answer().await.whole);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_takes_little_is_served_on() {
+    let stall = Duration::from_millis(500);
+    let (backend, keep) = flooding(stall).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    // The window opens again after a few of the sips below.
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    let socket = socket.connect(keep.house.address).await.unwrap();
+    let mut caller = keep.client().over(socket).await.unwrap();
+    caller.send(post("/api/chat", "{}")).await;
+    let (started, mut sip) = (Instant::now(), vec![0; 8 * 1024]);
+    while started.elapsed() < 5 * stall {
+        tokio::time::sleep(stall / 20).await;
+        let read = caller.socket.read(&mut sip).await;
+        assert!(read.is_ok_and(|read| read > 0), "{:?}", started.elapsed());
+    }
+    assert_eq!(backend.connections(), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]
