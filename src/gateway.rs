@@ -46,6 +46,8 @@ const CLOSE: HeaderValue = HeaderValue::from_static("close");
 #[derive(Debug, Clone)]
 pub struct Link {
     pub peer: SocketAddr,
+    /// A PROXY header said who that is.
+    pub is_announced: bool,
     pub door: Door,
 }
 
@@ -122,8 +124,8 @@ struct Live {
 }
 
 impl Live {
-    fn notice(&self, client: ClientAddr, door: &Door, who: &Identity) {
-        if let Some(notice) = self.notices.met(client, door, who, || self.began.elapsed()) {
+    fn notice(&self, client: ClientAddr, link: &Link, who: &Identity) {
+        if let Some(notice) = self.notices.met(client, link, who, || self.began.elapsed()) {
             notice.tell(client.ip());
         }
     }
@@ -320,7 +322,7 @@ impl Visit<'_> {
         arrived: Arc<Arrival>,
         record: &mut Record,
     ) -> Result<Served, Reject> {
-        let Self { live, state, link: Link { peer, door } } = self;
+        let Self { live, state, link: link @ Link { peer, door, .. } } = self;
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;
@@ -335,7 +337,7 @@ impl Visit<'_> {
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
-        live.notice(client, door, &who);
+        live.notice(client, link, &who);
         if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
         }

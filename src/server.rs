@@ -224,7 +224,8 @@ impl Acceptor {
         let standing = self.standing(PeerAddr::new(peer.ip()), terms);
         let is_surplus = matches!(standing, Standing::Surplus(_));
         let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
-        let newcomer = Newcomer { socket, peer, standing, entrance: self.entrance };
+        let (entrance, is_announced) = (self.entrance, terms.is_announced);
+        let newcomer = Newcomer { socket, peer, standing, entrance, is_announced };
         let task = if terms.is_announced {
             self.connections.spawn(introduction::serve(newcomer, gateway, stages))
         } else {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::auth::{Credential, Identity, Name};
 use crate::client_addr::{ClientAddr, is_public};
-use crate::gateway::Door;
+use crate::gateway::{Door, Link};
 
 /// So many requests, of so many names, all from one address, are no coincidence.
 const REQUESTS: u32 = 50;
@@ -56,14 +56,11 @@ impl Notices {
     pub(super) fn met(
         &self,
         client: ClientAddr,
-        door: &Door,
+        link: &Link,
         who: &Identity,
         uptime: impl FnOnce() -> Duration,
     ) -> Option<Notice> {
-        let clear = match door {
-            Door::Plain | Door::Redirect => Some(who.credential()),
-            Door::Tls(_) => None,
-        };
+        let clear = is_in_the_clear(link).then(|| who.credential());
         self.seen(client, who.name(), clear, uptime)
     }
 
@@ -99,6 +96,14 @@ impl Notices {
                 .clear_again
                 .compare_exchange(again, next, Ordering::Relaxed, Ordering::Relaxed)
                 .is_ok()
+    }
+}
+
+fn is_in_the_clear(link: &Link) -> bool {
+    match link.door {
+        // Whoever announces connections may have ended their TLS.
+        Door::Plain | Door::Redirect => !link.is_announced,
+        Door::Tls(_) => false,
     }
 }
 
@@ -214,6 +219,19 @@ mod tests {
         assert_eq!(seen(&notices, public_proxy, "anna"), None, "a trusted proxy");
         for near in ["127.0.0.1", "192.168.1.2", "fd00::1"] {
             assert_eq!(seen(&notices, client(near, &[], None), "anna"), None, "{near}");
+        }
+    }
+
+    #[test]
+    fn only_a_plain_connection_that_nobody_announced_is_in_the_clear() {
+        let peer = "203.0.114.7:1".parse().unwrap();
+        for (is_announced, door, clear) in [
+            (false, Door::Plain, true),
+            (true, Door::Plain, false),
+            (false, Door::Tls(None), false),
+            (true, Door::Tls(None), false),
+        ] {
+            assert_eq!(is_in_the_clear(&Link { peer, is_announced, door }), clear);
         }
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Newcomer {
     pub(super) peer: SocketAddr,
     pub(super) standing: Standing,
     pub(super) entrance: Entrance,
+    /// A PROXY header stood before it.
+    pub(super) is_announced: bool,
 }
 
 pub(super) async fn serve(
@@ -79,14 +81,14 @@ pub(super) async fn serve(
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
-    let Newcomer { socket, peer, standing, entrance } = newcomer;
+    let Newcomer { socket, peer, standing, entrance, is_announced } = newcomer;
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
     let Some((socket, protocol, door)) = enter(socket, peer, entrance, &standing, &gateway).await
     else {
         return;
     };
-    let link = Link { peer, door };
+    let link = Link { peer, is_announced, door };
     match (protocol, &standing) {
         (Protocol::Http1, _) => {}
         (Protocol::Http2, Standing::Placed(_)) => {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use portcullis::config::Config;
 
+use crate::events::events;
 use crate::house::{Backend, Caller, House, get};
 
 const V1: &str = "PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n";
@@ -50,6 +51,20 @@ async fn whom_a_listed_proxy_announces_is_the_caller() {
         assert_eq!(seen.header("x-forwarded-for").as_deref(), Some(client));
         assert_eq!(seen.header("x-real-ip").as_deref(), Some(client));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_that_may_have_ended_tls_is_not_told_of_as_plain_http() {
+    let events = events();
+    let backend = Backend::ok().await;
+    let house = house(&backend, |_| {}).await;
+    let from_afar = V1.replace("192.0.2.7", "203.0.114.77");
+    assert_eq!(house.ask(from_afar + &get("/api/tags")).await.status, 200);
+    assert_eq!(house.log.wait_for(1).await[0]["client"], "203.0.114.77");
+    let text = events.text();
+    let told =
+        text.lines().find(|line| line.contains("over plain HTTP") && line.contains(".114.77"));
+    assert_eq!(told, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,8 @@ fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
     let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
     let (stage, stages) = watch::channel(Stage::Serving);
     let (ours, theirs) = duplex(64 * 1024);
-    let link = Link { peer: "192.0.2.1:1".parse().unwrap(), door: Door::Plain };
+    let peer = "192.0.2.1:1".parse().unwrap();
+    let link = Link { peer, is_announced: false, door: Door::Plain };
     let mut tasks = JoinSet::new();
     tasks.spawn(serve(Bytes::new(), ours, link, gateway, stages));
     (theirs, tasks, stage)
