@@ -28,7 +28,7 @@ pub mod stored_hash;
 pub(crate) use lines::fault_of_name;
 
 use api_keys::ApiKeys;
-use brake::{Brake, Braked};
+use brake::{Brake, Braked, Charge};
 use htpasswd::Htpasswd;
 use passwords::{Passwords, Verdict};
 use signature::{AuthorizedKeys, Endpoints, Replays, SignatureFault, Signed};
@@ -154,7 +154,7 @@ impl fmt::Debug for Presented<'_> {
 /// What survives a reload: failures counted, passwords verified, signatures seen.
 #[derive(Debug)]
 pub struct Memory {
-    brake: Brake,
+    brake: Arc<Brake>,
     passwords: Passwords,
     replays: Replays,
 }
@@ -164,7 +164,7 @@ impl Memory {
     /// Where the system has no random numbers to give.
     pub fn new(cores: usize) -> Result<Self, getrandom::Error> {
         Ok(Self {
-            brake: Brake::default(),
+            brake: Arc::default(),
             passwords: Passwords::new(cores)?,
             replays: Replays::default(),
         })
@@ -444,20 +444,19 @@ impl Attempt<'_> {
         }
         self.password_counted = true;
         let limit = self.auth.failures_per_minute;
-        if let Err(braked) = brake.attempt(self.client, &name, limit, self.now) {
-            self.braked = Some(braked);
-            return Ok(None);
-        }
-        match passwords.check(&file, &name, &password).await {
+        let charge = match Charge::new(brake, self.client, &name, limit, self.now) {
+            Ok(charge) => charge,
+            Err(braked) => {
+                self.braked = Some(braked);
+                return Ok(None);
+            }
+        };
+        match passwords.check(&file, &name, &password, charge).await {
             Verdict::Right => {
-                brake.forgive(self.client, &name);
                 Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)))
             }
             Verdict::Wrong => Ok(None),
-            Verdict::Overloaded => {
-                brake.forgive(self.client, &name);
-                Err(Reject::Overloaded("passwords wait to be checked"))
-            }
+            Verdict::Overloaded => Err(Reject::Overloaded("passwords wait to be checked")),
         }
     }
 

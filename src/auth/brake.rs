@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
@@ -46,9 +46,45 @@ pub(crate) struct Braked {
     pub(crate) retry_after: Duration,
 }
 
+/// An attempt that was counted; dropping it takes it back, because it was right or never checked.
+#[derive(Debug)]
+pub(crate) struct Charge {
+    brake: Arc<Brake>,
+    client: ClientAddr,
+    name: String,
+    stands: bool,
+}
+
+impl Charge {
+    /// See [`Brake::attempt`].
+    pub(crate) fn new(
+        brake: &Arc<Brake>,
+        client: ClientAddr,
+        name: &str,
+        limit: u32,
+        now: Instant,
+    ) -> Result<Self, Braked> {
+        brake.attempt(client, name, limit, now)?;
+        Ok(Self { brake: Arc::clone(brake), client, name: name.to_owned(), stands: false })
+    }
+
+    /// It was wrong.
+    pub(crate) fn stands(mut self) {
+        self.stands = true;
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if !self.stands {
+            self.brake.forgive(self.client, &self.name);
+        }
+    }
+}
+
 impl Brake {
     /// Counts an attempt with a password that is not remembered. `limit` 0 is off.
-    pub(crate) fn attempt(
+    fn attempt(
         &self,
         client: ClientAddr,
         name: &str,
@@ -73,7 +109,7 @@ impl Brake {
     }
 
     /// Takes an attempt back: it was right, or it was never checked.
-    pub(crate) fn forgive(&self, client: ClientAddr, name: &str) {
+    fn forgive(&self, client: ClientAddr, name: &str) {
         let mut counts = self.lock();
         let address = network(client.ip());
         if let Some(window) = counts.pairs.get_mut(&(address, digest(name))) {

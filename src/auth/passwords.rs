@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::auth::brake::Charge;
 use crate::auth::htpasswd::Htpasswd;
 use crate::auth::stored_hash::StoredHash;
 
@@ -27,10 +28,15 @@ const NICE: i32 = 10;
 /// bcrypt at cost 10 on an old machine: a first guess, replaced by the first measurement.
 const FIRST_GUESS: Duration = Duration::from_millis(60);
 
+/// Passwords that were right, by a keyed digest.
+struct Verified {
+    secret: [u8; 32],
+    marks: Mutex<HashSet<[u8; 32]>>,
+}
+
 /// What survives a reload: what was verified, and the pool.
 pub(crate) struct Passwords {
-    secret: [u8; 32],
-    verified: Mutex<HashSet<[u8; 32]>>,
+    verified: Arc<Verified>,
     pool: Arc<Semaphore>,
     waiting: AtomicUsize,
     /// Nanoseconds that the costliest hash took lately.
@@ -51,8 +57,7 @@ impl Passwords {
         let mut secret = [0; 32];
         getrandom::fill(&mut secret)?;
         Ok(Self {
-            secret,
-            verified: Mutex::default(),
+            verified: Arc::new(Verified { secret, marks: Mutex::default() }),
             pool: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))),
             waiting: AtomicUsize::new(0),
             slowest: AtomicU64::new(nanos(FIRST_GUESS)),
@@ -61,43 +66,48 @@ impl Passwords {
 
     /// Whether this very password was verified against this very hash before.
     pub(crate) fn remembers(&self, file: &Htpasswd, name: &str, password: &[u8]) -> bool {
-        let Some(stored) = file.get(name) else { return false };
-        let mark = self.mark(name, password, stored);
-        self.verified().contains(&mark)
+        self.verified.remembers(file, name, password)
     }
 
     /// The slow check. A wrong password and an unknown name take as long as the costliest hash in
-    /// the file, so that time does not tell who is in it.
-    pub(crate) async fn check(&self, file: &Arc<Htpasswd>, name: &str, password: &[u8]) -> Verdict {
+    /// the file, so that time does not tell who is in it. A right one is remembered, and its attempt
+    /// taken back, also where the caller has left before.
+    pub(crate) async fn check(
+        &self,
+        file: &Arc<Htpasswd>,
+        name: &str,
+        password: &[u8],
+        charge: Charge,
+    ) -> Verdict {
         let Some(costliest) = file.costliest().map(StoredHash::cost) else { return Verdict::Wrong };
         let known = file.get(name).map(StoredHash::cost);
+        let (checked, owned) = (Arc::clone(file), (name.to_owned(), password.to_owned()));
+        let verified = Arc::clone(&self.verified);
+        let work = move || {
+            let (name, password) = owned;
+            let right = verify(&checked, &name, &password);
+            match right {
+                true => verified.remember(&checked, &name, &password),
+                false => charge.stands(),
+            }
+            right
+        };
         if u128::from(costliest) < SLOW.as_nanos() {
-            return self.check_here(file, name, password);
+            return if work() { Verdict::Right } else { Verdict::Wrong };
         }
         let Some(place) = Place::take(&self.waiting) else { return Verdict::Overloaded };
         let Ok(permit) = Arc::clone(&self.pool).acquire_owned().await else {
             return Verdict::Overloaded;
         };
         let started = Instant::now();
-        let Some(verdict) = hash_aside(permit, file, name, password) else {
-            return Verdict::Overloaded;
-        };
+        let Some(verdict) = aside(permit, work) else { return Verdict::Overloaded };
         let right = verdict.await.unwrap_or(false);
         drop(place);
         if right {
-            self.remember(file, name, password);
             return Verdict::Right;
         }
         self.even_out(started, known.is_none_or(|cost| cost == costliest)).await;
         Verdict::Wrong
-    }
-
-    fn check_here(&self, file: &Htpasswd, name: &str, password: &[u8]) -> Verdict {
-        if !verify(file, name, password) {
-            return Verdict::Wrong;
-        }
-        self.remember(file, name, password);
-        Verdict::Right
     }
 
     /// Waits until a cheap hash has taken as long as the costliest does.
@@ -112,19 +122,27 @@ impl Passwords {
             tokio::time::sleep(Duration::from_nanos(slowest.saturating_sub(took))).await;
         }
     }
+}
+
+impl Verified {
+    fn remembers(&self, file: &Htpasswd, name: &str, password: &[u8]) -> bool {
+        let Some(stored) = file.get(name) else { return false };
+        let mark = self.mark(name, password, stored);
+        self.marks().contains(&mark)
+    }
 
     fn remember(&self, file: &Htpasswd, name: &str, password: &[u8]) {
         let Some(stored) = file.get(name) else { return };
         let mark = self.mark(name, password, stored);
-        let mut verified = self.verified();
-        if verified.len() >= MOST_REMEMBERED {
+        let mut marks = self.marks();
+        if marks.len() >= MOST_REMEMBERED {
             let mut keep = false;
-            verified.retain(|_| {
+            marks.retain(|_| {
                 keep = !keep;
                 keep
             });
         }
-        verified.insert(mark);
+        marks.insert(mark);
     }
 
     /// Keyed, so that the memory of this process tells no password; the stored hash is in it, so
@@ -139,8 +157,8 @@ impl Passwords {
         mac.finalize().into_bytes().into()
     }
 
-    fn verified(&self) -> std::sync::MutexGuard<'_, HashSet<[u8; 32]>> {
-        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
+    fn marks(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,19 +168,16 @@ impl fmt::Debug for Passwords {
     }
 }
 
-/// Checks on a thread of its own, which steps back for those that move bytes: its start costs little
+/// Hashes on a thread of its own, which steps back for those that move bytes: its start costs little
 /// beside a hash. `None` where the system gives no thread.
-fn hash_aside(
+fn aside(
     permit: OwnedSemaphorePermit,
-    file: &Arc<Htpasswd>,
-    name: &str,
-    password: &[u8],
+    work: impl FnOnce() -> bool + Send + 'static,
 ) -> Option<oneshot::Receiver<bool>> {
     let (told, verdict) = oneshot::channel();
-    let (file, name, password) = (Arc::clone(file), name.to_owned(), password.to_owned());
     let work = move || {
         step_back();
-        let right = verify(&file, &name, &password);
+        let right = work();
         // Held by the work, not by the request: a caller who leaves frees no processor.
         drop(permit);
         // Nobody waits for the verdict when that caller has left.
@@ -208,4 +223,51 @@ impl Drop for Place<'_> {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::auth::brake::Brake;
+    use crate::client_addr::{ClientAddr, PeerAddr, TrustedProxies};
+    use crate::config::WeakHashes;
+
+    /// bcrypt at cost 10 of "open sesame".
+    const SLOW: &str = "slow:$2y$10$lGUXsNZkrBe96CgIKGm2EOLcZnPNpnuWPgGpOEkQkKqSvIfN.gKN2\n";
+
+    fn client() -> ClientAddr {
+        let peer = PeerAddr::new([192, 0, 2, 1].into());
+        TrustedProxies::default().client_addr(peer, &HeaderMap::new())
+    }
+
+    /// Whether an attempt is still allowed where one failure is too many.
+    fn is_free(brake: &Arc<Brake>) -> bool {
+        Charge::new(brake, client(), "slow", 1, Instant::now()).is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_caller_who_does_not_wait_harms_nobody() {
+        let file = Arc::new(Htpasswd::parse(SLOW, WeakHashes::Warn).content);
+        let (passwords, brake) = (Passwords::new(1).unwrap(), Arc::new(Brake::default()));
+        let charge = || Charge::new(&brake, client(), "slow", 9, Instant::now()).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        {
+            let mut hashed = Box::pin(passwords.check(&file, "slow", b"open sesame", charge()));
+            assert!(hashed.as_mut().poll(&mut cx).is_pending());
+            let mut queued = Box::pin(passwords.check(&file, "slow", b"anything", charge()));
+            assert!(queued.as_mut().poll(&mut cx).is_pending());
+            assert!(!is_free(&brake), "an attempt counts while it is not known to be right");
+        }
+        let started = Instant::now();
+        while !passwords.remembers(&file, "slow", b"open sesame") || !is_free(&brake) {
+            assert!(started.elapsed() < Duration::from_secs(60), "nobody remembered it");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let wrong = passwords.check(&file, "slow", b"wrong", charge()).await;
+        assert!(wrong == Verdict::Wrong && !is_free(&brake), "what was wrong stands");
+    }
 }
