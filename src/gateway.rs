@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
@@ -121,6 +121,8 @@ struct Live {
     draining: AtomicBool,
     notices: Notices,
     began: Instant,
+    /// Of the first socket of the network that callers come in by, whoever opened it.
+    port: OnceLock<u16>,
 }
 
 impl Live {
@@ -144,6 +146,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             notices: Notices::default(),
             began: Instant::now(),
+            port: OnceLock::new(),
         };
         Ok(Self { state: RwLock::new(Arc::new(State::new(config, None)?)), live })
     }
@@ -229,6 +232,12 @@ impl Gateway {
             from_it,
             is_announced: config.proxy_protocol_from.iter().any(|net| net.contains(&peer.ip())),
         }
+    }
+
+    /// Tells by which port callers come in; it stays so while the process lives.
+    pub fn listens_at(&self, port: u16) {
+        // Said twice, the first is what a redirect names.
+        let _ = self.live.port.set(port);
     }
 
     /// The snapshot that serves now.
@@ -328,7 +337,7 @@ impl Visit<'_> {
         let target = call::strict(parts)?;
         state.forwarding().refuse_loop(&parts.headers)?;
         if let Door::Redirect = door {
-            return redirect::answer(state, parts, &target).map(Served::Own);
+            return redirect::answer(live, state, parts, &target).map(Served::Own);
         }
         if let Some(answer) = open::to_anybody(live, state, parts, &target, door)? {
             return Ok(Served::Own(answer));

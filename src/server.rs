@@ -85,7 +85,10 @@ impl Server {
             ListenAddr::Tcp(address) => Some(*address),
             ListenAddr::Unix(_) => None,
         };
-        let addresses = listeners.iter().filter_map(tcp).collect();
+        let addresses: Vec<_> = listeners.iter().filter_map(tcp).collect();
+        if let Some(first) = addresses.first() {
+            gateway.listens_at(first.port());
+        }
         let places = Arc::new(Places::new());
         for listener in listeners {
             let acceptor = Acceptor::new(Entrance::Main, gateway, stages.clone(), &places);

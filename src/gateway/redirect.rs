@@ -5,15 +5,15 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Response, StatusCode, Uri, header};
 
-use super::State;
+use super::{Live, State};
 use crate::api::Target;
-use crate::config::ListenAddr;
 use crate::reject::Reject;
 
 /// # Errors
 /// 403 for a request that brought a credential, which has now crossed the network in the open, and
 /// for one that would carry its body over it once more each time.
 pub(super) fn answer(
+    live: &Live,
     state: &State,
     parts: &Parts,
     target: &Target,
@@ -26,7 +26,7 @@ pub(super) fn answer(
     if credential || !matches!(*method, Method::GET | Method::HEAD) {
         return Err(Reject::TlsRequired);
     }
-    let authority = authority(state, headers.get(header::HOST));
+    let authority = authority(live, state, headers.get(header::HOST));
     let authority = authority.ok_or(Reject::BadRequest("a Host header is needed"))?;
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let location = HeaderValue::from_str(&format!("https://{authority}{path}"));
@@ -39,15 +39,15 @@ pub(super) fn answer(
 
 /// Under which people reach the gate: as it is configured, or else as this caller did, at the port
 /// of TLS.
-fn authority(state: &State, host: Option<&HeaderValue>) -> Option<String> {
-    let config = state.config();
-    let public: Option<Uri> = config.public_url.as_ref().and_then(|url| url.parse().ok());
+fn authority(live: &Live, state: &State, host: Option<&HeaderValue>) -> Option<String> {
+    let public_url = state.config().public_url.as_ref();
+    let public: Option<Uri> = public_url.and_then(|url| url.parse().ok());
     if let Some(public) = public.filter(|url| url.scheme_str() == Some("https")) {
         return public.authority().map(ToString::to_string);
     }
     let host: Authority = host?.to_str().ok()?.parse().ok()?;
-    match config.listen.first().and_then(ListenAddr::tcp).map_or(443, |it| it.port()) {
-        443 => Some(host.host().to_owned()),
-        port => Some(format!("{}:{port}", host.host())),
+    match live.port.get() {
+        None | Some(443) => Some(host.host().to_owned()),
+        Some(port) => Some(format!("{}:{port}", host.host())),
     }
 }
