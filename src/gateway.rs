@@ -234,6 +234,12 @@ impl Gateway {
         }
     }
 
+    /// Whether a connection by this door would have to begin anew: see [`Door::is_outdated`].
+    #[must_use]
+    pub fn is_outdated(&self, door: &Door) -> bool {
+        matches!(door, Door::Tls(Some(_))) && door.is_outdated(&self.state())
+    }
+
     /// Tells by which port callers come in; it stays so while the process lives.
     pub fn listens_at(&self, port: u16) {
         // Said twice, the first is what a redirect names.

@@ -126,6 +126,7 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Rewound<S>, calle
         pulse,
         due: Due::default(),
         requests: 0,
+        is_outdated: false,
         idle_since: Some(started),
         leaving_since: None,
         patience: header,
@@ -166,6 +167,8 @@ struct Connection<S> {
     pulse: Option<Pulse>,
     due: Due,
     requests: u64,
+    /// It began with a certificate that does not count any more.
+    is_outdated: bool,
     /// Since when no request is under way.
     idle_since: Option<Instant>,
     /// Since when the caller was told to send no more requests.
@@ -196,7 +199,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.idle_since = Some(now);
                 self.patience = self.keep_alive;
             }
-            let retires = self.requests >= MOST_REQUESTS || self.caller.gateway.is_draining();
+            let retires = self.requests >= MOST_REQUESTS
+                || self.is_outdated
+                || self.caller.gateway.is_draining();
             if retires && self.leaving_since.is_none() {
                 self.leave(now);
                 continue;
@@ -217,6 +222,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.requests += 1;
                     self.idle_since = None;
                     let caller = self.caller.clone();
+                    self.is_outdated |= caller.gateway.is_outdated(&caller.link.door);
                     self.streams.push(Box::pin(stream::answer(request, respond, caller)));
                 }
                 Some(Err(error)) => return Poll::Ready(End::of(&error)),

@@ -71,6 +71,12 @@ impl Client {
         whole(self.asks(get(path).body("").unwrap()).await).await
     }
 
+    /// Waits until the gate has ended the connection, which the caller would go on with.
+    pub async fn is_ended(&mut self) {
+        let ended = timeout(PATIENCE, self.connection.join_next()).await;
+        ended.expect("it stays").unwrap().unwrap().unwrap();
+    }
+
     /// Waits until the gate has closed the connection.
     async fn ends(mut self) -> Result<(), h2::Error> {
         drop(self.sends);

@@ -20,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
@@ -309,7 +310,7 @@ async fn a_session_is_taken_up_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_comes_chunk_by_chunk_and_ends_so_that_the_end_is_known() {
-    let go_on = Arc::new(tokio::sync::Notify::new());
+    let go_on = Arc::new(Notify::new());
     let waits = Arc::clone(&go_on);
     let backend = Backend::scripted(move |_| {
         vec![
@@ -894,6 +895,33 @@ async fn an_authority_that_is_taken_out_counts_no_more_on_kept_connections_eithe
         let answer = with_a_key.answer().await;
         assert_eq!((answer.status, answer.header("connection")), (with_key, Some("close")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_is_taken_out_ends_connections_over_http2_behind_what_runs() {
+    let me = || http::Request::get("https://gate/_portcullis/me").body("").unwrap();
+    let end = Arc::new(Notify::new());
+    let ends = Arc::clone(&end);
+    let backend = Backend::scripted(move |_| {
+        let begun = stream_head("application/x-ndjson") + &chunk("first\n");
+        let last = chunk("last\n") + "0\r\n\r\n";
+        vec![Step::Send(begun.into()), Step::Wait(Arc::clone(&ends)), Step::Send(last.into())]
+    })
+    .await;
+    let (keep, callers) = asking(&backend, ClientAuth::Required).await;
+    let own = callers.good(&[], "bert");
+    let mut client = Client::speaking(keep.authority.roots(), rustls::DEFAULT_VERSIONS, Some(&own));
+    client.config.alpn_protocols = vec![b"h2".to_vec()];
+    let caller = client.connect(keep.house.address).await.unwrap();
+    let mut caller = http2::Client::over(caller.socket).await;
+    let running = caller.asks(http2::post("/api/chat").body("{}").unwrap()).await;
+    assert_eq!(http2::whole(caller.asks(me()).await).await.status, 200);
+    std::fs::write(keep.house.file("ca.pem"), Authority::new().pem()).unwrap();
+    Clock::new().seconds(&keep.house, 3);
+    assert_eq!(http2::whole(caller.asks(me()).await).await.status, 401);
+    end.notify_one();
+    assert_eq!(http2::whole(running).await.text, "first\nlast\n");
+    caller.is_ended().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
