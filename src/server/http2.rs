@@ -100,8 +100,13 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     if end == End::Broken {
         let reason = Reject::BadRequest("the connection broke the rules of HTTP/2");
         gateway.record_of(peer).refuse(&reason, 0);
-        // Unread bytes would take the word of it from the caller.
-        let _ = timeout(LINGER, discard(&mut socket)).await;
+    }
+    match end {
+        // Bytes that came and were not read would take our last words from the caller.
+        End::Closed | End::Broken => {
+            let _ = timeout(LINGER, discard(&mut socket)).await;
+        }
+        End::Idle | End::Dead => {}
     }
 }
 
