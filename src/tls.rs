@@ -153,7 +153,8 @@ impl Tls {
         }))
     }
 
-    /// Shakes hands with a caller, for as long as `limit` in all.
+    /// Shakes hands with a caller, for as long as `limit` in all. After `enough` nobody waits for one
+    /// who has said nothing.
     ///
     /// # Errors
     /// See [`Refused`].
@@ -162,14 +163,25 @@ impl Tls {
         socket: TcpStream,
         offer: Offer,
         limit: Duration,
+        enough: impl Future<Output = ()>,
     ) -> Result<Accepted, Refused> {
-        let shaken = tokio::time::timeout(limit, self.shake_hands(socket, offer)).await;
+        let shaken = tokio::time::timeout(limit, self.shake_hands(socket, offer, enough)).await;
         shaken.unwrap_or(Err(Refused::Late))
     }
 
-    async fn shake_hands(&self, socket: TcpStream, offer: Offer) -> Result<Accepted, Refused> {
+    async fn shake_hands(
+        &self,
+        socket: TcpStream,
+        offer: Offer,
+        enough: impl Future<Output = ()>,
+    ) -> Result<Accepted, Refused> {
         let mut first = [0];
-        match socket.peek(&mut first).await {
+        let peeked = tokio::select! {
+            biased;
+            peeked = socket.peek(&mut first) => peeked,
+            () = enough => return Err(Refused::Silent),
+        };
+        match peeked {
             Ok(0) => return Err(Refused::Silent),
             Ok(_) if first.iter().all(u8::is_ascii_uppercase) => {
                 return Err(Refused::PlainHttp(socket));

@@ -13,7 +13,7 @@ use http_body::Body;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::places::Place;
 use super::{Entrance, Stage, handshake, http2};
@@ -84,10 +84,8 @@ pub(super) async fn serve(
     let Newcomer { socket, peer, standing, entrance, is_announced } = newcomer;
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
-    let Some((socket, protocol, door)) = enter(socket, peer, entrance, &standing, &gateway).await
-    else {
-        return;
-    };
+    let entered = enter(socket, peer, entrance, &standing, &gateway, &stages).await;
+    let Some((socket, protocol, door)) = entered else { return };
     let link = Link { peer, is_announced, door };
     match (protocol, &standing) {
         (Protocol::Http1, _) => {}
@@ -128,6 +126,13 @@ pub(super) async fn serve(
     }
 }
 
+/// Ends when a drain has begun, and whoever said nothing since then has been waited for.
+pub(super) async fn idle_in_a_drain(mut stages: watch::Receiver<Stage>) {
+    // Whoever could begin a drain is there for as long as its connections.
+    let _ = stages.wait_for(|stage| *stage >= Stage::Draining).await;
+    sleep(DRAIN_IDLE).await;
+}
+
 /// Through TLS where that is spoken; `None` for whoever did not come through.
 async fn enter(
     socket: Socket,
@@ -135,6 +140,7 @@ async fn enter(
     entrance: Entrance,
     standing: &Standing,
     gateway: &Gateway,
+    stages: &watch::Receiver<Stage>,
 ) -> Option<(Socket, Protocol, Door)> {
     let offer = match standing {
         Standing::Placed(_) => Offer::All,
@@ -144,7 +150,10 @@ async fn enter(
         (socket, Entrance::Redirect) => Some((socket, Protocol::Http1, Door::Redirect)),
         (Socket::Tcp(socket), Entrance::Main) => match gateway.state().tls().cloned() {
             // Boxed, so that a connection without it stays small.
-            Some(tls) => Box::pin(handshake::open(&tls, socket, peer, offer, gateway)).await,
+            Some(tls) => {
+                let stages = stages.clone();
+                Box::pin(handshake::open(&tls, socket, peer, offer, gateway, stages)).await
+            }
             None => Some((socket.into(), Protocol::Http1, Door::Plain)),
         },
         (socket @ (Socket::Unix(_) | Socket::Tls(_)), Entrance::Main) => {

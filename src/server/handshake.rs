@@ -3,23 +3,27 @@
 use std::net::SocketAddr;
 
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 
-use super::connection;
+use super::{Stage, connection};
 use crate::gateway::{Door, Gateway};
 use crate::reject::Reject;
 use crate::socket::Socket;
 use crate::tls::{Accepted, Offer, Protocol, Refused, Tls};
 
-/// Shakes hands with a caller; `None` where that came to nothing.
+/// Shakes hands with a caller; `None` where that came to nothing. A drain waits for no caller who
+/// says nothing.
 pub(super) async fn open(
     tls: &Tls,
     socket: TcpStream,
     peer: SocketAddr,
     offer: Offer,
     gateway: &Gateway,
+    stages: watch::Receiver<Stage>,
 ) -> Option<(Socket, Protocol, Door)> {
     let limit = gateway.state().config().timeouts.header;
-    let refused = match tls.accept(socket, offer, limit).await {
+    let enough = connection::idle_in_a_drain(stages);
+    let refused = match tls.accept(socket, offer, limit, enough).await {
         Ok(Accepted { socket, protocol, certificate }) => {
             return Some((socket, protocol, Door::Tls(certificate)));
         }

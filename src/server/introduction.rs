@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::Stage;
 use super::connection::{self, Newcomer, Standing};
@@ -22,7 +22,7 @@ pub(super) async fn serve(
     let patience = gateway.state().config().timeouts.header;
     let named = tokio::select! {
         named = timeout(patience, proxy_protocol::read(&mut newcomer.socket)) => named,
-        () = idle_in_a_drain(stages.clone()) => return,
+        () = connection::idle_in_a_drain(stages.clone()) => return,
     };
     let reject = match named {
         Ok(Ok(caller)) => {
@@ -41,12 +41,6 @@ pub(super) async fn serve(
     };
     // Nothing is answered: who speaks another protocol would not understand it.
     gateway.record_of(newcomer.peer).refuse(&reject, 0);
-}
-
-async fn idle_in_a_drain(mut stages: watch::Receiver<Stage>) {
-    // Whoever could begin a drain is there for as long as its connections.
-    let _ = stages.wait_for(|stage| *stage >= Stage::Draining).await;
-    sleep(connection::DRAIN_IDLE).await;
 }
 
 /// The caller has its own limit, now that it is known.

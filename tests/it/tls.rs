@@ -457,6 +457,33 @@ async fn who_does_not_shake_hands_is_not_waited_for() {
     until("a line for each", || (count_of(LATE) >= before + 4).then_some(())).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_does_not_wait_for_who_says_nothing_but_for_a_handshake_that_has_begun() {
+    let backend = Backend::ok().await;
+    let keep = Keep::with(&backend, |config, _, _| {
+        config.timeouts.header = Duration::from_secs(600);
+    })
+    .await;
+    let (silent, mut begun) = (keep.house.connect().await, keep.house.connect().await);
+    let hello = hello_to("localhost");
+    begun.send(&hello[..5]).await;
+    // Both have been accepted when somebody behind them is served.
+    assert_eq!(keep.ask(get("/api/tags")).await.status, 200);
+    let mut house = keep.house;
+    let gone = async {
+        let mut silent = silent;
+        assert!(silent.is_closed().await, "2 s were promised");
+        begun.send(&hello[5..]).await;
+        assert!(begun.sees("\u{16}\u{3}\u{3}").await, "the gate's hello");
+        drop(begun);
+    };
+    let server = house.take_server();
+    let shutdown =
+        server.shutdown(Duration::ZERO, Duration::from_secs(600), std::future::pending());
+    let both = async { tokio::join!(gone, shutdown) };
+    tokio::time::timeout(PATIENCE, both).await.expect("the drain waits for nobody else");
+}
+
 const LATE: &str = "a TLS handshake was not done in time";
 const FAILED: &str = "a TLS handshake failed";
 
