@@ -301,7 +301,8 @@ impl Gateway {
         state.auth().files().tend(now).await;
         state.pool().tend(now);
         if let Some(tls) = state.tls().cloned() {
-            let look = move || tls.tend(now, SystemTime::now());
+            // When the look begins, not when it is asked for.
+            let look = move || tls.tend(Instant::now(), SystemTime::now());
             // A look that panics leaves what was good last in place.
             let _ = tokio::task::spawn_blocking(look).await;
         }

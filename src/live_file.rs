@@ -149,6 +149,14 @@ enum Look {
     Text { stamp: Stamp, text: String, digest: [u8; 32], notes: Vec<Note>, mid_line: bool },
 }
 
+/// From before a look to after it. The thread may be held up anywhere in between, so what a look saw
+/// for the first time counts from its end, and what it saw again counts up to its beginning.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    began: Instant,
+    ended: Instant,
+}
+
 impl<T: Send + Sync + 'static> LiveFile<T> {
     /// Opens the file, whatever state it is in; `empty` serves until it can be read.
     pub fn open(
@@ -177,7 +185,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             confirmed: AtomicU64::new(0),
             looking: Arc::default(),
         };
-        file.look(now);
+        file.look(Instant::now);
         file
     }
 
@@ -208,7 +216,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
         let file = Arc::clone(self);
         // A look that panics leaves the last good content in place.
         let look = move || {
-            file.look(Instant::now());
+            file.look(Instant::now);
             // Held by the look, not by the request, whose caller may leave.
             drop(one_at_a_time);
         };
@@ -269,8 +277,13 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
         self.seen.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn look(&self, now: Instant) {
+    fn look(&self, clock: impl Fn() -> Instant) {
+        let began = clock();
         let look = read(&self.path);
+        self.weigh(look, Span { began, ended: clock() });
+    }
+
+    fn weigh(&self, look: Look, span: Span) {
         let known = {
             let seen = self.seen();
             matches!(&look, Look::Text { digest, .. } if *digest == seen.digest)
@@ -286,18 +299,18 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
         let before = seen.trouble.clone();
         match look {
             Look::Gone(stamp, trouble) => {
-                if seen.gone_long(now) {
-                    seen.close(stamp, trouble, now, || (self.parse)("").content);
+                if seen.gone_long(span) {
+                    seen.close(stamp, trouble, span, || (self.parse)("").content);
                 }
             }
             Look::Broken(stamp, trouble) => {
-                seen.settle(stamp, now);
+                seen.settle(stamp, span);
                 seen.gone_since = None;
                 seen.trouble = Some(trouble);
             }
             Look::Text { mid_line: true, .. } if seen.stamp.is_some() => seen.settled = false,
             Look::Text { stamp, digest, notes, .. } => {
-                seen.settle(Some(stamp), now);
+                seen.settle(Some(stamp), span);
                 seen.gone_since = None;
                 match parsed {
                     Some(parsed) => seen.take(parsed, digest, notes, &self.path),
@@ -309,7 +322,7 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
             }
         }
         if seen.trouble != before {
-            seen.said = Some(now);
+            seen.said = Some(span.ended);
             match &seen.trouble {
                 Some(trouble) if trouble.is_fault() => {
                     tracing::error!(file = %self.path.display(), "credential file {trouble}");
@@ -326,30 +339,30 @@ impl<T: Send + Sync + 'static> LiveFile<T> {
 }
 
 impl<T> Seen<T> {
-    fn settle(&mut self, stamp: Option<Stamp>, now: Instant) {
+    fn settle(&mut self, stamp: Option<Stamp>, span: Span) {
         if self.stamp == stamp {
             let grain = stamp.map_or(GRAIN, |stamp| stamp.grain());
-            self.settled = now.duration_since(self.stamp_since) >= grain;
+            self.settled = span.began.saturating_duration_since(self.stamp_since) >= grain;
         } else {
-            (self.stamp, self.stamp_since, self.settled) = (stamp, now, false);
+            (self.stamp, self.stamp_since, self.settled) = (stamp, span.ended, false);
         }
     }
 
     /// Whether the file has been missing or empty for longer than a save takes.
-    fn gone_long(&mut self, now: Instant) -> bool {
-        let since = *self.gone_since.get_or_insert(now);
+    fn gone_long(&mut self, span: Span) -> bool {
+        let since = *self.gone_since.get_or_insert(span.ended);
         self.settled = false;
-        now.duration_since(since) >= SAVING
+        span.began.saturating_duration_since(since) >= SAVING
     }
 
     fn close(
         &mut self,
         stamp: Option<Stamp>,
         trouble: Trouble,
-        now: Instant,
+        span: Span,
         empty: impl FnOnce() -> T,
     ) {
-        self.settle(stamp, now);
+        self.settle(stamp, span);
         if self.trouble.as_ref() != Some(&trouble) {
             self.content = Arc::new(empty());
             (self.entries, self.digest) = (0, [0; 32]);

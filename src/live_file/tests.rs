@@ -28,6 +28,13 @@ fn file(text: &[u8]) -> (tempfile::TempDir, PathBuf, Lines) {
     (folder, path, file)
 }
 
+impl Lines {
+    /// A look that takes no time.
+    fn look_at(&self, now: Instant) {
+        self.look(|| now);
+    }
+}
+
 fn seen() -> Seen<()> {
     Seen {
         content: Arc::new(()),
@@ -55,7 +62,8 @@ fn a_stamp_is_trusted_only_when_its_tick_is_over() {
     for (nanoseconds, grain) in [(123, GRAIN), (0, COARSE_GRAIN)] {
         let mut seen = seen();
         let look = |seen: &mut Seen<()>, stamp, after| {
-            seen.settle(Some(stamp), start + after);
+            let (began, ended) = (start + after, start + after);
+            seen.settle(Some(stamp), Span { began, ended });
             seen.settled
         };
         assert!(!look(&mut seen, stamp(nanoseconds), Duration::ZERO));
@@ -74,23 +82,37 @@ fn a_stamp_that_stayed_the_same_over_a_save_is_not_trusted_within_its_tick() {
     let start = Instant::now();
     file.seen.write().unwrap().stamp_since = start;
     for (text, after) in [("one\n", 0), ("two\n", 20), ("six\n", 49)] {
-        file.look(start + Duration::from_millis(after));
+        file.look_at(start + Duration::from_millis(after));
         fs::write(&path, text).unwrap();
         file.seen.write().unwrap().stamp = Some(Stamp::of(&fs::metadata(&path).unwrap()));
         assert!(file.unchanged().is_none(), "after {after} ms");
-        file.look(start + Duration::from_millis(after));
+        file.look_at(start + Duration::from_millis(after));
         assert_eq!(*file.last(), [text.trim()]);
     }
     // Once the tick is over, the file is not read again.
-    file.look(start + GRAIN);
+    file.look_at(start + GRAIN);
     assert!(file.unchanged().is_some());
+}
+
+#[test]
+fn a_stamp_is_as_old_as_the_end_of_the_look_that_found_it() {
+    let (_folder, path, file) = file(b"old\n");
+    fs::write(&path, "newer\n").unwrap();
+    let (start, ms) = (Instant::now() + COARSE_GRAIN, Duration::from_millis);
+    // Held up before the file was asked for its stamp, which may have been saved in between.
+    let times = Mutex::new(vec![start + ms(45), start]);
+    file.look(|| times.lock().unwrap().pop().unwrap());
+    for (after, is_trusted) in [(50, false), (94, false), (95, true)] {
+        file.look_at(start + ms(after));
+        assert_eq!(file.unchanged().is_some(), is_trusted, "after {after} ms");
+    }
 }
 
 #[tokio::test]
 async fn one_look_serves_whoever_was_read_before_it_and_nobody_else() {
     let (_folder, path, file) = file(b"old\n");
     let file = Arc::new(file);
-    file.look(Instant::now() + COARSE_GRAIN);
+    file.look_at(Instant::now() + COARSE_GRAIN);
     let read_before = Instant::now();
     assert!(file.unchanged().is_some());
     fs::write(&path, "new\n").unwrap();
@@ -139,21 +161,21 @@ fn a_missing_or_empty_file_closes_after_two_seconds_and_not_before() {
         };
         let (_folder, path, file) = file(b"anna\n");
         let start = Instant::now();
-        file.look(start);
+        file.look_at(start);
         go(&path);
         for after in [0, 1, 1_000, 1_999] {
-            file.look(start + Duration::from_millis(after));
+            file.look_at(start + Duration::from_millis(after));
             assert_eq!((file.last().len(), file.report().trouble), (1, None), "after {after} ms");
         }
-        file.look(start + SAVING);
+        file.look_at(start + SAVING);
         assert_eq!((file.last().len(), file.report().trouble), (0, Some(trouble.clone())));
         assert_eq!(file.report().entries, 0);
         fs::write(&path, "berta\n").unwrap();
-        file.look(start + SAVING);
+        file.look_at(start + SAVING);
         assert_eq!((file.last().len(), file.report().trouble), (1, None));
         // The two seconds begin anew.
         go(&path);
-        file.look(start + SAVING);
+        file.look_at(start + SAVING);
         assert_eq!(file.last().len(), 1);
     }
 }
@@ -163,11 +185,11 @@ fn a_save_that_goes_from_missing_to_empty_has_two_seconds_in_all() {
     let (_folder, path, file) = file(b"anna\n");
     let start = Instant::now();
     fs::remove_file(&path).unwrap();
-    file.look(start);
+    file.look_at(start);
     fs::write(&path, "").unwrap();
-    file.look(start + SAVING - Duration::from_millis(1));
+    file.look_at(start + SAVING - Duration::from_millis(1));
     assert_eq!(file.last().len(), 1);
-    file.look(start + SAVING);
+    file.look_at(start + SAVING);
     assert_eq!((file.last().len(), file.report().trouble), (0, Some(Trouble::Empty)));
 }
 
@@ -206,13 +228,13 @@ fn half_a_line_waits_only_where_there_is_something_to_serve_meanwhile() {
     assert_eq!(file.last().len(), 1, "at the start there is nothing before it");
     fs::write(&path, "one\ntwo\nthr").unwrap();
     let saved = Instant::now();
-    file.look(saved);
+    file.look_at(saved);
     if saved.elapsed() < MID_LINE {
         assert_eq!(file.last().len(), 1);
         assert!(file.unchanged().is_none(), "it is looked at again");
     }
     File::options().write(true).open(&path).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!(file.last().len(), 3);
 }
 
@@ -227,12 +249,12 @@ fn each_break_keeps_the_last_good_content_and_names_its_cure() {
     for (bytes, cure) in breaks {
         let (_folder, path, file) = file(b"anna\nberta\n");
         fs::write(&path, bytes).unwrap();
-        file.look(Instant::now());
+        file.look_at(Instant::now());
         assert_eq!(file.last().len(), 2, "{cure}");
         let trouble = file.report().trouble.unwrap();
         assert!(trouble.is_fault() && trouble.to_string().contains(cure), "{trouble}");
         fs::write(&path, "carla\n").unwrap();
-        file.look(Instant::now());
+        file.look_at(Instant::now());
         assert_eq!((file.last().len(), file.report().trouble), (1, None));
     }
 }
@@ -241,10 +263,10 @@ fn each_break_keeps_the_last_good_content_and_names_its_cure() {
 fn content_that_comes_back_as_it_was_ends_the_alarm() {
     let (_folder, path, file) = file(b"anna\n");
     fs::write(&path, b"\xff\xfe").unwrap();
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!(file.report().trouble, Some(Trouble::Utf16));
     fs::write(&path, b"anna\n").unwrap();
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!((file.last().len(), file.report().trouble), (1, None));
 }
 
@@ -252,9 +274,9 @@ fn content_that_comes_back_as_it_was_ends_the_alarm() {
 fn a_file_without_an_entry_is_no_fault_but_lets_nobody_in() {
     let (_folder, path, file) = file(b"anna\n");
     fs::write(&path, b"\n\n").unwrap();
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!((file.last().len(), file.report().trouble), (0, Some(Trouble::NoEntry)));
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!(file.report().trouble, Some(Trouble::NoEntry), "a second look is no cure");
     assert!(!Trouble::NoEntry.is_fault());
 }
@@ -282,9 +304,9 @@ fn a_file_without_a_name_is_told_as_replaced_and_serves_on() {
     let file: Lines = LiveFile::open(Path::new(&by_number), Vec::new(), lines);
     assert_eq!(file.report().trouble, None);
     fs::remove_file(&path).unwrap();
-    file.look(Instant::now());
+    file.look_at(Instant::now());
     assert_eq!((file.last().len(), file.report().trouble), (1, Some(Trouble::Replaced)));
-    file.look(Instant::now() + COARSE_GRAIN);
+    file.look_at(Instant::now() + COARSE_GRAIN);
     assert_eq!((file.last().len(), file.report().trouble), (1, Some(Trouble::Replaced)));
 }
 
