@@ -87,14 +87,8 @@ pub(super) async fn serve(
     let entered = enter(socket, peer, entrance, &standing, &gateway, &stages).await;
     let Some((socket, protocol, door)) = entered else { return };
     let link = Link { peer, is_announced, door };
-    match (protocol, &standing) {
-        (Protocol::Http1, _) => {}
-        (Protocol::Http2, Standing::Placed(_)) => {
-            // Boxed, so that it takes no room in the connections that are none of this.
-            return Box::pin(http2::serve(Bytes::new(), socket, link, gateway, stages)).await;
-        }
-        // Not offered: who has no place is told so in the older way only.
-        (Protocol::Http2, Standing::Surplus(_)) => return,
+    if protocol == Protocol::Http2 {
+        return go_on_by_http2(Bytes::new(), socket, link, standing, gateway, stages).await;
     }
     let wire = Arc::new(Wire::new(socket));
     let mut due = Due::default();
@@ -109,7 +103,7 @@ pub(super) async fn serve(
     let Some(wire) = Arc::into_inner(wire) else { return };
     let (mut socket, read) = wire.into_parts();
     if matches!(end, End::Http2) {
-        return Box::pin(http2::serve(read, socket, link, gateway, stages)).await;
+        return go_on_by_http2(read, socket, link, standing, gateway, stages).await;
     }
     drop(read);
     if let Some(bytes) = remember(&end, peer, &gateway) {
@@ -123,6 +117,24 @@ pub(super) async fn serve(
     let unread = !at_rest || matches!(end, End::Malformed(_) | End::Cut);
     if unread && !matches!(end, End::CallerGone | End::GoneInAHead) {
         linger(socket).await;
+    }
+}
+
+async fn go_on_by_http2(
+    read: Bytes,
+    socket: Socket,
+    link: Link,
+    standing: Standing,
+    gateway: Arc<Gateway>,
+    stages: watch::Receiver<Stage>,
+) {
+    match standing {
+        // Boxed, so that it takes no room in the connections that are none of this.
+        Standing::Placed(place) => {
+            Box::pin(http2::serve(read, socket, link, place, gateway, stages)).await;
+        }
+        // Not offered: who has no place is told so in the older way only.
+        Standing::Surplus(_) => {}
     }
 }
 

@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Stage;
 use super::connection::{DRAIN_IDLE, LINGER, STALL, discard};
+use super::places::Place;
 use crate::api::MAX_TARGET;
 use crate::call::{MAX_HEADER_BYTES, MAX_HEADERS};
 use crate::gateway::{Gateway, Link};
@@ -28,6 +29,7 @@ mod rewound;
 mod stream;
 
 use rewound::Rewound;
+use stream::Room;
 
 /// Requests at once on one connection.
 const MOST_STREAMS: u32 = 100;
@@ -84,6 +86,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     read: Bytes,
     socket: S,
     link: Link,
+    place: Place,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
@@ -95,7 +98,7 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         let mut draining = pin!(stages.wait_for(|stage| *stage >= Stage::Draining));
         // Registers this task once, to be woken when a drain begins; from then on the gateway knows.
         poll_fn(|cx| Poll::Ready(draining.as_mut().poll(cx).is_ready())).await;
-        drive(&mut socket, caller).await
+        drive(&mut socket, caller, place).await
     };
     if end == End::Broken {
         let reason = Reject::BadRequest("the connection broke the rules of HTTP/2");
@@ -110,7 +113,11 @@ pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Rewound<S>, caller: Caller) -> End {
+async fn drive<S: AsyncRead + AsyncWrite + Unpin>(
+    socket: &mut Rewound<S>,
+    caller: Caller,
+    place: Place,
+) -> End {
     let started = Instant::now();
     let (header, keep_alive) = {
         let state = caller.gateway.state();
@@ -128,6 +135,7 @@ async fn drive<S: AsyncRead + AsyncWrite + Unpin>(socket: &mut Rewound<S>, calle
         h2,
         streams: FuturesUnordered::new(),
         caller,
+        place,
         pulse,
         due: Due::default(),
         requests: 0,
@@ -169,6 +177,7 @@ struct Connection<S> {
     h2: h2::server::Connection<S, Bytes>,
     streams: FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>,
     caller: Caller,
+    place: Place,
     pulse: Option<Pulse>,
     due: Due,
     requests: u64,
@@ -228,12 +237,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     self.idle_since = None;
                     let caller = self.caller.clone();
                     self.is_outdated |= caller.gateway.is_outdated(&caller.link.door);
-                    self.streams.push(Box::pin(stream::answer(request, respond, caller)));
+                    let room = self.room();
+                    self.streams.push(Box::pin(stream::answer(request, respond, caller, room)));
                 }
                 Some(Err(error)) => return Poll::Ready(End::of(&error)),
                 None => return Poll::Ready(End::Closed),
             }
         }
+    }
+
+    /// For the next stream's connection to the backend.
+    fn room(&self) -> Room {
+        if self.streams.is_empty() {
+            return Room::OfItsConnection;
+        }
+        if let Some(more) = self.place.more() {
+            return Room::Own(more);
+        }
+        let Caller { gateway, link, .. } = &self.caller;
+        if gateway.log().overload().is_due(std::time::Instant::now()) {
+            let client = link.peer.ip();
+            tracing::warn!(%client, "no files are left for more streams; callers are told 503");
+        }
+        Room::No
     }
 
     /// Says that no further request is wanted. Those that are on their way already are served.

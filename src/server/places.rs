@@ -14,13 +14,15 @@ use crate::client_addr::PeerAddr;
 /// the log, and connections that are turned away.
 const OTHER_FILES: u64 = 40;
 /// A caller's own, and the one to the backend.
-const FILES_EACH: u64 = 2;
+const FILES_EACH: usize = 2;
 
 /// Connections that are open now; survives a reload.
 #[derive(Debug)]
 pub(super) struct Places {
     taken: AtomicUsize,
-    /// What the system's limit of open files has room for.
+    /// Open files that they may come to.
+    files: AtomicUsize,
+    /// So many the system's limit has room for.
     room: AtomicUsize,
     by_address: Mutex<HashMap<IpAddr, u32>>,
 }
@@ -32,11 +34,20 @@ pub(super) struct Place {
     address: Option<IpAddr>,
 }
 
+/// The right to one more file: a connection over HTTP/2 may ask many backends at once.
+#[derive(Debug)]
+pub(super) struct More(Arc<Places>);
+
 impl Places {
     pub(super) fn new() -> Self {
+        Self::with_room(room())
+    }
+
+    pub(super) fn with_room(files: usize) -> Self {
         Self {
             taken: AtomicUsize::new(0),
-            room: AtomicUsize::new(room()),
+            files: AtomicUsize::new(0),
+            room: AtomicUsize::new(files),
             by_address: Mutex::default(),
         }
     }
@@ -48,10 +59,19 @@ impl Places {
 
     /// `None` where `most` are taken, or there would be no file for it.
     pub(super) fn take(self: &Arc<Self>, most: usize) -> Option<Place> {
-        let most = most.min(self.room.load(Ordering::Relaxed));
         let more = |taken: usize| (taken < most).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        if !self.take_files(FILES_EACH) {
+            self.taken.fetch_sub(1, Ordering::Relaxed);
+            return None;
+        }
         Some(Place { places: Arc::clone(self), address: None })
+    }
+
+    fn take_files(&self, count: usize) -> bool {
+        let room = self.room.load(Ordering::Relaxed);
+        let more = |files: usize| files.checked_add(count).filter(|files| *files <= room);
+        self.files.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
     fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, u32>> {
@@ -60,6 +80,11 @@ impl Places {
 }
 
 impl Place {
+    /// `None` where there would be no file for it.
+    pub(super) fn more(&self) -> Option<More> {
+        self.places.take_files(1).then(|| More(Arc::clone(&self.places)))
+    }
+
     /// Counts it for an address; whether that has no more than `most` then.
     pub(super) fn count_for(&mut self, peer: PeerAddr, most: u32) -> bool {
         let address = peer.network();
@@ -74,9 +99,16 @@ impl Place {
     }
 }
 
+impl Drop for More {
+    fn drop(&mut self) {
+        self.0.files.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.places.taken.fetch_sub(1, Ordering::Relaxed);
+        self.places.files.fetch_sub(FILES_EACH, Ordering::Relaxed);
         let Some(address) = self.address else { return };
         let mut by_address = self.places.by_address();
         if let Some(count) = by_address.get_mut(&address) {
@@ -88,22 +120,23 @@ impl Drop for Place {
     }
 }
 
-/// Connections that the limit of open files has room for now.
+/// Files for connections that the limit of open files has room for now; one always is.
 fn room() -> usize {
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(connections_with(files)).unwrap_or(usize::MAX).max(1)
+    let room = files.saturating_sub(OTHER_FILES);
+    usize::try_from(room).unwrap_or(usize::MAX).max(FILES_EACH)
 }
 
 /// So many connections have a place with this limit of open files.
 #[must_use]
 pub fn connections_with(files: u64) -> u64 {
-    files.saturating_sub(OTHER_FILES) / FILES_EACH
+    files.saturating_sub(OTHER_FILES) / FILES_EACH as u64
 }
 
 /// The limit of open files that so many connections take.
 #[must_use]
 pub fn files_for(connections: u64) -> u64 {
-    connections.saturating_mul(FILES_EACH).saturating_add(OTHER_FILES)
+    connections.saturating_mul(FILES_EACH as u64).saturating_add(OTHER_FILES)
 }
 
 /// Asks the system for as many open files as it allows us.
@@ -114,7 +147,7 @@ pub fn make_room(most: usize) -> Result<(), usize> {
     let maximum = getrlimit(Resource::Nofile).maximum;
     // What is not given is not there; the count below tells.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
-    let room = room();
+    let room = room() / FILES_EACH;
     if room < most { Err(room) } else { Ok(()) }
 }
 
@@ -139,10 +172,25 @@ mod tests {
 
     #[test]
     fn there_is_no_place_without_a_file_for_it() {
-        let places = Arc::new(Places::new());
-        places.room.store(1, Ordering::Relaxed);
-        let _only = places.take(10_000).unwrap();
+        let places = Arc::new(Places::with_room(3));
+        let only = places.take(10_000).unwrap();
         assert!(places.take(10_000).is_none());
+        drop(only);
+        assert!(places.take(10_000).is_some());
+    }
+
+    #[test]
+    fn a_connection_that_asks_much_at_once_takes_what_others_would_have() {
+        let places = Arc::new(Places::with_room(4));
+        let first = places.take(10_000).unwrap();
+        let more = [first.more(), first.more()];
+        assert!(more.iter().all(Option::is_some) && first.more().is_none());
+        assert!(places.take(10_000).is_none());
+        drop(more);
+        assert!(places.take(10_000).is_some());
+        drop(first);
+        assert_eq!(places.files.load(Ordering::Relaxed), 0);
+        assert_eq!(places.taken.load(Ordering::Relaxed), 0);
     }
 
     #[test]

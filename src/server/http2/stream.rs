@@ -17,6 +17,7 @@ use http_body::Body;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::super::places::More;
 use super::Caller;
 use crate::http1::{Arrival, FieldLines, with_date};
 use crate::incoming::{Incoming, StreamBody};
@@ -32,11 +33,21 @@ impl From<h2::Error> for Gone {
     }
 }
 
+/// Whether there is a file for a stream's connection to the backend.
+#[derive(Debug)]
+pub(super) enum Room {
+    /// The one that every connection has.
+    OfItsConnection,
+    Own(#[expect(dead_code, reason = "held until the end")] More),
+    No,
+}
+
 /// Answers one request. When the caller cancels the stream, whatever works on it is dropped.
 pub(super) async fn answer(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     caller: Caller,
+    room: Room,
 ) {
     let Caller { link, gateway, .. } = &caller;
     if poll_fn(|cx| Poll::Ready(respond.poll_reset(cx).is_ready())).await {
@@ -47,6 +58,12 @@ pub(super) async fn answer(
     let (mut parts, stream) = request.into_parts();
     name_host(&mut parts);
     let arrived = Arc::new(Arrival::default());
+    if let Room::No = room {
+        let told = gateway.turn_away(link, &parts, arrived);
+        // Who left has been noted by the answer, which is dropped.
+        let _: Result<(), Gone> = send(told, &parts.method, &mut respond, caller.stall).await;
+        return;
+    }
     let mut body_asked_for = Arc::new(AtomicBool::new(false));
     let body = Arc::clone(&body_asked_for);
     let body = StreamBody::new(stream, &parts.headers, Arc::clone(&arrived), body);

@@ -9,9 +9,14 @@ use super::*;
 use crate::config::{Config, LogFormat};
 use crate::gateway::Door;
 use crate::record::Log;
+use crate::server::places::Places;
 
 /// The other end of a connection that is served, and what serves it.
 fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
+    served_with(&Arc::new(Places::new()))
+}
+
+fn served_with(places: &Arc<Places>) -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
     let log = Log::start(io::sink(), LogFormat::Json).unwrap();
     let gateway = Arc::new(Gateway::new(Config::builtin(), log).unwrap());
     let (stage, stages) = watch::channel(Stage::Serving);
@@ -19,7 +24,8 @@ fn served() -> (DuplexStream, JoinSet<()>, watch::Sender<Stage>) {
     let peer = "192.0.2.1:1".parse().unwrap();
     let link = Link { peer, is_announced: false, door: Door::Plain };
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve(Bytes::new(), ours, link, gateway, stages));
+    let place = places.take(1).unwrap();
+    tasks.spawn(serve(Bytes::new(), ours, link, place, gateway, stages));
     (theirs, tasks, stage)
 }
 
@@ -43,6 +49,31 @@ async fn who_takes_nothing_of_an_answer_is_given_up_and_the_connection_lives() {
     let waited = started.elapsed();
     assert!((60..65).contains(&waited.as_secs()), "{waited:?}");
     assert_eq!(client.send_request(health(), true).unwrap().0.await.unwrap().status(), 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_without_a_file_for_its_backend_is_told_so() {
+    // One for the connection, one for its first stream.
+    let places = Arc::new(Places::with_room(3));
+    let (socket, _serving, _stage) = served_with(&places);
+    let mut settings = h2::client::Builder::new();
+    settings.initial_window_size(0);
+    let (mut client, connection) = settings.handshake::<_, Bytes>(socket).await.unwrap();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { connection.await.unwrap() });
+    let tags = || http::Request::get("http://gate/api/tags").body(()).unwrap();
+    // Each stays until somebody makes room for its body.
+    let mut held = Vec::new();
+    for (request, status) in [(health(), 200), (health(), 200), (tags(), 503), (health(), 200)] {
+        let answer = client.send_request(request, true).unwrap().0.await.unwrap();
+        assert_eq!(answer.status(), status);
+        held.push(answer);
+    }
+    drop(held);
+    // Time passes when nothing else is to be done.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let freed = client.send_request(tags(), true).unwrap().0.await.unwrap();
+    assert_eq!(freed.status(), 401, "asked for a login, as there is a file");
 }
 
 #[tokio::test(start_paused = true)]
