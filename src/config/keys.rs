@@ -297,7 +297,7 @@ static KEYS: [Key; 47] = [
         "a file with the certificates of the authorities that vouch for callers', as PEM"),
     row("tls.client_auth", Kind::Choice(r#""off", "optional" or "required""#), r#""off""#,
         |config, it| put(&mut config.tls.client_auth, it.one_of(&[("off", ClientAuth::Off), ("optional", ClientAuth::Optional), ("required", ClientAuth::Required)])),
-        "whether callers show certificates: `off`, `optional` (who shows one must show a good one) or `required`"),
+        "whether callers show certificates: `off`, `optional` (who shows one must show a good one) or `required`; not on Unix sockets, where no TLS is spoken"),
     row("tls.client_cert_login", Kind::Switch, "false",
         |config, it| put(&mut config.tls.client_cert_login, it.switch()),
         "a certificate's CN is the login of a request without another credential"),
