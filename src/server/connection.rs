@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::http2::Rewound;
 use super::places::Place;
 use super::{Entrance, Stage, handshake, http2};
 use crate::gateway::{Door, Gateway, Link};
@@ -84,11 +85,19 @@ pub(super) async fn serve(
     let Newcomer { socket, peer, standing, entrance, is_announced } = newcomer;
     // A socket that is gone already shows at the first read.
     let _ = socket.set_nodelay();
-    let entered = enter(socket, peer, entrance, &standing, &gateway, &stages).await;
+    let offer = match &standing {
+        Standing::Placed(_) => Offer::All,
+        Standing::Surplus(_) => Offer::Http1,
+    };
+    let entered = match entrance {
+        Entrance::Redirect => Some((socket, Protocol::Http1, Door::Redirect)),
+        Entrance::Main => enter(socket, peer, offer, &gateway, &stages).await,
+    };
     let Some((socket, protocol, door)) = entered else { return };
     let link = Link { peer, is_announced, door };
     if protocol == Protocol::Http2 {
-        return go_on_by_http2(Bytes::new(), socket, link, standing, gateway, stages).await;
+        return go_on_by_http2(Rewound::new(Bytes::new(), socket), link, standing, gateway, stages)
+            .await;
     }
     let wire = Arc::new(Wire::new(socket));
     let mut due = Due::default();
@@ -103,7 +112,8 @@ pub(super) async fn serve(
     let Some(wire) = Arc::into_inner(wire) else { return };
     let (mut socket, read) = wire.into_parts();
     if matches!(end, End::Http2) {
-        return go_on_by_http2(read, socket, link, standing, gateway, stages).await;
+        let socket = Rewound::new(read, socket);
+        return go_on_by_http2(socket, link, standing, gateway, stages).await;
     }
     drop(read);
     if let Some(bytes) = remember(&end, peer, &gateway) {
@@ -121,8 +131,7 @@ pub(super) async fn serve(
 }
 
 async fn go_on_by_http2(
-    read: Bytes,
-    socket: Socket,
+    socket: Rewound<Socket>,
     link: Link,
     standing: Standing,
     gateway: Arc<Gateway>,
@@ -131,7 +140,7 @@ async fn go_on_by_http2(
     match standing {
         // Boxed, so that it takes no room in the connections that are none of this.
         Standing::Placed(place) => {
-            Box::pin(http2::serve(read, socket, link, place, gateway, stages)).await;
+            Box::pin(http2::serve(socket, link, place, gateway, stages)).await;
         }
         // Not offered: who has no place is told so in the older way only.
         Standing::Surplus(_) => {}
@@ -149,28 +158,22 @@ pub(super) async fn idle_in_a_drain(mut stages: watch::Receiver<Stage>) {
 async fn enter(
     socket: Socket,
     peer: SocketAddr,
-    entrance: Entrance,
-    standing: &Standing,
+    offer: Offer,
     gateway: &Gateway,
     stages: &watch::Receiver<Stage>,
 ) -> Option<(Socket, Protocol, Door)> {
-    let offer = match standing {
-        Standing::Placed(_) => Offer::All,
-        Standing::Surplus(_) => Offer::Http1,
-    };
-    match (socket, entrance) {
-        (socket, Entrance::Redirect) => Some((socket, Protocol::Http1, Door::Redirect)),
-        (Socket::Tcp(socket), Entrance::Main) => match gateway.state().tls().cloned() {
+    let state = gateway.state();
+    match (socket, state.tls()) {
+        (Socket::Tcp(socket), Some(tls)) => {
+            let tls = Arc::clone(tls);
+            let limit = state.config().timeouts.header;
+            drop(state);
+            let enough = idle_in_a_drain(stages.clone());
+            let handshake = tls.accept(socket, offer, limit, enough);
             // Boxed, so that a connection without it stays small.
-            Some(tls) => {
-                let stages = stages.clone();
-                Box::pin(handshake::open(&tls, socket, peer, offer, gateway, stages)).await
-            }
-            None => Some((socket.into(), Protocol::Http1, Door::Plain)),
-        },
-        (socket @ (Socket::Unix(_) | Socket::Tls(_)), Entrance::Main) => {
-            Some((socket, Protocol::Http1, Door::Plain))
+            Box::pin(handshake::open(handshake, peer, gateway)).await
         }
+        (socket, _) => Some((socket, Protocol::Http1, Door::Plain)),
     }
 }
 

@@ -2,28 +2,19 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpStream;
-use tokio::sync::watch;
-
-use super::{Stage, connection};
+use super::connection;
 use crate::gateway::{Door, Gateway};
 use crate::reject::Reject;
 use crate::socket::Socket;
-use crate::tls::{Accepted, Offer, Protocol, Refused, Tls};
+use crate::tls::{Accepted, Protocol, Refused};
 
-/// Shakes hands with a caller; `None` where that came to nothing. A drain waits for no caller who
-/// says nothing.
+/// Shakes hands with a caller; `None` where that came to nothing.
 pub(super) async fn open(
-    tls: &Tls,
-    socket: TcpStream,
+    handshake: impl Future<Output = Result<Accepted, Refused>>,
     peer: SocketAddr,
-    offer: Offer,
     gateway: &Gateway,
-    stages: watch::Receiver<Stage>,
 ) -> Option<(Socket, Protocol, Door)> {
-    let limit = gateway.state().config().timeouts.header;
-    let enough = connection::idle_in_a_drain(stages);
-    let refused = match tls.accept(socket, offer, limit, enough).await {
+    let refused = match handshake.await {
         Ok(Accepted { socket, protocol, certificate }) => {
             return Some((socket, protocol, Door::Tls(certificate)));
         }

@@ -28,7 +28,7 @@ use crate::reject::Reject;
 mod rewound;
 mod stream;
 
-use rewound::Rewound;
+pub(super) use rewound::Rewound;
 use stream::Room;
 
 /// Requests at once on one connection.
@@ -81,16 +81,13 @@ impl End {
 }
 
 /// Serves a connection whose first bytes are those of HTTP/2, or that agreed on it before.
-/// `read` is what was read of it already.
 pub(super) async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-    read: Bytes,
-    socket: S,
+    mut socket: Rewound<S>,
     link: Link,
     place: Place,
     gateway: Arc<Gateway>,
     mut stages: watch::Receiver<Stage>,
 ) {
-    let mut socket = Rewound::new(read, socket);
     let stall = gateway.state().config().timeouts.idle.min(STALL);
     let peer = link.peer;
     let caller = Caller { link: Arc::new(link), gateway: Arc::clone(&gateway), stall };

@@ -11,14 +11,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Reads first what it was made with, then the socket; adds the bytes of reads and writes to `moved`.
 #[derive(Debug)]
-pub(super) struct Rewound<S> {
+pub(in crate::server) struct Rewound<S> {
     read: Bytes,
     socket: S,
     moved: Arc<AtomicU64>,
 }
 
 impl<S> Rewound<S> {
-    pub(super) fn new(read: Bytes, socket: S) -> Self {
+    pub(in crate::server) fn new(read: Bytes, socket: S) -> Self {
         Self { read, socket, moved: Arc::default() }
     }
 

@@ -25,7 +25,7 @@ fn served_with(places: &Arc<Places>) -> (DuplexStream, JoinSet<()>, watch::Sende
     let link = Link { peer, is_announced: false, door: Door::Plain };
     let mut tasks = JoinSet::new();
     let place = places.take(1).unwrap();
-    tasks.spawn(serve(Bytes::new(), ours, link, place, gateway, stages));
+    tasks.spawn(serve(Rewound::new(Bytes::new(), ours), link, place, gateway, stages));
     (theirs, tasks, stage)
 }
 
