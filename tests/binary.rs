@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 #[path = "binary/load.rs"]
 mod load;
+#[path = "binary/many.rs"]
+mod many;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis");
 /// Everything waits for at most this long, and for the thing itself.
@@ -547,9 +549,13 @@ fn after(text: &str, what: &str) -> String {
     rest.split_whitespace().next().unwrap_or_default().to_owned()
 }
 
-/// Past the test's captured output, so that it is seen.
 fn skip(why: &str) {
-    let _ = writeln!(std::io::stdout(), "\nskip: {why}");
+    tell(&format!("skip: {why}"));
+}
+
+/// Past the test's captured output, so that it is seen.
+fn tell(what: &str) {
+    let _ = writeln!(std::io::stdout(), "\n{what}");
 }
 
 /// A running program that goes when the test does.
