@@ -26,7 +26,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// `PORTCULLIS_SLOW=1` for the promise of the whole, which takes some five minutes.
+    /// `PORTCULLIS_SLOW=1` for the promise of the whole, which takes five to ten minutes.
     fn new() -> Self {
         let beat = Duration::from_millis(100);
         match std::env::var_os("PORTCULLIS_SLOW") {
