@@ -14,6 +14,7 @@ use ipnet::IpNet;
 mod file;
 mod keys;
 mod listen;
+mod models;
 mod problems;
 mod reference;
 mod roles;
@@ -22,6 +23,7 @@ mod written;
 
 pub use keys::{Key, Kind, reference};
 pub use listen::ListenAddr;
+pub use models::{BadModelName, ModelName, ModelPattern, Models};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};

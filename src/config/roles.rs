@@ -51,6 +51,10 @@ impl Pattern {
         Self(text.to_owned())
     }
 
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn is_exact(&self) -> bool {
         !self.0.contains('*')
     }
