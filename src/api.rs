@@ -12,6 +12,10 @@ use http::Method;
 use crate::config::{ExtraEndpoint, Role};
 use crate::reject::Reject;
 
+mod fields;
+
+pub use fields::{Field, OPTIONS, Shape};
+
 /// Longest request target, in bytes.
 pub const MAX_TARGET: usize = 8 * 1024;
 
@@ -194,6 +198,21 @@ impl Asked {
     #[must_use]
     pub fn endpoint(&self) -> Option<&'static Endpoint> {
         self.endpoint
+    }
+
+    /// Where the request names its model.
+    #[must_use]
+    pub fn model_in(&self) -> ModelIn {
+        self.endpoint.map_or(ModelIn::Nowhere, |endpoint| endpoint.model)
+    }
+
+    /// The model in the path, where it stands there.
+    #[must_use]
+    pub fn model_in_path(&self) -> Option<&str> {
+        match self.model_in() {
+            ModelIn::Path => self.endpoint?.parameter(&self.path),
+            ModelIn::Nowhere | ModelIn::Body | ModelIn::BothEnds | ModelIn::Form => None,
+        }
     }
 
     /// The least role that may ask for this.

@@ -21,6 +21,8 @@ use crate::http1::{Arrival, Due};
 use crate::incoming::Incoming;
 use crate::reject::Reject;
 
+pub mod reading;
+
 /// Header fields of one request, names and values and their separators.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 pub const MAX_HEADERS: usize = 100;

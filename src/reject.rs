@@ -29,6 +29,8 @@ pub enum Reject {
     BadPath(&'static str),
     #[error("bad body: {0}")]
     BadBody(&'static str),
+    #[error("ambiguous body: {0}")]
+    AmbiguousBody(&'static str),
     #[error("no credentials")]
     NoCredentials,
     #[error("bad credentials: {0}")]
@@ -47,6 +49,8 @@ pub enum Reject {
     BodyTooLarge { limit: u64 },
     #[error("the target is too long")]
     TargetTooLong,
+    #[error("the body's encoding is not understood: {0}")]
+    UnsupportedEncoding(&'static str),
     #[error("an expectation other than 100-continue")]
     BadExpectation,
     #[error("the target names another host than the Host header")]
@@ -130,10 +134,11 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 23] = [
+pub const CODES: [&str; 25] = [
     "bad_request",
     "bad_path",
     "bad_body",
+    "ambiguous_body",
     "no_credentials",
     "bad_credentials",
     "forbidden",
@@ -143,6 +148,7 @@ pub const CODES: [&str; 23] = [
     "request_timeout",
     "body_too_large",
     "target_too_long",
+    "unsupported_encoding",
     "bad_expectation",
     "wrong_host",
     "headers_too_large",
@@ -165,6 +171,7 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::BadRequest("why"),
         Reject::BadPath("why"),
         Reject::BadBody("why"),
+        Reject::AmbiguousBody("why"),
         Reject::NoCredentials,
         Reject::BadCredentials("why"),
         Reject::Forbidden(Box::new(denied)),
@@ -174,6 +181,7 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::RequestTimeout,
         Reject::BodyTooLarge { limit: 1 },
         Reject::TargetTooLong,
+        Reject::UnsupportedEncoding("why"),
         Reject::BadExpectation,
         Reject::WrongHost,
         Reject::HeadersTooLarge,
@@ -197,6 +205,7 @@ impl Reject {
             Self::BadRequest(_) => (400, "bad_request", Caller, false),
             Self::BadPath(_) => (400, "bad_path", Caller, false),
             Self::BadBody(_) => (400, "bad_body", Caller, false),
+            Self::AmbiguousBody(_) => (400, "ambiguous_body", Caller, false),
             Self::NoCredentials => (401, "no_credentials", Caller, false),
             Self::BadCredentials(_) => (401, "bad_credentials", Caller, false),
             Self::Forbidden(_) => (403, "forbidden", Caller, false),
@@ -206,6 +215,7 @@ impl Reject {
             Self::RequestTimeout => (408, "request_timeout", Caller, false),
             Self::BodyTooLarge { .. } => (413, "body_too_large", Caller, false),
             Self::TargetTooLong => (414, "target_too_long", Caller, false),
+            Self::UnsupportedEncoding(_) => (415, "unsupported_encoding", Caller, false),
             Self::BadExpectation => (417, "bad_expectation", Caller, false),
             Self::WrongHost => (421, "wrong_host", Caller, false),
             Self::HeadersTooLarge => (431, "headers_too_large", Caller, false),
@@ -232,7 +242,11 @@ impl Reject {
     #[must_use]
     pub fn says(&self) -> String {
         match self {
-            Self::BadRequest(why) | Self::BadPath(why) | Self::BadBody(why) => (*why).to_owned(),
+            Self::BadRequest(why)
+            | Self::BadPath(why)
+            | Self::BadBody(why)
+            | Self::AmbiguousBody(why)
+            | Self::UnsupportedEncoding(why) => (*why).to_owned(),
             Self::NoCredentials => {
                 "a login is needed: send `Authorization: Bearer KEY`, or a user name and password"
                     .to_owned()
@@ -281,6 +295,7 @@ impl Reject {
             Self::BadRequest(_)
             | Self::BadPath(_)
             | Self::BadBody(_)
+            | Self::AmbiguousBody(_)
             | Self::NoCredentials
             | Self::BadCredentials(_)
             | Self::Forbidden(_)
@@ -290,6 +305,7 @@ impl Reject {
             | Self::RequestTimeout
             | Self::BodyTooLarge { .. }
             | Self::TargetTooLong
+            | Self::UnsupportedEncoding(_)
             | Self::BadExpectation
             | Self::WrongHost
             | Self::HeadersTooLarge

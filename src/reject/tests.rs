@@ -10,6 +10,7 @@ fn checked() -> Vec<Reject> {
             Reject::BadRequest(_)
             | Reject::BadPath(_)
             | Reject::BadBody(_)
+            | Reject::AmbiguousBody(_)
             | Reject::NoCredentials
             | Reject::BadCredentials(_)
             | Reject::Forbidden(_)
@@ -19,6 +20,7 @@ fn checked() -> Vec<Reject> {
             | Reject::RequestTimeout
             | Reject::BodyTooLarge { .. }
             | Reject::TargetTooLong
+            | Reject::UnsupportedEncoding(_)
             | Reject::BadExpectation
             | Reject::WrongHost
             | Reject::HeadersTooLarge

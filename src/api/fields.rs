@@ -1,0 +1,186 @@
+//! The fields of request bodies that the gate looks at, and which endpoint takes which.
+//!
+//! Source: ollama api/types.go, openai/openai.go, openai/responses.go, anthropic/anthropic.go.
+
+use super::Asked;
+
+/// A top-level field of a JSON body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    Model,
+    /// The old name of `model`.
+    Name,
+    From,
+    Source,
+    Destination,
+    Stream,
+    StreamOptions,
+    KeepAlive,
+    Options,
+    MaxTokens,
+    MaxCompletionTokens,
+    MaxOutputTokens,
+    /// How many answers.
+    N,
+    Images,
+    Tools,
+    Messages,
+    /// The conversation, of `/v1/responses`.
+    Input,
+}
+
+/// What the value of a field has to be; `null` may always stand there, and is as if nothing did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    Text,
+    Flag,
+    Number,
+    /// A number, or a text such as `5m`.
+    Duration,
+    Object,
+    List,
+    /// Text, or a list of items that may hold images.
+    Conversation,
+}
+
+impl Field {
+    pub const COUNT: usize = 17;
+
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Model,
+        Self::Name,
+        Self::From,
+        Self::Source,
+        Self::Destination,
+        Self::Stream,
+        Self::StreamOptions,
+        Self::KeepAlive,
+        Self::Options,
+        Self::MaxTokens,
+        Self::MaxCompletionTokens,
+        Self::MaxOutputTokens,
+        Self::N,
+        Self::Images,
+        Self::Tools,
+        Self::Messages,
+        Self::Input,
+    ];
+
+    /// As it is written in a body.
+    #[must_use]
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Name => "name",
+            Self::From => "from",
+            Self::Source => "source",
+            Self::Destination => "destination",
+            Self::Stream => "stream",
+            Self::StreamOptions => "stream_options",
+            Self::KeepAlive => "keep_alive",
+            Self::Options => "options",
+            Self::MaxTokens => "max_tokens",
+            Self::MaxCompletionTokens => "max_completion_tokens",
+            Self::MaxOutputTokens => "max_output_tokens",
+            Self::N => "n",
+            Self::Images => "images",
+            Self::Tools => "tools",
+            Self::Messages => "messages",
+            Self::Input => "input",
+        }
+    }
+
+    #[must_use]
+    pub fn shape(self) -> Shape {
+        match self {
+            Self::Model | Self::Name | Self::From | Self::Source | Self::Destination => Shape::Text,
+            Self::Stream => Shape::Flag,
+            Self::StreamOptions | Self::Options => Shape::Object,
+            Self::KeepAlive => Shape::Duration,
+            Self::MaxTokens | Self::MaxCompletionTokens | Self::MaxOutputTokens | Self::N => {
+                Shape::Number
+            }
+            Self::Images | Self::Tools => Shape::List,
+            Self::Messages | Self::Input => Shape::Conversation,
+        }
+    }
+}
+
+impl Asked {
+    /// The fields that this endpoint takes, of those that the gate looks at.
+    #[must_use]
+    pub fn fields(&self) -> &'static [Field] {
+        use Field::{
+            Destination, From, Images, Input, KeepAlive, MaxCompletionTokens, MaxOutputTokens,
+            MaxTokens, Messages, Model, N, Name, Options, Source, Stream, StreamOptions, Tools,
+        };
+        match self.operation() {
+            "chat" => &[Model, Messages, Stream, Options, KeepAlive, Tools],
+            "generate" => &[Model, Stream, Options, KeepAlive, Images],
+            "embed" | "embeddings" => &[Model, Options, KeepAlive],
+            "show" => &[Model, Name, Options],
+            "pull" | "push" => &[Model, Name, Stream],
+            "create" => &[Model, Name, From, Stream, Messages],
+            "delete" => &[Model, Name],
+            "copy" => &[Source, Destination],
+            "chat_completions" => {
+                &[Model, Messages, Stream, StreamOptions, MaxTokens, MaxCompletionTokens, N, Tools]
+            }
+            "completions" => &[Model, Stream, StreamOptions, MaxTokens, N],
+            "v1_embeddings" => &[Model],
+            "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools],
+            "messages" => &[Model, Messages, Stream, MaxTokens, Tools],
+            _ => &[],
+        }
+    }
+
+    #[must_use]
+    pub fn takes(&self, field: Field) -> bool {
+        self.fields().contains(&field)
+    }
+
+    /// Ollama decodes zstd there, for Codex, and nowhere else [server/cloud_proxy.go].
+    #[must_use]
+    pub fn takes_zstd(&self) -> bool {
+        matches!(
+            self.operation(),
+            "chat_completions" | "completions" | "v1_embeddings" | "responses" | "messages"
+        )
+    }
+}
+
+/// The options that Ollama knows, today's and yesterday's [api/types.go Options, Runner].
+pub const OPTIONS: [&str; 32] = [
+    "num_keep",
+    "seed",
+    "num_predict",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repeat_last_n",
+    "temperature",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "stop",
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+    "draft_num_predict",
+    "tfs_z",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "penalize_newline",
+    "numa",
+    "low_vram",
+    "f16_kv",
+    "logits_all",
+    "vocab_only",
+    "use_mlock",
+    "num_gqa",
+];
