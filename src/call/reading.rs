@@ -446,3 +446,6 @@ impl Keys {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
