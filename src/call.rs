@@ -16,20 +16,30 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::api::{Asked, MAX_TARGET, Target};
+use crate::api::{Asked, MAX_TARGET, ModelIn, Target};
 use crate::http1::{Arrival, Due};
 use crate::incoming::Incoming;
 use crate::reject::Reject;
 
+mod packed;
 pub mod reading;
+pub mod rewrite;
+
+use reading::Reading;
+use rewrite::Edit;
 
 /// Header fields of one request, names and values and their separators.
 pub const MAX_HEADER_BYTES: usize = 32 * 1024;
 pub const MAX_HEADERS: usize = 100;
 /// After the grace a body has to come at this many bytes a second.
 const SLOWEST_BODY: u64 = 500;
+/// Memory for bodies that come packed is taken in steps.
+const UNPACKED_STEP: u64 = 256 * 1024;
 /// Unit of the memory that bodies share: a semaphore counts to 2^61 at most, but takes 2^32 at once.
 const MEMORY_UNIT: u64 = 1024;
+
+/// Longer bodies are read aside, because that takes more than a millisecond.
+const READ_AT_ONCE: usize = 1024 * 1024;
 
 const BROKEN_BODY: Reject = Reject::BadBody("the body broke off or is not framed right");
 
@@ -39,6 +49,8 @@ pub struct Call<'a> {
     pub asked: Asked,
     pub parts: &'a Parts,
     pub body: Outgoing,
+    /// What the body says, as far as its endpoint needs one.
+    pub reading: Reading,
 }
 
 /// The bounds of bodies, shared by all requests.
@@ -158,9 +170,10 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Reject> {
 impl<'a> Call<'a> {
     /// Takes the body: a blob's passes through, every other is read whole now, before a backend is
     /// asked, so that a caller who leaves is noticed and an unsent request can be sent elsewhere.
+    /// Where the endpoint needs it, the body is unpacked and understood.
     ///
     /// # Errors
-    /// 400, 408, 413, 503.
+    /// 400, 408, 413, 415, 503.
     pub async fn take(
         asked: Asked,
         parts: &'a Parts,
@@ -168,14 +181,77 @@ impl<'a> Call<'a> {
         bounds: &BodyBounds,
         arrived: Arc<Arrival>,
     ) -> Result<Self, Reject> {
-        let body = if body.is_end_stream() {
-            Outgoing::empty()
+        let (body, reading) = if body.is_end_stream() {
+            (Outgoing::empty(), Reading::default())
         } else if asked.is_upload() {
-            Outgoing(Inner::Passing(Box::new(Passing::new(body, bounds.grace, arrived))))
+            let passing = Box::new(Passing::new(body, bounds.grace, arrived));
+            (Outgoing(Inner::Passing(passing)), Reading::default())
         } else {
-            whole(body, bounds, &arrived).await?
+            let body = whole(body, bounds, &arrived).await?;
+            understood(body, &asked, parts, bounds).await?
         };
-        Ok(Self { asked, parts, body })
+        Ok(Self { asked, parts, body, reading })
+    }
+
+    /// Changes the body that is sent on; the reading goes on telling what the caller sent.
+    ///
+    /// # Errors
+    /// 503 where there is no memory for a second body.
+    pub fn edit(&mut self, edits: &[Edit], bounds: &BodyBounds) -> Result<(), Reject> {
+        if let Inner::Whole { data, memory, .. } = &mut self.body.0
+            && !edits.is_empty()
+        {
+            let more = bounds.reserve(data.len() as u64)?;
+            *data = rewrite::rewrite(data, edits);
+            match memory {
+                Some(memory) => memory.merge(more),
+                None => *memory = Some(more),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The body as it will be sent on, and what it says.
+async fn understood(
+    mut body: Outgoing,
+    asked: &Asked,
+    parts: &Parts,
+    bounds: &BodyBounds,
+) -> Result<(Outgoing, Reading), Reject> {
+    if matches!(asked.model_in(), ModelIn::Nowhere | ModelIn::Path) {
+        return Ok((body, Reading::default()));
+    }
+    let is_packed = is_packed(asked, parts)?;
+    let length = body.whole().map_or(0, Bytes::len);
+    if !is_packed && (length <= READ_AT_ONCE || asked.model_in() == ModelIn::Form) {
+        let reading = Reading::of(body.whole().unwrap_or(&Bytes::new()), asked, parts)?;
+        return Ok((body, reading));
+    }
+    let (asked, bounds) = (asked.clone(), bounds.clone());
+    let aside = move || {
+        if is_packed {
+            body.unpack(&bounds)?;
+        }
+        let reading = Reading::of_json(body.whole().unwrap_or(&Bytes::new()), &asked)?;
+        Ok((body, reading))
+    };
+    // It does not fail but by a panic.
+    tokio::task::spawn_blocking(aside).await.unwrap_or(Err(Reject::Internal))
+}
+
+/// Whether the body comes in the one encoding that Ollama takes, where it takes it.
+fn is_packed(asked: &Asked, parts: &Parts) -> Result<bool, Reject> {
+    let Some(encoding) = parts.headers.get(header::CONTENT_ENCODING) else { return Ok(false) };
+    let encoding = encoding.as_bytes().trim_ascii();
+    match encoding {
+        b"" => Ok(false),
+        _ if encoding.eq_ignore_ascii_case(b"identity") => Ok(false),
+        _ if encoding.eq_ignore_ascii_case(b"zstd") && asked.takes_zstd() => Ok(true),
+        _ if asked.takes_zstd() => Err(Reject::UnsupportedEncoding(
+            "the body's Content-Encoding may be zstd, or none; send it plain",
+        )),
+        _ => Err(Reject::UnsupportedEncoding("this endpoint takes its body plain, in no encoding")),
     }
 }
 
@@ -208,7 +284,7 @@ async fn whole(
             return Err(too_large);
         }
         if announced == Some(data.len() as u64) {
-            return Ok(Outgoing(Inner::Whole { data, _memory: Some(memory) }));
+            return Ok(Outgoing::new(data, Some(memory)));
         }
         if announced.is_none() {
             memory.merge(bounds.reserve(data.len() as u64)?);
@@ -220,7 +296,7 @@ async fn whole(
         }
         read.extend_from_slice(&data);
     }
-    Ok(Outgoing(Inner::Whole { data: read.freeze(), _memory: Some(memory) }))
+    Ok(Outgoing::new(read.freeze(), Some(memory)))
 }
 
 /// When the next byte of a body is due: a grace, then a minimum rate.
@@ -252,7 +328,9 @@ enum Inner {
     /// The memory is given back when the body has been sent.
     Whole {
         data: Bytes,
-        _memory: Option<OwnedSemaphorePermit>,
+        memory: Option<OwnedSemaphorePermit>,
+        /// It came packed.
+        unpacked: bool,
     },
     Passing(Box<Passing>),
 }
@@ -260,7 +338,36 @@ enum Inner {
 impl Outgoing {
     #[must_use]
     pub fn empty() -> Self {
-        Self(Inner::Whole { data: Bytes::new(), _memory: None })
+        Self::new(Bytes::new(), None)
+    }
+
+    fn new(data: Bytes, memory: Option<OwnedSemaphorePermit>) -> Self {
+        Self(Inner::Whole { data, memory, unpacked: false })
+    }
+
+    fn unpack(&mut self, bounds: &BodyBounds) -> Result<(), Reject> {
+        let Inner::Whole { data, memory, unpacked } = &mut self.0 else { return Ok(()) };
+        let mut held = bounds.reserve(0)?;
+        let room = |bytes: usize| {
+            let held_bytes = held.num_permits() as u64 * MEMORY_UNIT;
+            if bytes as u64 > bounds.max {
+                return Err(Reject::BodyTooLarge { limit: bounds.max });
+            }
+            if bytes as u64 > held_bytes {
+                held.merge(bounds.reserve(UNPACKED_STEP.max(bytes as u64 - held_bytes))?);
+            }
+            Ok(())
+        };
+        *data = packed::unpacked(data, room)?.into();
+        *memory = Some(held);
+        *unpacked = true;
+        Ok(())
+    }
+
+    /// Whether it is sent on without the encoding that it came in.
+    #[must_use]
+    pub fn is_unpacked(&self) -> bool {
+        matches!(self.0, Inner::Whole { unpacked: true, .. })
     }
 
     /// The body, if it is here.

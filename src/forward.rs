@@ -116,14 +116,14 @@ pub async fn send(
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
 fn outbound(call: Call<'_>, rules: &Forwarding, origin: Origin) -> Result<Outbound, Reject> {
-    let Call { asked, parts, body } = call;
+    let Call { asked, parts, body, reading: _ } = call;
     let mut head = Vec::with_capacity(USUAL_HEAD);
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
     push_target(&mut head, &asked, parts.uri.query())?;
     head.extend_from_slice(b" HTTP/1.1\r\n");
     push_ours(&mut head, &parts.headers, rules, origin);
-    push_kept(&mut head, &parts.headers, &rules.key_headers);
+    push_kept(&mut head, &parts.headers, &rules.key_headers, body.is_unpacked());
     // Behind those that it has come by, so that a way back over others is seen too.
     push_field(&mut head, &header::VIA, rules.via.as_bytes());
     push_length(&mut head, &parts.method, &body);
@@ -162,8 +162,16 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
 }
 
 /// The caller's headers that may go on.
-fn push_kept(head: &mut Vec<u8>, theirs: &HeaderMap, key_headers: &[HeaderName]) {
-    let named = named_by_connection(theirs);
+fn push_kept(
+    head: &mut Vec<u8>,
+    theirs: &HeaderMap,
+    key_headers: &[HeaderName],
+    is_unpacked: bool,
+) {
+    let mut named = named_by_connection(theirs);
+    if is_unpacked {
+        named.push(header::CONTENT_ENCODING);
+    }
     for (name, value) in theirs {
         if !is_dropped(name) && !key_headers.contains(name) && !named.contains(name) {
             push_field(head, name, value.as_bytes());
