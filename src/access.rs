@@ -1,23 +1,74 @@
-//! Identity and what is asked to a [`Permit`]: by role, and by the endpoints of a restricted key.
+//! Identity and what is asked to a [`Permit`]: roles, model rules, parameter policy.
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 
-use crate::api::Asked;
+use crate::api::{Asked, Class, ModelIn};
 use crate::auth::{Credential, Identity};
-use crate::config::{Cors, Origins, Role};
-use crate::reject::{Denied, Reject, Why};
+use crate::call::{BodyBounds, Call};
+use crate::config::{Change, Cors, ModelName, Origins, Role};
+use crate::reject::{Denied, ModelDenied, Reject, Why};
+
+mod lists;
+mod policy;
+mod rules;
+
+pub use lists::narrowed;
+pub use rules::{Barred, Reach, Rules};
+
+/// Leave to send a body, for whom the endpoint is open. Only [`admit`] makes one.
+#[derive(Debug)]
+pub struct Entry(Reach);
+
+impl Entry {
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.0
+    }
+
+    /// Whether the policy wants to know how the model is loaded.
+    #[must_use]
+    pub fn asks_for_loaded(&self) -> bool {
+        self.0.rule().policy.changes.iter().any(|(_, change)| *change == Change::Loaded)
+    }
+}
 
 /// Leave to go on. Only [`authorize`] makes one.
 #[derive(Debug)]
 pub struct Permit {
-    who: Identity,
+    reach: Reach,
+    /// What the policy changed, for `x-portcullis-policy`.
+    changed: Option<HeaderValue>,
 }
 
 impl Permit {
     #[must_use]
     pub fn who(&self) -> &Identity {
-        &self.who
+        self.reach.who()
     }
+
+    #[must_use]
+    pub fn changed(&self) -> Option<&HeaderValue> {
+        self.changed.as_ref()
+    }
+
+    /// The reach by which a list of models is narrowed, where one is asked for and has to be.
+    #[must_use]
+    pub fn narrows(&self, asked: &Asked) -> bool {
+        asked.is_list() && !self.reach.has_all_models()
+    }
+
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.reach
+    }
+}
+
+/// What a policy needs to know beside the call.
+#[derive(Debug, Clone, Copy)]
+pub struct Ground<'a> {
+    pub bounds: &'a BodyBounds,
+    /// The context size of the model as it is in memory; for `num_ctx = "loaded"`.
+    pub loaded_context: Option<u32>,
 }
 
 /// The parts of a request that decide whether a browser may have been made to send it.
@@ -28,14 +79,17 @@ pub struct Provenance<'a> {
     pub cors: &'a Cors,
 }
 
+/// Decides on what the head says, before a byte of the body is read.
+///
 /// # Errors
 /// 403, naming the operation, the caller, the role held and the role needed; 404 for an unknown
 /// endpoint that the caller could not use anyway.
-pub fn authorize(
+pub fn admit(
+    rules: &Rules,
     who: Identity,
     asked: &Asked,
     provenance: Provenance<'_>,
-) -> Result<Permit, Reject> {
+) -> Result<Entry, Reject> {
     let (held, needed) = (who.role(), asked.needs());
     let denied = |why| {
         let name = who.name().to_string();
@@ -59,7 +113,71 @@ pub fn authorize(
     if from_browsers && from_another_site(provenance) {
         return denied(Why::CrossSite);
     }
-    Ok(Permit { who })
+    let reach = rules.reach_of(who);
+    if !reach.opens(asked) {
+        let name = reach.who().name().to_string();
+        let denied = Denied { operation: asked.operation(), name, why: Why::Rule };
+        return Err(Reject::Forbidden(Box::new(denied)));
+    }
+    Ok(Entry(reach))
+}
+
+/// Decides on what the body says, and changes in it what a policy wants to be otherwise.
+///
+/// # Errors
+/// 403 or 404 for a model, 403 for images and tools, 400 for a body whose model cannot be read, 503
+/// where there is no memory for a changed one.
+pub fn authorize(entry: Entry, call: &mut Call<'_>, ground: &Ground<'_>) -> Result<Permit, Reject> {
+    let Entry(reach) = entry;
+    models_are_allowed(&reach, call)?;
+    if reach.rule().policy.is_empty() || call.asked.class() != Class::Inference {
+        return Ok(Permit { reach, changed: None });
+    }
+    let changed = policy::apply(&reach, call, ground)?;
+    Ok(Permit { reach, changed })
+}
+
+fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
+    let bars = |name: Option<&str>| match name {
+        Some(name) => bars(reach, &call.asked, name),
+        // The backend's to refuse, but not for who may not use every model.
+        None if reach.has_all_models() => Ok(()),
+        None => Err(Reject::BadBody("the body names no model")),
+    };
+    let reading = &call.reading;
+    match call.asked.model_in() {
+        ModelIn::Nowhere => Ok(()),
+        ModelIn::Path => bars(call.asked.model_in_path()),
+        ModelIn::Form => bars(reading.model().as_deref()),
+        ModelIn::Body => {
+            bars(reading.model().as_deref())?;
+            // What a model is made from is used as well.
+            reading.source().map_or(Ok(()), |from| bars(Some(&from)))
+        }
+        ModelIn::BothEnds => {
+            bars(reading.source().as_deref())?;
+            bars(reading.destination().as_deref())
+        }
+    }
+}
+
+fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<(), Reject> {
+    let Ok(model) = ModelName::parse(name) else {
+        return Err(Reject::BadBody("the model's name is none that a model can have"));
+    };
+    reach.may_use(&model).map_err(|barred| {
+        let denied = ModelDenied {
+            operation: asked.operation(),
+            model: name.to_owned(),
+            who: reach.who().name().to_string(),
+            is_cloud: barred == Barred::Cloud,
+            allowed: reach.models_shown(),
+        };
+        match reach.hides_models() {
+            true => Reject::UnknownModel(Box::new(denied)),
+            false => Reject::ModelForbidden(Box::new(denied)),
+        }
+    })
 }
 
 /// Browsers send a remembered password, or a certificate, along with any page's request; a request that changes or

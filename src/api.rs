@@ -41,18 +41,23 @@ impl Class {
             Self::Owner => Role::Admin,
         }
     }
-}
 
-impl fmt::Display for Class {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
             Self::Health => "health",
             Self::Inference => "inference",
             Self::Models => "models",
             Self::Manage => "manage",
             Self::Owner => "owner",
             Self::Unknown => "unknown",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -219,6 +224,21 @@ impl Asked {
     #[must_use]
     pub fn needs(&self) -> Role {
         if self.extra { Role::User } else { self.class().needs() }
+    }
+
+    /// The answer is generated token by token.
+    #[must_use]
+    pub fn generates(&self) -> bool {
+        matches!(
+            self.operation(),
+            "generate" | "chat" | "chat_completions" | "completions" | "responses" | "messages"
+        )
+    }
+
+    /// The answer lists models.
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        matches!(self.operation(), "list" | "ps" | "v1_models")
     }
 
     /// A model's blob passes through without a limit and without being kept.

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::client_addr::ClientAddr;
-use crate::config::{Config, Role, Roles, WeakHashes};
+use crate::config::{Config, Pattern, Role, Roles, WeakHashes};
 use crate::live_file::{LiveFile, Report};
 use crate::reject::{Challenges, Reject};
 use crate::tls::ClientCertificate;
@@ -19,16 +19,19 @@ pub mod api_keys;
 mod brake;
 mod crypt_des;
 mod crypt_md5;
+mod grant;
 pub mod htpasswd;
 mod lines;
 mod passwords;
 pub mod signature;
 pub mod stored_hash;
 
+pub use grant::Grant;
 pub(crate) use lines::fault_of_name;
 
 use api_keys::ApiKeys;
 use brake::{Brake, Braked, Charge};
+use grant::{FileKeys, Front};
 use htpasswd::Htpasswd;
 use passwords::{Passwords, Verdict};
 use signature::{AuthorizedKeys, Endpoints, Replays, SignatureFault, Signed};
@@ -75,15 +78,39 @@ impl fmt::Display for Name {
 #[derive(Debug, Clone)]
 pub struct Identity {
     name: Name,
+    /// With the user behind it, of a front end that asks for one.
+    whole: Option<Name>,
     role: Role,
     credential: Credential,
     endpoints: Endpoints,
+    grant: Option<Arc<Grant>>,
 }
 
 impl Identity {
+    /// Whose limits and usage this is: `NAME`, or `NAME/USER` for a front end's user.
     #[must_use]
     pub fn name(&self) -> &Name {
+        self.whole.as_ref().unwrap_or(&self.name)
+    }
+
+    /// Whose credential it is, and so whose rules count.
+    #[must_use]
+    pub fn account(&self) -> &Name {
         &self.name
+    }
+
+    /// What the key is good for, of a key with conditions of its own.
+    #[must_use]
+    pub fn grant(&self) -> Option<&Arc<Grant>> {
+        self.grant.as_ref()
+    }
+
+    /// Whether it came with a key of this id or name.
+    #[must_use]
+    pub fn holds(&self, key: &Pattern) -> bool {
+        self.grant.as_ref().is_some_and(|grant| {
+            key.matches(&grant.key_name) || (!grant.key_id.is_empty() && key.matches(&grant.key_id))
+        })
     }
 
     #[must_use]
@@ -179,6 +206,8 @@ pub struct Auth {
     failures_per_minute: u32,
     roles: Roles,
     certificates_log_in: bool,
+    keys: FileKeys,
+    fronts: Vec<Front>,
 }
 
 /// The credential files; kept over a reload where they are the same, so that the last good content
@@ -294,6 +323,8 @@ impl Auth {
             failures_per_minute: config.failed_attempts_per_minute,
             roles: config.roles.clone(),
             certificates_log_in: config.certificates_log_in(),
+            keys: FileKeys::new(&config.keys),
+            fronts: Front::of(&config.rules),
         }
     }
 
@@ -326,18 +357,37 @@ impl Auth {
             braked: None,
             says: WRONG,
         };
-        attempt.run().await
+        let who = attempt.run().await?;
+        match self.fronts.is_empty() {
+            true => Ok(who),
+            false => grant::on_behalf(&self.fronts, who, presented.headers),
+        }
     }
 
-    async fn key(&self, key: &[u8], now: Instant) -> Option<Identity> {
-        let file = self.files.api_keys.as_ref()?.current(now).await;
-        let name = file.find(key.trim_ascii())?;
-        Some(self.identity(name, Credential::Key))
+    async fn key(&self, key: &[u8], client: ClientAddr, now: Instant) -> Option<Identity> {
+        let key = key.trim_ascii();
+        if let Some(file) = &self.files.api_keys
+            && let Some(name) = file.current(now).await.find(key)
+        {
+            return Some(self.identity(name, Credential::Key));
+        }
+        if self.keys.is_empty() {
+            return None;
+        }
+        let found = self.keys.find(key, client, jiff::Timestamp::now())?;
+        Some(self.granted(found, Credential::Key))
+    }
+
+    fn granted(&self, found: grant::Found, credential: Credential) -> Identity {
+        let who = self.identity(found.name, credential);
+        let role = found.role.unwrap_or(who.role);
+        Identity { role, grant: Some(found.grant), ..who }
     }
 
     fn identity(&self, name: Name, credential: Credential) -> Identity {
         let role = self.roles.role_of(name.as_str());
-        Identity { name, role, credential, endpoints: Endpoints::All }
+        let endpoints = Endpoints::All;
+        Identity { name, whole: None, role, credential, endpoints, grant: None }
     }
 
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
@@ -350,7 +400,11 @@ impl Auth {
             .is_some_and(|value| scheme(value.as_bytes(), b"basic").is_none())
             || self.key_headers.iter().any(|name| headers.contains_key(name));
         let basic = self.files.htpasswd.is_some() && !from_script && !other_scheme;
-        Challenges { basic, bearer: !basic || self.files.api_keys.is_some() }
+        Challenges { basic, bearer: !basic || self.has_keys() }
+    }
+
+    fn has_keys(&self) -> bool {
+        self.files.api_keys.is_some() || !self.keys.is_empty()
     }
 
     /// Whether the request carries a password, for the rule about other sites' pages.
@@ -379,14 +433,14 @@ impl Attempt<'_> {
             return Ok(who);
         }
         if let Some(key) = authorization.and_then(|value| scheme(value, b"bearer"))
-            && let Some(who) = self.auth.key(key, self.now).await
+            && let Some(who) = self.auth.key(key, self.client, self.now).await
         {
             return Ok(who);
         }
         for name in &self.auth.key_headers {
             if let Some(value) = single(headers, name)? {
                 self.brought_something = true;
-                if let Some(who) = self.auth.key(value.as_bytes(), self.now).await {
+                if let Some(who) = self.auth.key(value.as_bytes(), self.client, self.now).await {
                     return Ok(who);
                 }
             }
@@ -397,7 +451,7 @@ impl Attempt<'_> {
             return Ok(who);
         }
         if let Some(key) = path_key
-            && let Some(who) = self.auth.key(key, self.now).await
+            && let Some(who) = self.auth.key(key, self.client, self.now).await
         {
             return Ok(who);
         }

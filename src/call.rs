@@ -1,5 +1,6 @@
 //! Request to [`Call`]: the strict reading of its head, and its body, whole or passing through.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -191,6 +192,19 @@ impl<'a> Call<'a> {
             understood(body, &asked, parts, bounds).await?
         };
         Ok(Self { asked, parts, body, reading })
+    }
+
+    /// A call that brings nothing along.
+    #[must_use]
+    pub fn without_body(asked: Asked, parts: &'a Parts) -> Self {
+        Self { asked, parts, body: Outgoing::empty(), reading: Reading::default() }
+    }
+
+    /// The model that is asked for, as it was written.
+    #[must_use]
+    pub fn model(&self) -> Option<Cow<'_, str>> {
+        let in_body = || self.reading.model().or_else(|| self.reading.source());
+        self.asked.model_in_path().map(Cow::Borrowed).or_else(in_body)
     }
 
     /// Changes the body that is sent on; the reading goes on telling what the caller sent.

@@ -15,18 +15,22 @@ mod file;
 mod keys;
 mod listen;
 mod models;
+mod policy;
 mod problems;
 mod reference;
 mod roles;
+mod rules;
 mod values;
 mod written;
 
 pub use keys::{Key, Kind, reference};
 pub use listen::ListenAddr;
 pub use models::{BadModelName, ModelName, ModelPattern, Models};
+pub use policy::{Bounds, Change, Policy};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
+pub use rules::{FileKey, Group, Opening, Rule};
 pub use values::{BackendUrl, BadUrl};
 
 use keys::{Named, VARIABLE};
@@ -54,6 +58,12 @@ pub struct Config {
     pub failed_attempts_per_minute: u32,
     pub roles: Roles,
     pub extra_endpoints: Vec<ExtraEndpoint>,
+    /// A forbidden model looks like one that is not there.
+    pub hide_models: bool,
+    pub groups: Vec<Group>,
+    /// The first that matches counts.
+    pub rules: Vec<Rule>,
+    pub keys: Vec<FileKey>,
     pub public_url: Option<String>,
     pub help_url: Option<String>,
     pub contact: Option<String>,
@@ -182,6 +192,10 @@ impl Config {
             failed_attempts_per_minute: 10,
             roles: Roles::new(Role::Operator, Vec::new()),
             extra_endpoints: Vec::new(),
+            hide_models: false,
+            groups: Vec::new(),
+            rules: Vec::new(),
+            keys: Vec::new(),
             public_url: None,
             help_url: None,
             contact: None,
@@ -233,7 +247,7 @@ impl Config {
     pub fn check_credentials(&self) -> Result<(), Problem> {
         let file =
             self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some();
-        if file || self.certificates_log_in() {
+        if file || !self.keys.is_empty() || self.certificates_log_in() {
             return Ok(());
         }
         Err(Problem {
@@ -394,6 +408,20 @@ impl Draft {
         self.body_fits(&places);
         self.proxies_are_few(&places);
         self.tls_is_whole(&places);
+        self.rules_make_sense();
+    }
+
+    fn rules_make_sense(&mut self) {
+        // Behind what is wrong with a line itself.
+        let place = |shown| Place::new(Source::File, usize::MAX, shown);
+        // Of what could not be read nobody knows what it would have said.
+        let faults = if self.found.is_empty() { rules::faults(&self.config) } else { Vec::new() };
+        for (shown, says) in faults {
+            self.found.add(place(shown), says);
+        }
+        for (shown, says) in rules::shadowed(&self.config) {
+            self.warnings.add(place(shown), says);
+        }
     }
 
     fn body_fits(&mut self, places: &BTreeMap<&str, Place>) {

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::access;
 use crate::api::{self, Asked, Target};
@@ -30,6 +30,8 @@ use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 use crate::tls::ClientCertificate;
 
 mod cors;
+mod lists;
+mod loaded;
 mod notices;
 mod open;
 mod redirect;
@@ -40,6 +42,8 @@ pub use state::{State, StateError};
 use notices::Notices;
 
 const OUTDATED: &str = "the certificate that this connection began with is not taken any more";
+/// Says which of a request's parameters a policy changed.
+const POLICY: HeaderName = HeaderName::from_static("x-portcullis-policy");
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// A caller's connection, as the requests over it need to know it.
@@ -176,12 +180,16 @@ impl Gateway {
         let mut response = match came {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease } = *passed;
+                let changed = ticket.permit().changed().cloned();
                 let forward::Answered { status, fields, connection } = answered;
                 record.line.status = status.as_u16();
                 let riders = Riders { connection, lease, ticket, record };
                 let answer = Metered::around(fields, riders, state.idle(), asker.dialect());
                 let mut response = Response::new(answer);
                 *response.status_mut() = status;
+                if let Some(changed) = changed {
+                    response.headers_mut().insert(POLICY, changed);
+                }
                 response
             }
             Ok(Served::Own(answer)) => own(answer, record),
@@ -354,19 +362,27 @@ impl Visit<'_> {
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         record.met(&who);
         live.notice(client, link, &who);
-        if let Some(answer) = open::to_callers(&who, &parts.method, &target)? {
+        if let Some(answer) = open::to_callers(state, &who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
         }
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
         record.asked(&asked);
-        let permit = access::authorize(who, &asked, state.provenance(parts))?;
+        let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
+        let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
+        record.names(call.model());
+        let ground = loaded::ground(state, &entry, &call).await;
+        let permit = access::authorize(entry, &mut call, &ground)?;
         let ticket = live.limits.admit(permit);
-        let call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
         let origin = Origin { client, id: record.line.id, scheme: door.scheme() };
+        let narrows = ticket.permit().narrows(&call.asked);
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
-        Ok(Served::Passed(Box::new(Passed { answered, ticket, lease })))
+        let passed = Box::new(Passed { answered, ticket, lease });
+        match narrows {
+            true => lists::narrowed(passed, state.idle()).await.map(Served::Own),
+            false => Ok(Served::Passed(passed)),
+        }
     }
 }
 

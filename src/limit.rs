@@ -54,9 +54,10 @@ mod tests {
     use http::{HeaderMap, HeaderValue, Method, header};
 
     use super::*;
-    use crate::access::{Provenance, authorize};
+    use crate::access::{Ground, Provenance, Rules, admit, authorize};
     use crate::api::Asked;
     use crate::auth::{Auth, Files, Memory, Presented};
+    use crate::call::{BodyBounds, Call};
     use crate::client_addr::{PeerAddr, TrustedProxies};
     use crate::config::Config;
 
@@ -87,8 +88,12 @@ mod tests {
             .unwrap();
         let asked = Asked::find(&Method::GET, path, &[]).unwrap();
         let cors = &config.cors;
-        authorize(who, &asked, Provenance { method: &Method::GET, headers: &headers, cors })
-            .unwrap()
+        let provenance = Provenance { method: &Method::GET, headers: &headers, cors };
+        let entry = admit(&Rules::new(&config), who, &asked, provenance).unwrap();
+        let bounds = BodyBounds::new(1, 1024, std::time::Duration::ZERO);
+        let parts = http::Request::new(()).into_parts().0;
+        let mut call = Call::without_body(asked, &parts);
+        authorize(entry, &mut call, &Ground { bounds: &bounds, loaded_context: None }).unwrap()
     }
 
     #[tokio::test]

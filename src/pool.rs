@@ -22,6 +22,8 @@ use crate::reject::{Cause, Reject};
 use crate::socket::Socket;
 use crate::tls::BackendTls;
 
+mod own;
+
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
 const KEEP_IDLE: Duration = Duration::from_secs(4);

@@ -167,6 +167,11 @@ impl Record {
         self.line.path = asked.path().clone();
     }
 
+    /// The model that is asked for, as it was written.
+    pub fn names(&mut self, model: Option<Cow<'_, str>>) {
+        self.line.model = model.map(Cow::into_owned);
+    }
+
     pub fn leaves_for(&mut self, backend: &Arc<str>) {
         self.line.backend = Some(Arc::clone(backend));
     }

@@ -37,6 +37,11 @@ pub enum Reject {
     BadCredentials(&'static str),
     #[error("forbidden: {0}")]
     Forbidden(Box<Denied>),
+    #[error("{0}")]
+    ModelForbidden(Box<ModelDenied>),
+    /// Not there, or hidden.
+    #[error("unknown model: {0}")]
+    UnknownModel(Box<ModelDenied>),
     #[error("a credential, or a body, over the plain listener beside TLS")]
     TlsRequired,
     #[error("unknown endpoint")]
@@ -86,8 +91,62 @@ pub struct Denied {
     pub why: Why,
 }
 
+/// A model that a caller may not use.
+#[derive(Debug, Clone)]
+pub struct ModelDenied {
+    pub operation: &'static str,
+    /// As it was written.
+    pub model: String,
+    pub who: String,
+    pub is_cloud: bool,
+    /// Patterns of what may be used; `None` is every model that is not in the cloud.
+    pub allowed: Option<Vec<String>>,
+}
+
+/// Patterns that a refusal names, at most.
+const MOST_SHOWN: usize = 12;
+
+impl fmt::Display for ModelDenied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, who, is_cloud, allowed, .. } = self;
+        if *is_cloud {
+            return write!(
+                f,
+                "{model} runs on ollama.com under the account of this server's owner, which {who} may not use; \
+                 a rule with `cloud = true` would allow it"
+            );
+        }
+        let patterns = allowed.as_deref().unwrap_or_default();
+        if patterns.is_empty() {
+            return write!(f, "{who} may not use {model}, nor any other model here");
+        }
+        let shown = patterns.get(..MOST_SHOWN).unwrap_or(patterns).join(", ");
+        let more = if patterns.len() > MOST_SHOWN { ", …" } else { "" };
+        write!(f, "{who} may not use {model}; allowed are {shown}{more}")
+    }
+}
+
+impl ModelDenied {
+    /// In the words of an Ollama that has no such model [ollama server/routes.go GenerateHandler,
+    /// ChatHandler, ShowHandler, CopyHandler, handleScheduleError].
+    fn missing(&self) -> String {
+        let model = &self.model;
+        match self.operation {
+            "copy" => format!("model {model:?} not found"),
+            "embed" | "embeddings" | "v1_embeddings" => {
+                format!("model {model:?} not found, try pulling it first")
+            }
+            _ => format!("model '{model}' not found"),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Why {
+    /// The rule opens other endpoints only.
+    Rule,
+    /// The rule refuses images, or tools.
+    Content(&'static str),
     /// The role held is not the role needed.
     Role { held: Role, needed: Role },
     /// The key is restricted to other endpoints.
@@ -105,6 +164,11 @@ impl fmt::Display for Denied {
                 "{operation} needs the role {needed}; {name} has the role {held}. \
                  Ask whoever runs this gate"
             ),
+            Why::Rule => write!(
+                f,
+                "the rule for {name} does not open {operation}. Ask whoever runs this gate"
+            ),
+            Why::Content(what) => write!(f, "{name} may not send {what} with {operation}"),
             Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
             Why::CrossSite => write!(
                 f,
@@ -134,7 +198,7 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 25] = [
+pub const CODES: [&str; 27] = [
     "bad_request",
     "bad_path",
     "bad_body",
@@ -142,6 +206,8 @@ pub const CODES: [&str; 25] = [
     "no_credentials",
     "bad_credentials",
     "forbidden",
+    "model_forbidden",
+    "unknown_model",
     "tls_required",
     "unknown_endpoint",
     "method_not_allowed",
@@ -167,6 +233,13 @@ pub const CODES: [&str; 25] = [
 #[must_use]
 pub fn one_of_each() -> Vec<Reject> {
     let denied = Denied { operation: "pull", name: "anna".to_owned(), why: Why::Endpoint };
+    let model = ModelDenied {
+        operation: "chat",
+        model: "gemma3:12b".to_owned(),
+        who: "anna".to_owned(),
+        is_cloud: false,
+        allowed: Some(vec!["llama3*".to_owned()]),
+    };
     vec![
         Reject::BadRequest("why"),
         Reject::BadPath("why"),
@@ -175,6 +248,8 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::NoCredentials,
         Reject::BadCredentials("why"),
         Reject::Forbidden(Box::new(denied)),
+        Reject::ModelForbidden(Box::new(model.clone())),
+        Reject::UnknownModel(Box::new(model)),
         Reject::TlsRequired,
         Reject::UnknownEndpoint,
         Reject::MethodNotAllowed { allow: "GET" },
@@ -209,6 +284,8 @@ impl Reject {
             Self::NoCredentials => (401, "no_credentials", Caller, false),
             Self::BadCredentials(_) => (401, "bad_credentials", Caller, false),
             Self::Forbidden(_) => (403, "forbidden", Caller, false),
+            Self::ModelForbidden(_) => (403, "model_forbidden", Caller, false),
+            Self::UnknownModel(_) => (404, "unknown_model", Caller, false),
             Self::TlsRequired => (403, "tls_required", Caller, false),
             Self::UnknownEndpoint => (404, "unknown_endpoint", Caller, false),
             Self::MethodNotAllowed { .. } => (405, "method_not_allowed", Caller, false),
@@ -253,6 +330,8 @@ impl Reject {
             }
             Self::BadCredentials(why) => (*why).to_owned(),
             Self::Forbidden(denied) => denied.to_string(),
+            Self::ModelForbidden(denied) => denied.to_string(),
+            Self::UnknownModel(denied) => denied.missing(),
             Self::TlsRequired => {
                 "only https is served; begin the address with https://. A password or key that was \
                  sent just now has crossed the network in the open: change it"
@@ -299,6 +378,8 @@ impl Reject {
             | Self::NoCredentials
             | Self::BadCredentials(_)
             | Self::Forbidden(_)
+            | Self::ModelForbidden(_)
+            | Self::UnknownModel(_)
             | Self::TlsRequired
             | Self::UnknownEndpoint
             | Self::MethodNotAllowed { .. }
@@ -326,6 +407,12 @@ impl Reject {
         *response.status_mut() =
             StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
+        if let Self::UnknownModel(_) = self {
+            // Not a word more than Ollama says, or a hidden model could be told from a missing one.
+            let kind = HeaderValue::from_static("application/json; charset=utf-8");
+            headers.insert(header::CONTENT_TYPE, kind);
+            return response;
+        }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let wait = self.retry_after();
         if let Some(wait) = wait {
@@ -407,6 +494,10 @@ impl Dialect {
 
     fn error(self, row: Row, says: &str, told: &Told<'_>) -> Value {
         match self {
+            Self::Native if row.code == "unknown_model" => json!({"error": says}),
+            Self::OpenAi if row.code == "unknown_model" => json!({"error": {
+                "message": says, "type": "not_found_error", "param": null, "code": null,
+            }}),
             // The stock CLI prints `status` for most commands, and `signin_url` for `run`
             // [ollama api/client.go checkError, cmd/cmd.go handleCloudAuthorizationError].
             Self::Native if row.status == 401 => json!({

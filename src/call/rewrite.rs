@@ -13,7 +13,7 @@ pub enum Edit {
     Remove { whole: Span },
     /// Puts a member at the beginning of the object; `value` is JSON, and the key may not be there
     /// yet.
-    Insert { object: Span, key: &'static str, value: String },
+    Insert { object: Span, key: String, value: String },
 }
 
 /// The body with these changes. What is taken out together with what stands around it cannot be

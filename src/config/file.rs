@@ -1,15 +1,17 @@
 //! The TOML file: which keys stand where, and on which line.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use toml::Spanned;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::keys::{Key, LATER_TABLES, Named, TABLES, distance, in_table};
+use super::keys::{KEY, Key, LATER_TABLES, Named, RULE, TABLES, distance, in_table};
 use super::problems::{Found, Place, Source, shown_key};
-use super::written::{Fields, Form, Item, Written};
+use super::written::{Field, Fields, Form, Item, Written};
 
 /// More than anybody writes by hand; a wrong name (a log, a model) is not read to its end.
 const MOST_BYTES: u64 = 1 << 20;
@@ -125,9 +127,12 @@ impl<'a> Reader<'a> {
     fn top(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>, value_at: Range<usize>) {
         match (name, value) {
             ("backend", DeValue::Array(backends)) if is_table(value) => self.backends(backends),
-            ("backend", _) => {
-                self.problem(at, "backend is written [[backend]], with two brackets");
+            ("rule", DeValue::Array(rules)) if is_table(value) => self.blocks(&RULE, rules),
+            ("key", DeValue::Array(keys)) if is_table(value) => self.blocks(&KEY, keys),
+            ("backend" | "rule" | "key", _) => {
+                self.problem(at, format!("{name} is written [[{name}]], with two brackets"));
             }
+            ("groups", DeValue::Table(groups)) => self.groups(groups),
             (name, DeValue::Table(table)) if TABLES.contains(&name) => self.table(name, table),
             (name, value) if Named::find(name).is_none() && is_table(value) => {
                 self.problem(at, table_advice(name));
@@ -152,6 +157,33 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Tables of which there may be any number: each begins with its opening.
+    fn blocks(&mut self, opening: &'static Key, blocks: &DeArray<'_>) {
+        for block in blocks {
+            let Some(table) = block.get_ref().as_table() else { continue };
+            let first = table.iter().map(|(name, _)| name.span().start).min();
+            let at = block.span().start.min(first.unwrap_or(usize::MAX));
+            self.write(opening, Form::Other("a table"), at);
+            self.table(opening.name, table);
+        }
+    }
+
+    /// Their names are the reader's own.
+    fn groups(&mut self, groups: &DeTable<'_>) {
+        let Some(Named::Known(key)) = Named::find("groups.*") else { return };
+        for field in self.entries(groups) {
+            let place = field.place.clone();
+            let form = Form::Table(vec![field]);
+            let folder = self.folder.clone();
+            self.contents.written.push(Written { key, form, place, folder });
+        }
+    }
+
+    fn write(&mut self, key: &'static Key, form: Form, at: usize) {
+        let written = Written { key, form, place: self.place(at), folder: self.folder.clone() };
+        self.contents.written.push(written);
+    }
+
     fn table(&mut self, table: &str, entries: &DeTable<'_>) {
         for (name, value) in entries {
             let full = format!("{table}.{}", name.get_ref());
@@ -163,13 +195,8 @@ impl<'a> Reader<'a> {
         let Some(Named::Known(key)) = Named::find(name) else {
             return self.problem(at, advice(name));
         };
-        let written = Written {
-            key,
-            form: self.form(value, value_at),
-            place: self.place(at.start),
-            folder: self.folder.clone(),
-        };
-        self.contents.written.push(written);
+        let form = self.form(value, value_at);
+        self.write(key, form, at.start);
     }
 
     fn form(&self, value: &DeValue<'_>, at: Range<usize>) -> Form {
@@ -177,9 +204,9 @@ impl<'a> Reader<'a> {
             DeValue::String(text) => Form::Text(text.to_string()),
             DeValue::Boolean(on) => Form::Switch(*on),
             DeValue::Integer(number) => whole(number),
-            DeValue::Float(_) => Form::Other("a number with a fraction"),
+            DeValue::Float(number) => Form::Fraction(number.as_str().to_owned()),
             DeValue::Datetime(_) => Form::Other("a date"),
-            DeValue::Table(_) => Form::Other("a table"),
+            DeValue::Table(table) => Form::Table(self.entries(table)),
             DeValue::Array(items)
                 if !items.is_empty() && items.iter().all(|it| it.get_ref().is_table()) =>
             {
@@ -189,14 +216,7 @@ impl<'a> Reader<'a> {
             }
             DeValue::Array(items) => {
                 let items = items.iter().map(|item| Item {
-                    text: match self.form(item.get_ref(), at.clone()) {
-                        Form::Text(text) => Ok(text),
-                        Form::Switch(_) => Err("true or false"),
-                        Form::Number(_) => Err("a number"),
-                        Form::List(_) => Err("a list"),
-                        Form::Tables(_) => Err("a list of tables"),
-                        Form::Other(other) => Err(other),
-                    },
+                    text: text_of(self.form(item.get_ref(), at.clone())),
                     place: self.place(item.span().start),
                 });
                 Form::List(items.collect())
@@ -204,18 +224,20 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn entries(&self, table: &DeTable<'_>) -> Vec<Field> {
+        let field = |(name, value): (&Spanned<Cow<'_, str>>, &Spanned<DeValue<'_>>)| Field {
+            name: name.get_ref().to_string(),
+            form: self.form(value.get_ref(), value.span()),
+            place: self.place(name.span().start),
+        };
+        table.iter().map(field).collect()
+    }
+
     /// A small table within a list.
     fn fields(&self, table: &DeTable<'_>, at: Range<usize>) -> Fields {
         let field = |name: &str, value: &DeValue<'_>, at: Range<usize>| {
             let place = self.place(at.start);
-            let text = match self.form(value, at) {
-                Form::Text(text) => Ok(text),
-                other @ (Form::Switch(_)
-                | Form::Number(_)
-                | Form::List(_)
-                | Form::Tables(_)
-                | Form::Other(_)) => Err(other.name()),
-            };
+            let text = text_of(self.form(value, at));
             (name.to_owned(), Item { text, place })
         };
         let fields =
@@ -249,6 +271,12 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Or what stands in the place of a text.
+fn text_of(form: Form) -> Result<String, &'static str> {
+    let Form::Text(text) = form else { return Err(form.name()) };
+    Ok(text)
+}
+
 fn whole(number: &DeInteger<'_>) -> Form {
     i128::from_str_radix(number.as_str(), number.radix())
         .map_or(Form::Other("a number that is too large"), Form::Number)
@@ -264,9 +292,14 @@ fn is_table(value: &DeValue<'_>) -> bool {
 
 fn table_advice(name: &str) -> String {
     let shown = shown_key(name);
-    let tables = TABLES.iter().chain(&LATER_TABLES).map(|table| (distance(name, table), table));
-    match tables.min().filter(|(distance, _)| *distance <= 2) {
-        Some((_, &"backend")) => format!("there is no table {shown}; did you mean [[backend]]?"),
+    // Of two that are as near, the one that this begins like.
+    let tables = TABLES.iter().chain(&LATER_TABLES);
+    let tables = tables.map(|table| (distance(name, table), !name.starts_with(table), table));
+    let nearest = tables.min().map(|(distance, _, table)| (distance, table));
+    match nearest.filter(|(distance, _)| *distance <= 2) {
+        Some((_, table @ &("backend" | "rule" | "key"))) => {
+            format!("there is no table {shown}; did you mean [[{table}]]?")
+        }
         Some((_, table)) if TABLES.contains(table) => {
             format!("there is no table {shown}; did you mean [{table}]?")
         }
@@ -275,7 +308,9 @@ fn table_advice(name: &str) -> String {
                 "there is no table {shown}; {table}, if you mean that, comes with a later version"
             )
         }
-        None => format!("there is no table {shown}; roles, tls, cors, timeouts and backend are"),
+        None => format!(
+            "there is no table {shown}; roles, groups, tls, cors, timeouts, backend, rule and key are"
+        ),
     }
 }
 
@@ -312,7 +347,7 @@ fn advice(name: &str) -> String {
 fn stands(key: &Key) -> String {
     let place = match key.in_table().0 {
         None => "at the top of the file, above the first [table]".to_owned(),
-        Some("backend") => "under [[backend]]".to_owned(),
+        Some(table @ ("backend" | "rule" | "key")) => format!("under [[{table}]]"),
         Some(table) => format!("under [{table}]"),
     };
     format!("{} stands {place}", key.name)

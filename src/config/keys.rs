@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::problems::Found;
 use super::written::{Written, put};
-use super::{ClientAuth, Config, Cors, LogFormat, Role, WeakHashes, values};
+use super::{ClientAuth, Config, Cors, LogFormat, Role, WeakHashes, rules, values};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -40,6 +40,11 @@ pub enum Kind {
     Origins,
     Names,
     Pairs,
+    Models,
+    Openings,
+    Policy,
+    Groups,
+    Expiry,
 }
 
 /// Every key that this version knows.
@@ -87,6 +92,11 @@ impl Kind {
             Self::Networks => "a list such as [\"10.0.0.0/8\"]",
             Self::Origins => "a list such as [\"https://chat.example.com\"]",
             Self::Names => "a list such as [\"anna\", \"s*\"]",
+            Self::Models => "\"all\" or a list such as [\"gemma3*\"]",
+            Self::Openings => "a list such as [\"inference\", \"/api/show\"]",
+            Self::Policy => "a table such as { num_ctx = { max = 8192 }, tools = \"refuse\" }",
+            Self::Groups => "a list of names such as [\"s01*\", \"anna\"]",
+            Self::Expiry => "a day such as \"2027-01-31\"",
             Self::Pairs => "a list such as [{ cert = \"gate.pem\", key = \"gate.key\" }]",
         }
     }
@@ -195,7 +205,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 47] = [
+static KEYS: [Key; 65] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -238,6 +248,9 @@ static KEYS: [Key; 47] = [
     row("extra_endpoints", Kind::Endpoints, "[]",
         |config, it| put(&mut config.extra_endpoints, it.each_once(values::endpoint, |_| false)),
         "endpoints outside Ollama's table that users may ask for, as `GET /api/x`"),
+    row("hide_models", Kind::Switch, "false",
+        |config, it| put(&mut config.hide_models, it.switch()),
+        "a model that a caller may not use looks as if it did not exist"),
     row("public_url", Kind::Web, r#""""#,
         |config, it| put(&mut config.public_url, it.filled(values::web_base)),
         "the address under which people reach this gate, for the help page"),
@@ -289,6 +302,9 @@ static KEYS: [Key; 47] = [
     row("roles.admin", Kind::Names, "[]",
         |config, it| it.names(&mut config.roles, Role::Admin),
         "names who may do everything, also with the server owner's cloud account"),
+    row("groups.*", Kind::Groups, "[]",
+        |config, it| it.groups(&mut config.groups),
+        "the names of a group, for `groups` of a rule; `*` stands for any run of characters"),
     row("tls.pairs", Kind::Pairs, "[]",
         |config, it| put(&mut config.tls.pairs, it.pairs()),
         "further certificates, each with its key, as `{ cert = \"b.pem\", key = \"b.key\" }`; a caller gets the one for the host it names, or else the first"),
@@ -337,26 +353,75 @@ static KEYS: [Key; 47] = [
     row("backend.preserve_host", Kind::Switch, "false",
         |config, it| put(&mut config.backend.preserve_host, it.switch()),
         "pass on the caller's `Host` instead of the backend's own"),
+    row("rule.names", Kind::Names, "",
+        |config, it| rules::rule(config, |rule| put(&mut rule.names, it.patterns())),
+        "for callers of these names; `*` stands for any run of characters"),
+    row("rule.roles", Kind::Names, "",
+        |config, it| rules::rule(config, |rule| put(&mut rule.roles, it.each(str::parse).and_then(|roles| it.filled_list(roles)))),
+        "for callers with one of these roles"),
+    row("rule.groups", Kind::Names, "",
+        |config, it| rules::rule(config, |rule| put(&mut rule.groups, it.each(rules::name).and_then(|groups| it.filled_list(groups)))),
+        "for the members of these `[groups]`"),
+    row("rule.keys", Kind::Names, "",
+        |config, it| rules::rule(config, |rule| put(&mut rule.keys, it.patterns())),
+        "for these managed keys, by id or name"),
+    row("rule.models", Kind::Models, r#""all""#,
+        |config, it| rules::rule(config, |rule| put(&mut rule.models, it.models())),
+        "`all`, or patterns of the models that may be used and seen; an empty list is none"),
+    row("rule.cloud", Kind::Switch, "false",
+        |config, it| rules::rule(config, |rule| put(&mut rule.cloud, it.switch())),
+        "models that run on ollama.com under the account of the server's owner may be used; the role admin always may"),
+    row("rule.endpoints", Kind::Openings, "",
+        |config, it| rules::rule(config, |rule| put(&mut rule.endpoints, it.openings())),
+        "the only endpoints, of those that the role allows: paths, or the classes inference, models, manage and owner"),
+    row("rule.policy", Kind::Policy, "{}",
+        |config, it| rules::rule(config, |rule| put(&mut rule.policy, it.policy())),
+        "what becomes of parameters, as `{ num_ctx = { max = 8192 }, keep_alive = \"drop\", images = \"refuse\" }`"),
+    row("rule.acts_for", Kind::Text, r#""""#,
+        |config, it| rules::rule(config, |rule| put(&mut rule.acts_for, it.filled(rules::user_header))),
+        "the header in which this front end names the user it asks for; only with `names` or `keys` without a `*`"),
+    row("key.name", Kind::Text, "",
+        |config, it| rules::key(config, |key| put(&mut key.name, it.parsed(rules::name))),
+        "the key's name, in the log and in rules"),
+    row("key.owner", Kind::Text, r#""""#,
+        |config, it| rules::key(config, |key| put(&mut key.owner, it.filled(rules::name))),
+        "whose key it is; without one it stands for its own name"),
+    row("key.role", Kind::Choice(r#""viewer", "user", "operator" or "admin""#), "",
+        |config, it| rules::key(config, |key| put(&mut key.role, it.parsed(str::parse).map(Some))),
+        "its role, in place of what `[roles]` says of the name"),
+    row("key.sha256", Kind::Text, "",
+        |config, it| rules::key(config, |key| put(&mut key.digest, it.parsed(rules::digest))),
+        "the key's SHA-256, 64 hex digits; the key itself stands nowhere"),
+    row("key.models", Kind::Models, "",
+        |config, it| rules::key(config, |key| put(&mut key.models, it.models().map(Some))),
+        "the models that this key is good for, of those that rules allow"),
+    row("key.expires", Kind::Expiry, "",
+        |config, it| rules::key(config, |key| put(&mut key.expires, it.parsed(rules::expiry).map(Some))),
+        "the last day on which it counts, or the moment from which it does not"),
+    row("key.networks", Kind::Networks, "[]",
+        |config, it| rules::key(config, |key| put(&mut key.networks, it.each(values::network))),
+        "where it may be used from; an empty list is anywhere"),
 ];
 
+/// What begins a `[[rule]]`, and a `[[key]]`.
+pub(super) static RULE: Key = row("rule", Kind::Text, "", rules::open_rule, "a rule");
+pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key");
+
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 5] = ["roles", "tls", "cors", "timeouts", "backend"];
+pub(super) const TABLES: [&str; 8] =
+    ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 21] = [
+pub(super) static LATER: [&str; 17] = [
     "admin",
     "data_dir",
-    "hide_models",
     "upgrades",
     "queue_timeout",
     "time_zone",
     "ledger",
     "keep",
-    "groups",
     "prices",
     "audit",
-    "rule",
-    "key",
     "alias",
     "backend.kind",
     "backend.weight",
@@ -367,7 +432,7 @@ pub(super) static LATER: [&str; 21] = [
     "backend.tags",
 ];
 
-pub(super) const LATER_TABLES: [&str; 6] = ["groups", "prices", "audit", "rule", "key", "alias"];
+pub(super) const LATER_TABLES: [&str; 3] = ["prices", "audit", "alias"];
 
 #[cfg(test)]
 mod tests {

@@ -53,6 +53,12 @@ impl Place {
     }
 }
 
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
 /// Problems on their way to be sorted: a table is read in another order than it was written in.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Found(Vec<(Place, String)>);

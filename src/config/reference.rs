@@ -48,6 +48,13 @@ fn about(table: &str) -> (String, &'static str) {
             "Who has which role. An exact name goes before a pattern; of two patterns the lesser role counts."
         }
         "tls" => "TLS for callers, beside `tls_cert` and `tls_key`.",
+        "groups" => "Names of your own, each with its members: `students = [\"s01*\", \"anna\"]`.",
+        "rule" => {
+            "Who may do what; any number of these. The first one counts in which each of `names`, `roles`, `groups` and `keys` that is written matches; whom none matches may use all models but those in the cloud."
+        }
+        "key" => {
+            "Keys by their digest, for who keeps the configuration in a repository; any number."
+        }
         "cors" => {
             "Cross-origin requests of browsers, answered at the gate; never with a browser's own credentials."
         }
@@ -56,7 +63,10 @@ fn about(table: &str) -> (String, &'static str) {
             "The model server, when more is to be said about it than `upstream` does; one, in place of `upstream`."
         }
     };
-    let heading = if table == "backend" { "[[backend]]".to_owned() } else { format!("[{table}]") };
+    let heading = match table {
+        "backend" | "rule" | "key" => format!("[[{table}]]"),
+        table => format!("[{table}]"),
+    };
     (heading, says)
 }
 

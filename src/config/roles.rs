@@ -55,8 +55,15 @@ impl Pattern {
         &self.0
     }
 
-    fn is_exact(&self) -> bool {
+    pub(super) fn is_exact(&self) -> bool {
         !self.0.contains('*')
+    }
+
+    /// Whether it matches all that the other matches, as far as can be seen from both.
+    #[must_use]
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        // A star within the other stands for what a star here may match, and for itself.
+        self.matches(&other.0)
     }
 
     /// Takes time in proportion to both lengths, whatever the pattern.

@@ -43,9 +43,28 @@ fn print(config: &Config) -> String {
 fn line(key: &str, value: &str) -> String {
     match key.split_once('.') {
         None => format!("{key} = {value}\n"),
-        Some(("backend", name)) => format!("[[backend]]\n{name} = {value}\n"),
+        Some((table @ ("backend" | "rule"), name)) => {
+            let more = match name {
+                "acts_for" => "names = ['webui']\n",
+                "groups" => "[groups]\nstudents = ['s*']\n",
+                _ => "",
+            };
+            format!("[[{table}]]\n{name} = {value}\n{more}")
+        }
+        Some(("key", name)) => {
+            let rest = |it: &str| match name == it.split(' ').next().unwrap_or_default() {
+                true => String::new(),
+                false => format!("{it}\n"),
+            };
+            format!("[[key]]\n{name} = {value}\n{}{}", rest("name = 'n'"), rest(&digest_line()))
+        }
+        Some(("groups", _)) => format!("[groups]\nstudents = {value}\n"),
         Some((table, name)) => format!("[{table}]\n{name} = {value}\n"),
     }
+}
+
+fn digest_line() -> String {
+    format!("sha256 = '{}'", "7f".repeat(32))
 }
 
 fn variables(list: &[(&str, &str)]) -> Given {
@@ -55,7 +74,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 47] = [
+const VALUES: [(&str, &str, &str, &str); 65] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("tls_cert", "'gate.pem'", "7", "a file's path"),
@@ -108,6 +127,29 @@ const VALUES: [(&str, &str, &str, &str); 47] = [
     ("backend.key_file", "'key'", "{ a = 1 }", "found a table"),
     ("backend.ca_file", "'ca.pem'", "1", "a file's path"),
     ("backend.preserve_host", "true", "1", "true or false"),
+    ("hide_models", "true", "'yes'", "true or false"),
+    ("groups.*", "['s01*', 'anna']", "7", "a list of names"),
+    ("rule.names", "['anna', 's*']", "[]", "an empty list is nobody"),
+    ("rule.roles", "['user']", "['boss']", "is no role"),
+    ("rule.groups", "'students'", "['a/b']", "without a /"),
+    ("rule.keys", "['laptop']", "['']", "a name is not empty"),
+    ("rule.models", "['gemma3*']", "['all']", "stands alone"),
+    ("rule.cloud", "true", "1", "true or false"),
+    ("rule.endpoints", "['inference', '/api/show']", "['GET /x']", "neither a path"),
+    ("rule.policy", "{ num_ctx = { max = 8192 } }", "{ model = 'drop' }", "cannot be changed"),
+    ("rule.acts_for", "'x-openwebui-user-id'", "'authorization'", "authorization"),
+    ("key.name", "'laptop'", "'a/b'", "without a /"),
+    ("key.owner", "'anna'", "'a\tb'", "without a /"),
+    ("key.role", "'user'", "'boss'", "is no role"),
+    (
+        "key.sha256",
+        "'8888888888888888888888888888888888888888888888888888888888888888'",
+        "'88'",
+        "64 hex digits",
+    ),
+    ("key.models", "'all'", "['']", "pattern"),
+    ("key.expires", "'2027-01-31'", "'soon'", "write it as a day"),
+    ("key.networks", "['10.0.0.0/8']", "['10.0.0.0/99']", "10.0.0.0/99"),
 ];
 
 #[test]
@@ -139,7 +181,9 @@ fn every_good_value_sets_something_of_its_own() {
 
 #[test]
 fn the_defaults_of_the_table_are_the_defaults() {
-    for key in reference() {
+    // Of what there may be any number of there is none by default.
+    let once = |key: &&Key| !matches!(key.in_table().0, Some("rule" | "key" | "groups"));
+    for key in reference().iter().filter(once) {
         let written = config(&line(key.name, key.default));
         assert_eq!(print(&written), print(&Config::builtin()), "{}", key.name);
     }
@@ -183,7 +227,12 @@ fn the_example_names_every_key_with_its_default() {
     for key in reference() {
         let (table, name) = key.in_table();
         let start = table.map_or(Some(0), |table| EXAMPLE.find(&format!("[{table}]"))).unwrap();
-        let written = format!("{name} = {}", key.default);
+        let written = match (table, name) {
+            (Some("groups"), _) => "students = [".to_owned(),
+            // Of what there may be any number of the example shows one.
+            (Some("rule" | "key"), name) => format!("{name} = "),
+            (_, name) => format!("{name} = {}", key.default),
+        };
         let mut lines = EXAMPLE[start..].lines().map(|line| line.trim_start_matches("# "));
         assert!(lines.any(|line| line.starts_with(&written)), "{table:?} {written}");
     }
@@ -192,8 +241,18 @@ fn the_example_names_every_key_with_its_default() {
 #[test]
 fn the_examples_backend_can_be_taken_as_it_stands() {
     let (_, backend) = EXAMPLE.split_once("\n# [[backend]]\n").unwrap();
+    let (backend, _) = backend.split_once("\n\n").unwrap_or((backend, ""));
     let backend = format!("[[backend]]\n{}", backend.replace("\n# ", "\n").replacen("# ", "", 1));
     assert_eq!(print(&config(&backend)), print(&Config::builtin()));
+}
+
+#[test]
+fn the_examples_groups_rules_and_keys_can_be_taken_as_they_stand() {
+    let (_, blocks) = EXAMPLE.split_once("\n# [groups]\n").unwrap();
+    let blocks = blocks.lines().filter(|line| line.starts_with("# ") && line.contains([']', '=']));
+    let blocks: Vec<_> = blocks.map(|line| line.trim_start_matches("# ")).collect();
+    let config = config(&format!("[groups]\n{}\n", blocks.join("\n")));
+    assert_eq!((config.groups.len(), config.rules.len(), config.keys.len()), (1, 2, 1));
 }
 
 #[test]
@@ -251,7 +310,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("[timeout]\nidle = 'x'", "did you mean [timeouts]?"),
         ("[[backends]]\nurl = 'x'", "did you mean [[backend]]?"),
         ("[[aliases]]\nname = 'x'", "alias, if you mean that, comes with a later version"),
-        ("[something]\nx = 'x'", "roles, tls, cors, timeouts and backend are"),
+        ("[something]\nx = 'x'", "roles, groups, tls, cors, timeouts, backend, rule and key are"),
         ("[timeouts]\nfirstbyte = '1s'", "did you mean timeouts.first_byte?"),
         ("[[backend]]\nuri = 'x'", "did you mean backend.url?"),
         ("[cors]\norigin = '*'", "did you mean cors.origins?"),

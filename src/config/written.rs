@@ -27,8 +27,19 @@ pub(super) enum Form {
     List(Vec<Item>),
     /// A list of small tables.
     Tables(Vec<Fields>),
-    /// What no key takes, by name: a date, a table.
+    /// As it stands there.
+    Fraction(String),
+    Table(Vec<Field>),
+    /// What no key takes, by name: a date.
     Other(&'static str),
+}
+
+/// One entry of a table.
+#[derive(Debug, Clone)]
+pub(super) struct Field {
+    pub(super) name: String,
+    pub(super) form: Form,
+    pub(super) place: Place,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +61,7 @@ impl Form {
     pub(super) fn of_text(text: &str, kind: Kind, place: &Place) -> Result<Self, String> {
         let not = || Err(format!("{} is not {}", shown(text), kind.wanted()));
         match kind {
+            Kind::Policy | Kind::Groups => not(),
             Kind::Switch => text.parse().map_or_else(|_| not(), |on| Ok(Self::Switch(on))),
             Kind::Count => text.parse().map_or_else(|_| not(), |number| Ok(Self::Number(number))),
             Kind::Addresses
@@ -57,7 +69,9 @@ impl Form {
             | Kind::Endpoints
             | Kind::Networks
             | Kind::Origins
-            | Kind::Names => {
+            | Kind::Names
+            | Kind::Models
+            | Kind::Openings => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 let item = |text: &str| Item { text: Ok(text.to_owned()), place: place.clone() };
                 Ok(Self::List(items.map(item).collect()))
@@ -69,6 +83,7 @@ impl Form {
             | Kind::Choice(_)
             | Kind::Size
             | Kind::Pairs
+            | Kind::Expiry
             | Kind::Duration => Ok(Self::Text(text.to_owned())),
         }
     }
@@ -80,6 +95,8 @@ impl Form {
             Self::Number(_) => "a number",
             Self::List(_) => "a list",
             Self::Tables(_) => "a list of tables",
+            Self::Fraction(_) => "a number with a fraction",
+            Self::Table(_) => "a table",
             Self::Other(name) => name,
         }
     }
@@ -92,24 +109,18 @@ pub(super) fn put<T>(field: &mut T, value: Result<T, Found>) -> Result<(), Found
 }
 
 impl Written {
-    fn wrong(&self, says: impl Into<String>) -> Found {
+    pub(super) fn wrong(&self, says: impl Into<String>) -> Found {
         Found::one(&self.place, says)
     }
 
-    fn misfit(&self) -> Found {
+    pub(super) fn misfit(&self) -> Found {
         let (wanted, found) = (self.key.kind.wanted(), self.form.name());
         self.wrong(format!("expected {wanted}, found {found}"))
     }
 
     fn text(&self) -> Result<&str, Found> {
-        match &self.form {
-            Form::Text(text) => Ok(text),
-            Form::Switch(_)
-            | Form::Number(_)
-            | Form::List(_)
-            | Form::Tables(_)
-            | Form::Other(_) => Err(self.misfit()),
-        }
+        let Form::Text(text) = &self.form else { return Err(self.misfit()) };
+        Ok(text)
     }
 
     pub(super) fn parsed<T, E: ToString>(
@@ -135,22 +146,13 @@ impl Written {
     }
 
     pub(super) fn switch(&self) -> Result<bool, Found> {
-        match &self.form {
-            Form::Switch(on) => Ok(*on),
-            Form::Text(_) | Form::Number(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
-                Err(self.misfit())
-            }
-        }
+        let Form::Switch(on) = &self.form else { return Err(self.misfit()) };
+        Ok(*on)
     }
 
     pub(super) fn count(&self, range: RangeInclusive<u32>) -> Result<u32, Found> {
-        let number = match &self.form {
-            Form::Number(number) => *number,
-            Form::Text(_) | Form::Switch(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
-                return Err(self.misfit());
-            }
-        };
-        let count = u32::try_from(number).ok().filter(|count| range.contains(count));
+        let Form::Number(number) = &self.form else { return Err(self.misfit()) };
+        let count = u32::try_from(*number).ok().filter(|count| range.contains(count));
         count.ok_or_else(|| {
             self.wrong(format!("from {} to {}; {number} is not", range.start(), range.end()))
         })
@@ -165,12 +167,10 @@ impl Written {
     }
 
     pub(super) fn size(&self) -> Result<u64, Found> {
-        let size = match &self.form {
-            Form::Number(number) => u64::try_from(*number).map_err(|_| self.misfit())?,
-            Form::Text(text) => values::size(text).map_err(|says| self.wrong(says))?,
-            Form::Switch(_) | Form::List(_) | Form::Tables(_) | Form::Other(_) => {
-                return Err(self.misfit());
-            }
+        let size = if let Form::Number(number) = &self.form {
+            u64::try_from(*number).map_err(|_| self.misfit())?
+        } else {
+            self.parsed(values::size)?
         };
         match size {
             0 => Err(self.wrong("with 0 bytes every body would be refused")),
@@ -221,13 +221,11 @@ impl Written {
 
     /// A single text stands for a list of one.
     fn items(&self) -> Result<Vec<Item>, Found> {
-        match &self.form {
-            Form::List(items) => Ok(items.clone()),
-            Form::Text(one) => Ok(vec![Item { text: Ok(one.clone()), place: self.place.clone() }]),
-            Form::Switch(_) | Form::Number(_) | Form::Tables(_) | Form::Other(_) => {
-                Err(self.misfit())
-            }
+        if let Form::List(items) = &self.form {
+            return Ok(items.clone());
         }
+        let Form::Text(one) = &self.form else { return Err(self.misfit()) };
+        Ok(vec![Item { text: Ok(one.clone()), place: self.place.clone() }])
     }
 
     /// The same, where an item that stands there twice is a slip.
@@ -263,12 +261,15 @@ impl Written {
 
     /// Each a certificate with its key, and nothing else.
     pub(super) fn pairs(&self) -> Result<Vec<PairFiles>, Found> {
-        let tables = match &self.form {
-            Form::Tables(tables) => tables.as_slice(),
-            Form::List(items) if items.is_empty() => &[],
-            Form::Text(_) | Form::Switch(_) | Form::Number(_) | Form::List(_) | Form::Other(_) => {
+        let tables = if let Form::Tables(tables) = &self.form {
+            tables.as_slice()
+        } else {
+            // An empty list looks like one of anything.
+            let Form::List(items) = &self.form else { return Err(self.misfit()) };
+            if !items.is_empty() {
                 return Err(self.misfit());
             }
+            &[]
         };
         let mut found = Found::default();
         let mut pairs = Vec::new();

@@ -53,6 +53,7 @@ pub(super) fn to_anybody(
 /// # Errors
 /// 404 for what else is asked for below `/_portcullis`, 405.
 pub(super) fn to_callers(
+    state: &State,
     who: &Identity,
     method: &Method,
     target: &Target,
@@ -60,8 +61,10 @@ pub(super) fn to_callers(
     match target.path.strip_prefix(OURS) {
         Some("/me") => {
             only_read(method)?;
+            let shown = state.rules().reach_of(who.clone()).models_shown();
+            let models = shown.map_or_else(|| json!("all"), |patterns| json!(patterns));
             let me = json!({
-                "name": who.name().as_str(), "role": who.role().to_string(), "models": "all",
+                "name": who.name().as_str(), "role": who.role().to_string(), "models": models,
                 "limits": {}, "used": {}, "waiting": [],
             });
             Ok(Some(json_answer(StatusCode::OK, &me)))

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http::request::Parts;
 
-use crate::access::Provenance;
+use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
 use crate::call::BodyBounds;
 use crate::client_addr::{TrustedProxies, container_gateway};
@@ -46,6 +46,7 @@ pub enum StateError {
 pub struct State {
     config: Config,
     auth: Auth,
+    rules: Rules,
     tls: Option<Arc<Tls>>,
     proxies: TrustedProxies,
     bounds: BodyBounds,
@@ -74,6 +75,7 @@ impl State {
         };
         Ok(Self {
             auth: Auth::new(&config, files),
+            rules: Rules::new(&config),
             tls: tls.map(Arc::new),
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,
@@ -92,6 +94,10 @@ impl State {
     #[must_use]
     pub fn auth(&self) -> &Auth {
         &self.auth
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
     }
 
     /// `None` where the gate speaks plain HTTP.

@@ -14,6 +14,8 @@ fn checked() -> Vec<Reject> {
             | Reject::NoCredentials
             | Reject::BadCredentials(_)
             | Reject::Forbidden(_)
+            | Reject::ModelForbidden(_)
+            | Reject::UnknownModel(_)
             | Reject::TlsRequired
             | Reject::UnknownEndpoint
             | Reject::MethodNotAllowed { .. }
@@ -36,6 +38,13 @@ fn checked() -> Vec<Reject> {
     }
     let variants = include_str!("../reject.rs").matches("#[error(").count();
     assert_eq!(all.len(), variants, "add the new variant to the list above too");
+    all
+}
+
+/// Those that are told in words of ours: a hidden model is told of as Ollama tells of a missing one.
+fn ours() -> Vec<Reject> {
+    let mut all = checked();
+    all.retain(|reject| !matches!(reject, Reject::UnknownModel(_)));
     all
 }
 
@@ -96,7 +105,7 @@ fn a_code_goes_with_the_status_that_is_promised() {
 
 #[test]
 fn a_client_may_try_again_where_that_can_help() {
-    for reject in checked() {
+    for reject in ours() {
         let Row { status, code, retry, .. } = reject.row();
         let passing = matches!(status, 502..=504) && code != "queue_timeout";
         let soon = matches!(code, "rate_limited" | "too_many_concurrent");
@@ -121,7 +130,7 @@ fn a_wait_is_rounded_up_to_whole_seconds() {
 
 #[test]
 fn ollamas_clients_find_the_text_at_error() {
-    for reject in checked() {
+    for reject in ours() {
         let json = json(&reject, Dialect::Native);
         assert_eq!(json["error"], reject.says());
         assert_eq!(json["code"], reject.row().code);
@@ -164,7 +173,7 @@ fn anthropics_clients_find_type_message_and_request_id() {
 
 /// Each refusal with the type that the SDKs know it by; 503 differs.
 fn kinds(of_503: &'static str) -> impl Iterator<Item = (Reject, &'static str)> {
-    checked().into_iter().map(move |reject| {
+    ours().into_iter().map(move |reject| {
         let kind = match reject.row().status {
             401 => "authentication_error",
             403 => "permission_error",
@@ -181,7 +190,7 @@ fn kinds(of_503: &'static str) -> impl Iterator<Item = (Reject, &'static str)> {
 #[test]
 fn a_caller_is_never_told_what_only_the_log_should_hold() {
     for dialect in [Dialect::Native, Dialect::OpenAi, Dialect::Anthropic] {
-        for reject in checked() {
+        for reject in ours() {
             let response = reject.response(&told(dialect));
             let body = String::from_utf8_lossy(response.body());
             assert!(!body.contains("secret cause"), "{body}");
@@ -244,4 +253,40 @@ fn a_denial_names_operation_caller_and_roles() {
     for part in ["pull", "anna", "user", "operator"] {
         assert!(says.contains(part), "{says}");
     }
+}
+
+fn denied_model() -> Box<ModelDenied> {
+    Box::new(ModelDenied {
+        operation: "chat",
+        model: "big".to_owned(),
+        who: "anna".to_owned(),
+        is_cloud: false,
+        allowed: Some(vec!["small*".to_owned()]),
+    })
+}
+
+#[test]
+fn a_denied_model_is_told_with_what_is_allowed() {
+    let says = |change: fn(&mut ModelDenied)| {
+        let mut denied = denied_model();
+        change(&mut denied);
+        denied.to_string()
+    };
+    assert_eq!(says(|_| {}), "anna may not use big; allowed are small*");
+    assert!(says(|it| it.allowed = Some(Vec::new())).ends_with("nor any other model here"));
+    assert!(says(|it| it.allowed = Some(vec!["m".to_owned(); 99])).ends_with("m, …"));
+    assert!(says(|it| it.is_cloud = true).contains("cloud = true"));
+}
+
+#[test]
+fn a_hidden_model_is_told_of_as_ollama_tells_of_a_missing_one() {
+    let reject = Reject::UnknownModel(denied_model());
+    let native = reject.response(&told(Dialect::Native));
+    assert_eq!(native.body(), r#"{"error":"model 'big' not found"}"#);
+    let names: Vec<_> = native.headers().keys().map(HeaderName::as_str).collect();
+    assert_eq!(names, ["content-type"]);
+    let expected = serde_json::json!({"error": {
+        "message": "model 'big' not found", "type": "not_found_error", "param": null, "code": null,
+    }});
+    assert_eq!(json(&reject, Dialect::OpenAi), expected);
 }

@@ -29,6 +29,7 @@ mod path; // the way of an ordinary request
 mod path_key; // keys in the path
 mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
+mod rules; // who may use which model
 mod stream; // answers as they pass
 mod tls; // https on both sides, certificates, the door beside it
 mod upload; // request bodies

@@ -60,8 +60,8 @@ fn a_member_is_put_in_with_a_comma_where_one_is_needed() {
         let reading = read(body);
         let object = options(&reading);
         let mut edits = vec![
-            Edit::Insert { object, key: "num_ctx", value: "1".to_owned() },
-            Edit::Insert { object, key: "num_gpu", value: "2".to_owned() },
+            Edit::Insert { object, key: "num_ctx".to_owned(), value: "1".to_owned() },
+            Edit::Insert { object, key: "num_gpu".to_owned(), value: "2".to_owned() },
         ];
         let remove = |name: &&str| Edit::Remove { whole: reading.option(name).unwrap().whole };
         edits.extend(also.iter().map(remove));
@@ -143,7 +143,7 @@ proptest! {
         }
         let object = options(&reading);
         for (key, _) in ["i0", "i1", "i2"].iter().zip(0..inserts) {
-            edits.push(Edit::Insert { object, key, value: "{}".to_owned() });
+            edits.push(Edit::Insert { object, key: (*key).to_owned(), value: "{}".to_owned() });
             expected.insert((*key).to_owned(), json!({}));
         }
         let new = rewritten(&body, &edits);

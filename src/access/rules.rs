@@ -1,0 +1,148 @@
+//! The rules of the configuration, and which of them is somebody's.
+
+use std::sync::Arc;
+
+use crate::api::{Asked, Class};
+use crate::auth::Identity;
+use crate::config::{Config, Group, ModelName, Models, Opening, Role, Rule};
+
+/// All rules, and the one for whom no other is.
+#[derive(Debug)]
+pub struct Rules {
+    rules: Vec<Arc<Rule>>,
+    groups: Vec<Group>,
+    otherwise: Arc<Rule>,
+    hides_models: bool,
+}
+
+impl Rules {
+    #[must_use]
+    pub fn new(config: &Config) -> Self {
+        let otherwise =
+            Rule { place: "the default, since no rule matches".to_owned(), ..Rule::default() };
+        Self {
+            rules: config.rules.iter().cloned().map(Arc::new).collect(),
+            groups: config.groups.clone(),
+            otherwise: Arc::new(otherwise),
+            hides_models: config.hide_models,
+        }
+    }
+
+    /// What this caller may do: by the first rule that matches.
+    #[must_use]
+    pub fn reach_of(&self, who: Identity) -> Reach {
+        let rule = self.rules.iter().find(|rule| self.matches(rule, &who));
+        let rule = Arc::clone(rule.unwrap_or(&self.otherwise));
+        Reach { who, rule, hides_models: self.hides_models }
+    }
+
+    fn matches(&self, rule: &Rule, who: &Identity) -> bool {
+        let is_member = |name: &String| {
+            let group = self.groups.iter().find(|group| group.name == *name);
+            let members = group.iter().flat_map(|group| &group.members);
+            members.into_iter().any(|member| member.matches(who.account().as_str()))
+        };
+        let name = who.account().as_str();
+        any(rule.names.as_deref(), |pattern| pattern.matches(name))
+            && any(rule.roles.as_deref(), |role| *role == who.role())
+            && any(rule.groups.as_deref(), is_member)
+            && any(rule.keys.as_deref(), |key| who.holds(key))
+    }
+}
+
+/// What is not written matches everybody.
+fn any<T>(list: Option<&[T]>, test: impl FnMut(&T) -> bool) -> bool {
+    list.is_none_or(|list| list.iter().any(test))
+}
+
+/// A caller with the rule that counts for it.
+#[derive(Debug)]
+pub struct Reach {
+    who: Identity,
+    rule: Arc<Rule>,
+    hides_models: bool,
+}
+
+/// Why a model may not be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Barred {
+    /// No pattern of the rule is about it.
+    ByRule,
+    /// No pattern of the key is about it.
+    ByKey,
+    /// It runs in the cloud.
+    Cloud,
+}
+
+impl Reach {
+    #[must_use]
+    pub fn who(&self) -> &Identity {
+        &self.who
+    }
+
+    #[must_use]
+    pub fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    #[must_use]
+    pub fn hides_models(&self) -> bool {
+        self.hides_models
+    }
+
+    /// Whether no model is kept from it, so that lists need no look.
+    #[must_use]
+    pub fn has_all_models(&self) -> bool {
+        let granted = self.who.grant().and_then(|grant| grant.models.as_ref());
+        self.rule.models == Models::All
+            && granted.is_none_or(|models| *models == Models::All)
+            && self.may_use_cloud()
+    }
+
+    pub(super) fn may_use_cloud(&self) -> bool {
+        let by_rule = self.rule.cloud || self.who.role() == Role::Admin;
+        by_rule && self.who.grant().is_none_or(|grant| grant.cloud != Some(false))
+    }
+
+    /// # Errors
+    /// Says which of rule, key and cloud keeps it away.
+    pub fn may_use(&self, model: &ModelName) -> Result<(), Barred> {
+        if !self.rule.models.allow(model) {
+            return Err(Barred::ByRule);
+        }
+        let granted = self.who.grant().and_then(|grant| grant.models.as_ref());
+        if granted.is_some_and(|models| !models.allow(model)) {
+            return Err(Barred::ByKey);
+        }
+        match model.is_cloud() && !self.may_use_cloud() {
+            true => Err(Barred::Cloud),
+            false => Ok(()),
+        }
+    }
+
+    /// The patterns of both the rule and the key, for people; `None` is all models.
+    #[must_use]
+    pub fn models_shown(&self) -> Option<Vec<String>> {
+        let granted = self.who.grant().and_then(|grant| grant.models.as_ref());
+        let lists = [Some(&self.rule.models), granted];
+        let narrowest = lists.into_iter().flatten().rev().find_map(|models| match models {
+            Models::All => None,
+            Models::Only(patterns) => Some(patterns),
+        });
+        narrowest.map(|patterns| patterns.iter().map(ToString::to_string).collect())
+    }
+
+    /// Whether the rule opens this endpoint.
+    #[must_use]
+    pub fn opens(&self, asked: &Asked) -> bool {
+        // Every client begins with these.
+        let is_free = asked.class() == Class::Health;
+        is_free
+            || self.rule.endpoints.as_deref().is_none_or(|openings| {
+                openings.iter().any(|opening| match opening {
+                    Opening::Class(class) => asked.class().as_str() == *class,
+                    Opening::Path(path) => path.matches(asked.path()),
+                })
+            })
+    }
+}

@@ -1,0 +1,139 @@
+//! Keys with conditions of their own, and callers who ask for somebody else.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderName};
+use ipnet::IpNet;
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::{Identity, Name, single};
+use crate::client_addr::ClientAddr;
+use crate::config::{FileKey, Models, Pattern, Role, Rule};
+use crate::reject::Reject;
+
+/// Longest name of a user that a front end may ask for, in bytes.
+const LONGEST_USER: usize = 128;
+
+/// What a key with conditions of its own is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The id of a managed key; empty for one of the configuration.
+    pub key_id: String,
+    pub key_name: String,
+    /// Of the models that rules allow; `None` is all of them.
+    pub models: Option<Models>,
+    /// `Some(false)` takes models in the cloud away.
+    pub cloud: Option<bool>,
+}
+
+/// The keys of the configuration, found by digest.
+#[derive(Default)]
+pub(super) struct FileKeys(HashMap<[u8; 32], (FileKey, Arc<Grant>)>);
+
+impl FileKeys {
+    pub(super) fn new(keys: &[FileKey]) -> Self {
+        let entry = |key: &FileKey| {
+            let grant = Grant {
+                key_id: String::new(),
+                key_name: key.name.clone(),
+                models: key.models.clone(),
+                cloud: None,
+            };
+            (key.digest, (key.clone(), Arc::new(grant)))
+        };
+        Self(keys.iter().map(entry).collect())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The key, if it counts now and from there. The map's time tells something about stored
+    /// digests only, of which no key can be made.
+    pub(super) fn find(&self, presented: &[u8], from: ClientAddr, now: Timestamp) -> Option<Found> {
+        let digest: [u8; 32] = Sha256::digest(presented).into();
+        let (key, grant) = self.0.get(&digest)?;
+        let fault = if key.expires.is_some_and(|expires| expires <= now) {
+            Some("expired")
+        } else if !is_within(&key.networks, from) {
+            Some("used from another network than it is for")
+        } else {
+            None
+        };
+        if let Some(fault) = fault {
+            tracing::info!(key = key.name, client = %from.ip(), "a key was not taken: {fault}");
+            return None;
+        }
+        let owner = key.owner.as_deref().unwrap_or(&key.name);
+        Some(Found { name: Name::from(owner), role: key.role, grant: Arc::clone(grant) })
+    }
+}
+
+impl fmt::Debug for FileKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileKeys({})", self.0.len())
+    }
+}
+
+/// Whose a key is.
+pub(super) struct Found {
+    pub(super) name: Name,
+    /// In place of what `[roles]` says.
+    pub(super) role: Option<Role>,
+    pub(super) grant: Arc<Grant>,
+}
+
+/// An empty list is anywhere.
+fn is_within(networks: &[IpNet], from: ClientAddr) -> bool {
+    networks.is_empty() || networks.iter().any(|net| net.contains(&from.ip()))
+}
+
+/// A credential that may say for whom it asks.
+#[derive(Debug, Clone)]
+pub(super) struct Front {
+    names: Vec<Pattern>,
+    keys: Vec<Pattern>,
+    header: HeaderName,
+}
+
+impl Front {
+    pub(super) fn of(rules: &[Rule]) -> Vec<Self> {
+        let front = |rule: &Rule| {
+            let header = rule.acts_for.clone()?;
+            let (names, keys) = (rule.names.clone(), rule.keys.clone());
+            Some(Self { names: names.unwrap_or_default(), keys: keys.unwrap_or_default(), header })
+        };
+        rules.iter().filter_map(front).collect()
+    }
+
+    fn is(&self, who: &Identity) -> bool {
+        self.names.iter().any(|name| name.matches(who.account().as_str()))
+            && (self.keys.is_empty() || self.keys.iter().any(|key| who.holds(key)))
+            || self.names.is_empty() && self.keys.iter().any(|key| who.holds(key))
+    }
+}
+
+/// The same caller, with the name of the user that it asks for behind its own.
+pub(super) fn on_behalf(
+    fronts: &[Front],
+    who: Identity,
+    headers: &HeaderMap,
+) -> Result<Identity, Reject> {
+    let Some(front) = fronts.iter().find(|front| front.is(&who)) else { return Ok(who) };
+    let Some(user) = single(headers, &front.header)? else { return Ok(who) };
+    let user = user.to_str().ok().filter(|user| is_user(user));
+    let user = user.ok_or(Reject::BadRequest(
+        "the user that is asked for has 1 to 128 printable characters, without a / and without blanks",
+    ))?;
+    let whole = format!("{}/{user}", who.account());
+    Ok(Identity { whole: Some(Name::Given(whole.into())), ..who })
+}
+
+/// With a `/` one front end's user could be spelt like another's.
+fn is_user(user: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_graphic() && b != b'/';
+    (1..=LONGEST_USER).contains(&user.len()) && user.bytes().all(plain)
+}

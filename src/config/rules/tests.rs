@@ -1,0 +1,119 @@
+use super::*;
+use crate::config::{Bounds, Change, Given, load};
+
+fn loaded(text: &str) -> Result<crate::config::Loaded, Vec<String>> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.toml");
+    std::fs::write(&file, format!("api_keys = 'k'\n{text}")).unwrap();
+    let given = Given { file: Some(file.clone()), ..Given::default() };
+    let name = format!("{}:", file.display());
+    load(&given).map_err(|told| {
+        told.0
+            .into_iter()
+            .map(|it| format!("{} {}", it.place, it.says).replace(&name, ""))
+            .collect()
+    })
+}
+
+fn rules(text: &str) -> Vec<Rule> {
+    loaded(text).unwrap().config.rules
+}
+
+#[test]
+fn rules_stand_in_the_order_of_the_file() {
+    let rules = rules(
+        "[[rule]]\nnames = ['anna']\nmodels = 'all'\ncloud = true\n\
+         [[rule]]\nroles = ['user']\nmodels = ['gemma3*', 'llama3']\n\
+         [rule.policy]\nnum_ctx = { max = 8192 }\nkeep_alive = { max = '10m' }\ntools = 'refuse'\n\
+         [[rule]]\nmodels = []\n",
+    );
+    assert_eq!(rules.len(), 3);
+    assert_eq!(rules[0].names, Some(vec![Pattern::new("anna")]));
+    assert!(rules[0].cloud && rules[0].models == Models::All && rules[0].policy.is_empty());
+    assert_eq!(rules[1].roles, Some(vec![Role::User]));
+    let policy = &rules[1].policy;
+    let max = |max| Change::Clamp(Bounds { min: None, max: Some(max) });
+    assert!(policy.changes.contains(&("num_ctx".to_owned(), max(8192.0))));
+    assert!(policy.changes.contains(&("keep_alive".to_owned(), max(600.0))));
+    assert!(policy.refuses_tools && !policy.refuses_images);
+    assert_eq!(rules[2].models, Models::Only(Vec::new()));
+    assert!(rules[2].is_everybodys());
+}
+
+#[test]
+fn changes_of_parameters_are_read_and_slips_are_told() {
+    let change = |text: &str| {
+        loaded(&format!("[[rule]]\npolicy = {{ {text} }}\n"))
+            .map(|it| it.config.rules[0].policy.changes[0].1.clone())
+            .map_err(|told| told.join("\n"))
+    };
+    assert_eq!(change("num_gpu = 'drop'"), Ok(Change::Drop));
+    assert_eq!(change("num_ctx = 'loaded'"), Ok(Change::Loaded));
+    assert_eq!(change("temperature = { force = 0.5 }"), Ok(Change::Force("0.5".to_owned())));
+    assert_eq!(change("keep_alive = { force = '5m' }"), Ok(Change::Force("\"5m\"".to_owned())));
+    assert_eq!(change("use_mmap = { force = true }"), Ok(Change::Force("true".to_owned())));
+    for (text, word) in [
+        ("num_gpu = 'loaded'", "is no change"),
+        ("num_gpu = 1", "found a number"),
+        ("num_gpu = {}", "changes nothing"),
+        ("num_gpu = { max = 1, force = 1 }", "either forced or kept"),
+        ("num_gpu = { min = 2, max = 1 }", "a min above its max"),
+        ("num_gpu = { most = 1 }", "min, max and force"),
+        ("num_gpu = { max = '1' }", "a bound is a number"),
+        ("num_gpu = { max = inf }", "a bound is a number"),
+        ("stream = 'drop'", "cannot be changed"),
+        ("NumCtx = 'drop'", "is no parameter"),
+        ("images = 'drop'", "only \"refuse\""),
+        ("keep_alive = { force = 'soon' }", "not a duration"),
+    ] {
+        let told = change(text).unwrap_err();
+        assert!(told.starts_with("3 rule.policy: ") && told.contains(word), "{text}: {told}");
+    }
+}
+
+#[test]
+fn what_cannot_be_meant_is_told_with_its_line() {
+    let digest = format!("sha256 = '{}'", "ab".repeat(32));
+    for (text, line, word) in [
+        ("[[rule]]\ngroups = ['s']".to_owned(), 2, "no group"),
+        ("[[rule]]\nacts_for = 'x-user'".to_owned(), 2, "front ends that are named"),
+        ("[[rule]]\nnames = ['web*']\nacts_for = 'x-user'".to_owned(), 2, "without a *"),
+        (format!("[[key]]\n{digest}"), 2, "needs a name"),
+        ("[[key]]\nname = 'a'".to_owned(), 2, "needs sha256"),
+        (format!("[[key]]\nname='a'\n{digest}\n[[key]]\nname='b'\n{digest}"), 5, "another [[key]]"),
+        ("[rule]\nnames = ['a']".to_owned(), 2, "[[rule]]"),
+        ("[[rules]]\nnames = ['a']".to_owned(), 2, "did you mean [[rule]]"),
+        ("[[rule]]\nname = ['a']".to_owned(), 3, "rule.name"),
+    ] {
+        let told = loaded(&text).unwrap_err();
+        assert_eq!(told.len(), 1, "{text}: {told:?}");
+        assert!(told[0].starts_with(&format!("{line} ")) && told[0].contains(word), "{told:?}");
+    }
+}
+
+#[test]
+fn a_rule_behind_one_that_takes_all_its_callers_is_warned_of() {
+    for (first, second, warned) in [
+        ("", "names = ['anna']", true),
+        ("names = ['a*']", "names = ['anna', 'abel']", true),
+        ("names = ['a*']", "names = ['anna', 'bob']", false),
+        ("names = ['anna']", "names = ['a*']", false),
+        ("names = ['anna']", "", false),
+        ("roles = ['user', 'viewer']", "roles = ['user']", true),
+        ("names = ['anna']\nroles = ['user']", "names = ['anna']", false),
+        ("names = ['anna']", "names = ['anna']\nroles = ['user']", true),
+    ] {
+        let text = format!("[[rule]]\n{first}\n[[rule]]\n{second}\n");
+        let warnings = loaded(&text).unwrap().warnings;
+        assert_eq!(warnings.len(), usize::from(warned), "{text}: {warnings:?}");
+        assert!(warnings.iter().all(|it| it.says.contains("never counts")));
+    }
+}
+
+#[test]
+fn a_day_counts_to_its_end() {
+    let at = |text| expiry(text).map(|moment| moment.to_string());
+    assert_eq!(at("2027-01-31"), Ok("2027-02-01T00:00:00Z".to_owned()));
+    assert_eq!(at("2027-01-31T18:00:00Z"), Ok("2027-01-31T18:00:00Z".to_owned()));
+    assert!(at("31.1.2027").is_err() && at("").is_err());
+}

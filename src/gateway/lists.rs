@@ -1,0 +1,39 @@
+//! A list of models, read whole and narrowed to what its caller may see.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+
+use super::Passed;
+use crate::access;
+use crate::reject::Reject;
+
+/// A list of 100,000 models has less.
+const MOST_BYTES: usize = 32 << 20;
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+
+/// # Errors
+/// 502 for an answer that is no list, or breaks off; 504.
+pub(super) async fn narrowed(
+    passed: Box<Passed>,
+    idle: Duration,
+) -> Result<Response<Bytes>, Reject> {
+    let Passed { answered, ticket, lease } = *passed;
+    let mut connection = answered.connection;
+    let body = connection.whole(idle, MOST_BYTES).await?;
+    if connection.is_past() {
+        lease.give_back(connection, Instant::now());
+    }
+    let list = match (answered.status, body.is_empty()) {
+        // A HEAD has no list to narrow, and what is no list names no models.
+        (_, true) => body,
+        (StatusCode::OK, false) => access::narrowed(&body, ticket.permit().reach())
+            .ok_or_else(|| Reject::BackendFailed("its list of models cannot be read".into()))?,
+        (_, false) => body,
+    };
+    let mut response = Response::new(list);
+    *response.status_mut() = answered.status;
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    Ok(response)
+}

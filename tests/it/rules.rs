@@ -1,0 +1,552 @@
+//! Who may use which model: rules, lists, parameters, and front ends that ask for others.
+
+use base64::Engine;
+use http::Method;
+use portcullis::api::{Class, ENDPOINTS, Endpoint, ModelIn};
+use portcullis::config::{Config, Given, Role, Roles, load};
+use serde_json::{Value, json};
+
+use crate::house::{Answer, Backend, House, KEY, PASSWORD, ok_json};
+
+/// The blocks of a configuration that are about rules.
+fn with_rules(text: &str) -> impl FnOnce(&mut Config, &tempfile::TempDir) + use<> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.toml");
+    std::fs::write(&file, format!("api_keys = 'k'\n{text}")).unwrap();
+    let read = load(&Given { file: Some(file), ..Given::default() });
+    let read = read.unwrap_or_else(|told| panic!("{told}")).config;
+    move |config, _| {
+        config.rules = read.rules;
+        config.groups = read.groups;
+        config.keys = read.keys;
+        config.hide_models = read.hide_models;
+        config.roles = read.roles;
+    }
+}
+
+fn request(method: &str, path: &str, login: &str, headers: &str, body: &str) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: gate\r\nAuthorization: {login}\r\n{headers}\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn bearer() -> String {
+    format!("Bearer {KEY}")
+}
+
+fn basic() -> String {
+    let pair = format!("anna:{PASSWORD}");
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+async fn post(house: &House, path: &str, body: &str) -> Answer {
+    house.ask(request("POST", path, &bearer(), "", body)).await
+}
+
+/// A rule for anna with two patterns.
+const TWO: &str = "[[rule]]\nnames = ['anna']\nmodels = ['small*', 'hf.co/acme/*']\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_outside_the_rule_is_refused_however_it_is_spelt() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(TWO)).await;
+    for model in [
+        "big",
+        "BIG",
+        " big",
+        "big:latest",
+        "library/big",
+        "registry.ollama.ai/library/big:latest",
+        "hf.co/other/small",
+        "xsmall",
+        "big@sha256:1",
+        "b\\u0069g",
+        "big:small",
+    ] {
+        for path in
+            ["/api/chat", "/api/generate", "/v1/chat/completions", "/v1/messages", "/api/show"]
+        {
+            let answer = post(&house, path, &format!("{{\"model\":\"{model}\"}}")).await;
+            let told = (answer.status, answer.code());
+            assert!(
+                told == (403, "model_forbidden".to_owned()) || told == (400, "bad_body".to_owned()),
+                "{path} {model}: {told:?}"
+            );
+        }
+    }
+    assert!(backend.seen().is_empty());
+    let answer = post(&house, "/api/chat", r#"{"model":"big"}"#).await;
+    assert_eq!(answer.json()["error"], "anna may not use big; allowed are small*, hf.co/acme/*");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_within_the_rule_passes_byte_for_byte() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(TWO)).await;
+    for (at, body) in [
+        r#"{"model":"small"}"#,
+        r#"{ "model" : "SMALL:1b" , "x":[1,  2] }"#,
+        r#"{"name":"registry.ollama.ai/library/small:latest"}"#,
+        r#"{"model":"hf.co/acme/thing:q4"}"#,
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        assert_eq!(post(&house, "/api/show", body).await.status, 200, "{body}");
+        assert_eq!(backend.seen()[at].body, body.as_bytes());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_use_every_model_has_to_name_one() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(TWO)).await;
+    for (path, body) in [
+        ("/api/generate", "{}"),
+        ("/api/generate", ""),
+        ("/api/generate", r#"{"model":null}"#),
+        ("/api/generate", r#"{"model":["big"]}"#),
+        ("/api/generate", r#"{"model":7}"#),
+        ("/api/copy", r#"{"source":"small"}"#),
+        ("/api/copy", r#"{"destination":"small"}"#),
+    ] {
+        let answer = post(&house, path, body).await;
+        assert_eq!((answer.status, answer.code()), (400, "bad_body".to_owned()), "{body}");
+    }
+    assert!(backend.seen().is_empty());
+    let everybody = House::new(&backend).await;
+    assert_eq!(post(&everybody, "/api/generate", "{}").await.status, 200, "the backend's to say");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_ends_of_copy_and_what_a_model_is_made_from_are_looked_at() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(TWO)).await;
+    for (path, body, status) in [
+        ("/api/copy", r#"{"source":"small","destination":"small2"}"#, 200),
+        ("/api/copy", r#"{"source":"big","destination":"small"}"#, 403),
+        ("/api/copy", r#"{"source":"small","destination":"big"}"#, 403),
+        ("/api/create", r#"{"model":"small3","from":"small"}"#, 200),
+        ("/api/create", r#"{"model":"small3","from":"big"}"#, 403),
+        ("/api/create", r#"{"model":"big2","from":"small"}"#, 403),
+    ] {
+        assert_eq!(post(&house, path, body).await.status, status, "{body}");
+    }
+    let (path, no) = ("/v1/models/big", request("GET", "/v1/models/big", &bearer(), "", ""));
+    assert_eq!(house.ask(no).await.status, 403, "{path}");
+    assert_eq!(house.get("/v1/models/small:1b").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_in_the_cloud_need_a_word_of_their_own() {
+    let cloud = r#"{"model":"gpt-oss:120b-cloud"}"#;
+    for (rules, status) in [
+        ("", 403),
+        ("[[rule]]\nmodels = 'all'\n", 403),
+        ("[[rule]]\nmodels = 'all'\ncloud = true\n", 200),
+        ("[roles]\nadmin = ['anna']\n", 200),
+        ("[[rule]]\nmodels = ['gpt-oss:*']\n", 403),
+    ] {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(rules)).await;
+        for path in ["/api/chat", "/v1/responses", "/v1/embeddings", "/api/pull"] {
+            assert_eq!(post(&house, path, cloud).await.status, status, "{rules} {path}");
+        }
+    }
+}
+
+const TAGS: &str = r#"{"models":[{"name":"small:1b","model":"small:1b","size":1.50},{"name":"big:latest","model":"big:latest"},{"name":"small:1b","model":"big"},{"size":3},{"name":"stub","model":"stub","remote_host":"https://ollama.com"}]}"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_show_only_what_may_be_used() {
+    let list = r#"{"object":"list","data":[{"id":"big","object":"model"},{"id":"small","object":"model"}]}"#;
+    let backend = Backend::scripted(move |seen| {
+        let body = if seen.line().contains("/v1/") { list } else { TAGS };
+        vec![crate::house::Step::Send(ok_json(body).into_bytes())]
+    })
+    .await;
+    let house = House::with(&backend, with_rules(TWO)).await;
+    for path in ["/api/tags", "/api/ps"] {
+        let models = house.get(path).await.json();
+        let models = models["models"].as_array().unwrap();
+        assert_eq!(models.len(), 1, "{models:?}");
+        assert_eq!(models[0]["name"], "small:1b");
+        assert_eq!(models[0]["size"], 1.5);
+    }
+    let v1 = house.get("/v1/models").await.json();
+    assert_eq!(v1, json!({"object": "list", "data": [{"id": "small", "object": "model"}]}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_see_all_gets_the_list_byte_for_byte() {
+    let backend = Backend::saying(ok_json(TAGS)).await;
+    let rules = with_rules("[[rule]]\nmodels = 'all'\ncloud = true\n");
+    let house = House::with(&backend, rules).await;
+    assert_eq!(house.get("/api/tags").await.text(), TAGS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_cannot_be_read_is_not_passed_on_unread() {
+    for body in ["no json", "[]", r#"{"models":{"big":1}}"#] {
+        let backend = Backend::saying(ok_json(body)).await;
+        let house = House::with(&backend, with_rules(TWO)).await;
+        let answer = house.get("/api/tags").await;
+        assert_eq!((answer.status, answer.code()), (502, "backend_failed".to_owned()), "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_model_looks_like_a_missing_one() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(&format!("hide_models = true\n{TWO}"))).await;
+    let answer = post(&house, "/api/chat", r#"{"model":"big"}"#).await;
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (404, r#"{"error":"model 'big' not found"}"#)
+    );
+    let lines = house.lines().await;
+    assert_eq!(lines[0]["code"], "unknown_model");
+    assert_eq!(lines[0]["model"], "big");
+}
+
+/// What the policy makes of a body, and what it says of it.
+async fn changed(policy: &str, path: &str, body: &str) -> (String, Option<String>) {
+    let backend = Backend::ok().await;
+    let rules = with_rules(&format!("[[rule]]\npolicy = {{ {policy} }}\n"));
+    let house = House::with(&backend, rules).await;
+    let answer = post(&house, path, body).await;
+    assert_eq!(answer.status, 200, "{policy} {body}: {}", answer.text());
+    let seen = backend.seen().remove(0);
+    let length: usize = seen.header("content-length").unwrap().parse().unwrap();
+    assert_eq!(length, seen.body.len());
+    let told = answer.header("x-portcullis-policy").map(str::to_owned);
+    (String::from_utf8(seen.body).unwrap(), told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_changes_those_values_alone_and_tells() {
+    for (policy, path, body, expected, told) in [
+        (
+            "num_ctx = { max = 8192 }",
+            "/api/chat",
+            r#"{ "model":"m", "options": {"num_ctx": 65536 , "seed":1}}"#,
+            r#"{ "model":"m", "options": {"num_ctx": 8192 , "seed":1}}"#,
+            Some("num_ctx: 65536 -> 8192"),
+        ),
+        (
+            "num_ctx = { max = 8192 }",
+            "/api/chat",
+            r#"{"model":"m","options":{"num_ctx":4096}}"#,
+            r#"{"model":"m","options":{"num_ctx":4096}}"#,
+            None,
+        ),
+        ("num_ctx = { max = 8192 }", "/api/chat", r#"{"model":"m"}"#, r#"{"model":"m"}"#, None),
+        (
+            "num_ctx = { max = 8192 }",
+            "/v1/embeddings",
+            r#"{"model":"m"}"#,
+            r#"{"model":"m"}"#,
+            None,
+        ),
+        (
+            "keep_alive = 'drop'",
+            "/api/generate",
+            r#"{"model":"m","keep_alive":-1}"#,
+            r#"{"model":"m"}"#,
+            Some("keep_alive: -1 -> dropped"),
+        ),
+        (
+            "keep_alive = { max = '10m' }",
+            "/api/generate",
+            r#"{"keep_alive":"1h30m","model":"m"}"#,
+            r#"{"keep_alive":600,"model":"m"}"#,
+            Some("keep_alive: \"1h30m\" -> 600"),
+        ),
+        (
+            "keep_alive = { max = '10m' }",
+            "/api/generate",
+            r#"{"keep_alive":-1,"model":"m"}"#,
+            r#"{"keep_alive":600,"model":"m"}"#,
+            Some("keep_alive: -1 -> 600"),
+        ),
+        (
+            "num_predict = { max = 100 }",
+            "/v1/chat/completions",
+            r#"{"model":"m","max_tokens":5000}"#,
+            r#"{"model":"m","max_tokens":100}"#,
+            Some("max_tokens: 5000 -> 100"),
+        ),
+        (
+            "num_predict = { max = 100 }",
+            "/v1/responses",
+            r#"{"model":"m","max_output_tokens":0}"#,
+            r#"{"model":"m","max_output_tokens":100}"#,
+            Some("max_output_tokens: 0 -> 100"),
+        ),
+        (
+            "n = { max = 1 }",
+            "/v1/completions",
+            r#"{"model":"m","n":9}"#,
+            r#"{"model":"m","n":1}"#,
+            Some("n: 9 -> 1"),
+        ),
+        (
+            "temperature = { force = 0 }",
+            "/api/chat",
+            r#"{"model":"m","options":{"temperature":2}}"#,
+            r#"{"model":"m","options":{"temperature":0}}"#,
+            Some("temperature: 2 -> 0"),
+        ),
+    ] {
+        let (sent, says) = changed(policy, path, body).await;
+        assert_eq!(sent, expected, "{policy} {path}");
+        assert_eq!(says.as_deref(), told, "{policy} {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_on_the_answer_cannot_be_passed_by_saying_nothing() {
+    for (path, body, at) in [
+        ("/api/chat", r#"{"model":"m"}"#, "/options/num_predict"),
+        ("/api/chat", r#"{"model":"m","options":{}}"#, "/options/num_predict"),
+        ("/api/chat", r#"{"model":"m","options":null}"#, "/options/num_predict"),
+        ("/api/chat", r#"{"model":"m","options":{"num_predict":-1}}"#, "/options/num_predict"),
+        ("/api/chat", r#"{"model":"m","options":{"num_predict":null}}"#, "/options/num_predict"),
+        ("/v1/chat/completions", r#"{"model":"m"}"#, "/max_tokens"),
+        (
+            "/v1/chat/completions",
+            r#"{"model":"m","max_completion_tokens":1e9}"#,
+            "/max_completion_tokens",
+        ),
+        ("/v1/completions", r#"{"model":"m","max_tokens":null}"#, "/max_tokens"),
+        ("/v1/responses", r#"{"model":"m"}"#, "/max_output_tokens"),
+        ("/v1/messages", r#"{"model":"m"}"#, "/max_tokens"),
+    ] {
+        let (sent, _) = changed("num_predict = { max = 100 }", path, body).await;
+        let sent: Value = serde_json::from_str(&sent).unwrap();
+        assert_eq!(sent.pointer(at), Some(&json!(100)), "{path} {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_tools_and_what_cannot_be_compared_are_refused() {
+    let backend = Backend::ok().await;
+    let rules =
+        "[[rule]]\npolicy = { images = 'refuse', tools = 'refuse', num_ctx = { max = 1 } }\n";
+    let house = House::with(&backend, with_rules(rules)).await;
+    for (path, body, status) in [
+        ("/api/chat", r#"{"model":"m","messages":[{"role":"user","images":["aGk="]}]}"#, 403),
+        ("/api/generate", r#"{"model":"m","images":["aGk="]}"#, 403),
+        ("/api/generate", r#"{"model":"m","images":[]}"#, 200),
+        (
+            "/v1/chat/completions",
+            r#"{"model":"m","messages":[{"content":[{"type":"image_url","image_url":{"url":"data:x"}}]}]}"#,
+            403,
+        ),
+        ("/api/chat", r#"{"model":"m","tools":[{"type":"function"}]}"#, 403),
+        ("/api/chat", r#"{"model":"m","options":{"num_ctx":"99999"}}"#, 400),
+        ("/api/chat", r#"{"model":"m","options":{"num_ctx":[99999]}}"#, 400),
+    ] {
+        assert_eq!(post(&house, path, body).await.status, status, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_context_of_the_loaded_model_stands_in_for_a_smaller_one() {
+    let loaded = r#"{"models":[{"name":"m:latest","model":"m:latest","context_length":8192}]}"#;
+    for (body, expected) in [
+        (r#"{"model":"m"}"#, json!(8192)),
+        (r#"{"model":"m","options":{"num_ctx":4096}}"#, json!(8192)),
+        (r#"{"model":"m","options":{"num_ctx":16384}}"#, json!(16384)),
+        (r#"{"model":"other"}"#, Value::Null),
+    ] {
+        let backend = Backend::scripted(move |seen| {
+            let body = if seen.line().contains("/api/ps") { loaded } else { "{}" };
+            vec![crate::house::Step::Send(ok_json(body).into_bytes())]
+        })
+        .await;
+        let rules = with_rules("[[rule]]\npolicy = { num_ctx = 'loaded' }\n");
+        let house = House::with(&backend, rules).await;
+        assert_eq!(post(&house, "/api/chat", body).await.status, 200);
+        let seen = backend.seen();
+        let sent: Value = serde_json::from_slice(&seen.last().unwrap().body).unwrap();
+        let context = sent.pointer("/options/num_ctx").cloned().unwrap_or(Value::Null);
+        assert_eq!(context, expected, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_may_open_some_endpoints_only() {
+    let backend = Backend::ok().await;
+    let rules = "[[rule]]\nendpoints = ['inference', '/api/tags']\n";
+    let house = House::with(&backend, with_rules(rules)).await;
+    assert_eq!(post(&house, "/api/chat", r#"{"model":"m"}"#).await.status, 200);
+    for (path, status) in [("/api/tags", 200), ("/api/version", 200), ("/api/ps", 403)] {
+        assert_eq!(house.get(path).await.status, status, "{path}");
+    }
+    assert_eq!(post(&house, "/api/pull", r#"{"model":"m"}"#).await.status, 403);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_roles_and_keys_choose_the_rule() {
+    let digest = sha256("second-key");
+    let rules = format!(
+        "[groups]\nstudents = ['s*', 'anna']\n[roles]\nadmin = ['boss']\n\
+         [[key]]\nname = 'lab'\nowner = 'boss'\nsha256 = '{digest}'\nmodels = ['small*', 'big*']\n\
+         [[rule]]\nkeys = ['lab']\nmodels = ['big*', 'huge*']\n\
+         [[rule]]\ngroups = ['students']\nmodels = ['small*']\n\
+         [[rule]]\nroles = ['admin']\nmodels = []\n"
+    );
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(&rules)).await;
+    let ask = async |login: &str, model: &str| {
+        let body = format!("{{\"model\":\"{model}\"}}");
+        house.ask(request("POST", "/api/chat", login, "", &body)).await.status
+    };
+    assert_eq!(ask(&bearer(), "small").await, 200);
+    assert_eq!(ask(&basic(), "small").await, 200);
+    assert_eq!(ask(&bearer(), "big").await, 403);
+    // The key has fewer rights than its rule, and the rule fewer than the key.
+    assert_eq!(ask("Bearer second-key", "big").await, 200);
+    assert_eq!(ask("Bearer second-key", "small").await, 403);
+    assert_eq!(ask("Bearer second-key", "huge").await, 403);
+    let me = house.ask(request("GET", "/_portcullis/me", &bearer(), "", "")).await.json();
+    assert_eq!(me["models"], json!(["small*"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_the_configuration_counts_until_it_expires_and_from_where_it_may() {
+    for (more, status) in [
+        ("", 200),
+        ("expires = '2999-01-01'\n", 200),
+        ("expires = '2020-01-01'\n", 401),
+        ("networks = ['127.0.0.0/8']\n", 200),
+        ("networks = ['10.0.0.0/8']\n", 401),
+    ] {
+        let digest = sha256("second-key");
+        let rules = format!("[[key]]\nname = 'lab'\nrole = 'user'\nsha256 = '{digest}'\n{more}");
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(&rules)).await;
+        let request = request("GET", "/_portcullis/me", "Bearer second-key", "", "");
+        let answer = house.ask(request).await;
+        assert_eq!(answer.status, status, "{more}");
+        if status == 200 {
+            assert_eq!(
+                (answer.json()["name"].as_str(), answer.json()["role"].as_str()),
+                (Some("lab"), Some("user"))
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_end_asks_for_its_users_and_nobody_else_may() {
+    let digest = sha256("webui-key");
+    let rules = format!(
+        "[[key]]\nname = 'openwebui'\nsha256 = '{digest}'\n\
+         [[rule]]\nnames = ['openwebui']\nacts_for = 'x-openwebui-user-id'\nmodels = ['small*']\n\
+         [[rule]]\nnames = ['anna']\nmodels = 'all'\n"
+    );
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules(&rules)).await;
+    let name = async |login: &str, headers: &str| {
+        let request = request("GET", "/_portcullis/me", login, headers, "");
+        let answer = house.ask(request).await;
+        (answer.status, answer.json()["name"].as_str().map(str::to_owned))
+    };
+    let (webui, anna) = ("Bearer webui-key", bearer());
+    let user = "X-OpenWebUI-User-Id: 4f2-a\r\n";
+    assert_eq!(name(webui, user).await, (200, Some("openwebui/4f2-a".to_owned())));
+    assert_eq!(name(webui, "").await, (200, Some("openwebui".to_owned())));
+    assert_eq!(name(&anna, user).await, (200, Some("anna".to_owned())));
+    for odd in ["a/b", "", "a b", "\u{e4}", &"x".repeat(129)] {
+        let answer = name(webui, &format!("X-OpenWebUI-User-Id: {odd}\r\n")).await;
+        assert_eq!(answer.0, 400, "{odd:?}");
+    }
+    assert_eq!(name(webui, &format!("{user}{user}")).await.0, 400);
+    // Never more rights than the key, and the header goes no further.
+    let ask = request("POST", "/api/chat", webui, user, r#"{"model":"big"}"#);
+    assert_eq!(house.ask(ask).await.status, 403);
+    let ask = request("POST", "/api/chat", webui, user, r#"{"model":"small"}"#);
+    assert_eq!(house.ask(ask).await.status, 200);
+    assert_eq!(backend.seen()[0].header("x-openwebui-user-id"), None);
+    let lines = house.lines().await;
+    assert_eq!(lines.last().unwrap()["name"], "openwebui/4f2-a");
+}
+
+fn sha256(key: &str) -> String {
+    use std::fmt::Write as _;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+    digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").unwrap();
+        hex
+    })
+}
+
+/// Who asks, in the matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Who {
+    Nobody,
+    User,
+    /// With a rule for two models, neither of which is asked for.
+    Narrow,
+    Operator,
+    Admin,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_endpoint_for_every_kind_of_caller() {
+    for who in [Who::Nobody, Who::User, Who::Narrow, Who::Operator, Who::Admin] {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, |config, folder| {
+            let rules = if who == Who::Narrow { TWO } else { "" };
+            with_rules(rules)(config, folder);
+            config.roles = Roles::new(
+                match who {
+                    Who::Nobody | Who::User | Who::Narrow => Role::User,
+                    Who::Operator => Role::Operator,
+                    Who::Admin => Role::Admin,
+                },
+                Vec::new(),
+            );
+        })
+        .await;
+        for row in &ENDPOINTS {
+            for method in row.methods {
+                let before = backend.seen().len();
+                let answer = house.ask(asked(row, method, who)).await;
+                let passed = backend.seen().len() > before;
+                let expected = expected(row, method, who);
+                assert_eq!(passed, expected, "{who:?} {method} {}: {}", row.path, answer.head);
+            }
+        }
+    }
+}
+
+fn asked(row: &Endpoint, method: &Method, who: Who) -> String {
+    let path = row.path.replace('*', "big");
+    let login = if who == Who::Nobody { "none".to_owned() } else { bearer() };
+    let form = "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nbig\r\n--x--\r\n";
+    let (kind, body) = match row.model {
+        ModelIn::Body => ("", r#"{"model":"big"}"#),
+        ModelIn::BothEnds => ("", r#"{"source":"big","destination":"big"}"#),
+        ModelIn::Form => ("Content-Type: multipart/form-data; boundary=x\r\n", form),
+        ModelIn::Nowhere | ModelIn::Path => ("", ""),
+    };
+    request(method.as_str(), &path, &login, kind, body)
+}
+
+fn expected(row: &Endpoint, method: &Method, who: Who) -> bool {
+    let own = row.path == "/" && *method == Method::HEAD;
+    let may = match who {
+        Who::Nobody => false,
+        Who::User | Who::Narrow => row.class.needs() <= Role::User,
+        Who::Operator => row.class.needs() <= Role::Operator,
+        Who::Admin => true,
+    };
+    may && !own
+        && (who != Who::Narrow || row.model == ModelIn::Nowhere)
+        && row.class != Class::Unknown
+}
