@@ -236,7 +236,7 @@ async fn tokens_pass_one_by_one_on_many_streams_at_once() {
     for number in 0..100 {
         let text = number.to_string();
         let mut body =
-            client.asks(post("/api/chat").body(text.as_str()).unwrap()).await.into_body();
+            client.asks(post("/api/later").body(text.as_str()).unwrap()).await.into_body();
         assert_eq!(next(&mut body).await.unwrap().unwrap(), format!("first {number}\n"));
         bodies.push(body);
     }
@@ -262,12 +262,12 @@ async fn a_stream_that_is_cancelled_frees_its_backend_and_no_other() {
     .await;
     let house = house(&backend).await;
     let mut client = Client::connect(house.address).await;
-    let (other, mut stream) = client.begin(post("/api/chat")).await;
+    let (other, mut stream) = client.begin(post("/api/later")).await;
     stream.send_data("stays".into(), true).unwrap();
     backend.wait_for_request(1).await;
     // Before the first byte, and with the body on its way.
     for (closed, ends) in [(1, true), (1, false)] {
-        let (answer, mut stream) = client.begin(post("/api/chat")).await;
+        let (answer, mut stream) = client.begin(post("/api/later")).await;
         stream.send_data("silent".into(), ends).unwrap();
         if ends {
             backend.wait_for_request(2).await;
@@ -280,7 +280,7 @@ async fn a_stream_that_is_cancelled_frees_its_backend_and_no_other() {
         until("one in flight", || (house.gateway.in_flight() == 1).then_some(())).await;
     }
     // In mid-stream.
-    let mut body = client.asks(post("/api/chat").body("streams").unwrap()).await.into_body();
+    let mut body = client.asks(post("/api/later").body("streams").unwrap()).await.into_body();
     assert_eq!(next(&mut body).await.unwrap().unwrap(), "{}\n");
     drop(body);
     backend.wait_for_closed(2).await;

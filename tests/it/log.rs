@@ -41,7 +41,7 @@ async fn no_secret_and_no_prompt_turns_up_in_a_line_an_error_or_at_the_backend()
             format!("GET /k/{CANARY}/%zz HTTP/1.1\r\nHost: g\r\n\r\n"),
             format!("GET http://user:{CANARY}@g/api/tags HTTP/1.1\r\nHost: g\r\n\r\n"),
             format!("GET /api/tags HTTP/1.1\r\nHost: {CANARY}@g\r\n\r\n"),
-            format!("POST /api/chat HTTP/1.1\r\nHost: g\r\nContent-Length: 6\r\n\r\n{CANARY}"),
+            format!("POST /api/later HTTP/1.1\r\nHost: g\r\nContent-Length: 6\r\n\r\n{CANARY}"),
             format!("GARBAGE {CANARY}\r\n\r\n"),
         ];
         for request in &refused {
@@ -53,7 +53,7 @@ async fn no_secret_and_no_prompt_turns_up_in_a_line_an_error_or_at_the_backend()
             assert!(!answer.text().contains(CANARY), "{request}: {}", answer.text());
         }
         assert!(backend.seen().is_empty());
-        let served = format!("/api/chat?secret={CANARY}");
+        let served = format!("/api/later?secret={CANARY}");
         assert_eq!(house.ask(post(&served, CANARY)).await.status, 200);
         let log = house.log.wait_for(refused.len() + 1).await;
         assert_eq!(log.len(), refused.len() + 1, "one line a request");
@@ -78,13 +78,13 @@ async fn every_request_leaves_exactly_one_line_however_it_ends() {
     let house = House::new(&backend).await;
     let rounds = 20;
     for round in 1..=rounds {
-        assert_eq!(house.ask(post("/api/chat", "fine")).await.status, 200);
-        assert!(!house.ask(post("/api/chat", "break")).await.whole);
-        assert_eq!(house.ask(post("/api/chat", "fail")).await.status, 502);
+        assert_eq!(house.ask(post("/api/later", "fine")).await.status, 200);
+        assert!(!house.ask(post("/api/later", "break")).await.whole);
+        assert_eq!(house.ask(post("/api/later", "fail")).await.status, 502);
         assert_eq!(house.get("/api//tags").await.status, 400);
         assert_eq!(house.ask("GET / HTTP/1.1\r\nHost: g\r\n\r\n").await.status, 401);
         let mut leaver = house.connect().await;
-        leaver.send(post("/api/chat", "hang")).await;
+        leaver.send(post("/api/later", "hang")).await;
         let hung = backend.wait_for_request(round * 4).await;
         assert_eq!(hung.body, b"hang");
         drop(leaver);

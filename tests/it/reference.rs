@@ -21,10 +21,14 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 23] = [
+const WHEN: [(&str, &str); 25] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
-    ("bad_body", "the body is not framed right"),
+    ("bad_body", "the body is not framed right, is not JSON, or has a wrong type in it"),
+    (
+        "ambiguous_body",
+        "the body could be read in two ways: a key stands twice, or in another case",
+    ),
     ("no_credentials", "nothing was sent to log in with"),
     ("bad_credentials", "what was sent does not let anybody in"),
     ("forbidden", "the caller is known and may not do this; the text says what it would take"),
@@ -37,6 +41,7 @@ const WHEN: [(&str, &str); 23] = [
     ("request_timeout", "the head or the body did not arrive in time"),
     ("body_too_large", "the body is larger than `max_body`"),
     ("target_too_long", "path and query are longer than 8 KiB"),
+    ("unsupported_encoding", "a `Content-Encoding` that is not taken there; zstd is, on `/v1`"),
     ("bad_expectation", "an `Expect` other than `100-continue`"),
     ("wrong_host", "an absolute target names another host than `Host`"),
     ("headers_too_large", "headers of more than 32 KiB, or more than 100 of them"),

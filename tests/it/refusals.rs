@@ -45,12 +45,28 @@ async fn what_is_no_request_is_refused() {
         (get("/api/tags").replace("Host: gate\r\n", ""), 400, "bad_request"),
         (get("//api/tags"), 400, "bad_path"),
         (format!("{chunks}zz\r\n"), 400, "bad_body"),
+        (post("/api/chat", "[]"), 400, "bad_body"),
         (post("/api/chat", "{\"model\":\"m\"}"), 413, "body_too_large"),
         (get(&format!("/{}", "x".repeat(8 * 1024))), 414, "target_too_long"),
         (with_header("Expect: the unexpected"), 417, "bad_expectation"),
         (absolute, 421, "wrong_host"),
         (with_header(&format!("X: {}", "x".repeat(33 * 1024))), 431, "headers_too_large"),
         ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 505, "bad_version"),
+    ] {
+        refused(&house, request, status, code).await;
+    }
+    assert!(backend.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_not_understood_is_refused() {
+    let (house, backend) = closed(|_| {}).await;
+    let packed =
+        post("/api/chat", "{}").replace("Host: gate", "Host: gate\r\nContent-Encoding: gzip");
+    for (request, status, code) in [
+        (post("/api/chat", "[\"model\"]"), 400, "bad_body"),
+        (post("/api/chat", "{\"model\":\"small\",\"Model\":\"big\"}"), 400, "ambiguous_body"),
+        (packed, 415, "unsupported_encoding"),
     ] {
         refused(&house, request, status, code).await;
     }

@@ -208,7 +208,7 @@ async fn bodies_of_three_megabytes_pass_byte_for_byte_both_ways() {
     let backend = Backend::saying(raw).await;
     let house = House::new(&backend).await;
     let mut caller = house.connect().await;
-    let head = "POST /api/chat HTTP/1.1\r\nHost: g\r\nX-Api-Key: ".to_owned() + KEY;
+    let head = "POST /api/later HTTP/1.1\r\nHost: g\r\nX-Api-Key: ".to_owned() + KEY;
     caller.send(head + "\r\nContent-Length: 3000000\r\n\r\n").await;
     caller.send(&body).await;
     let answer = caller.answer().await;

@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 
 use crate::house::{Backend, Caller, House, KEY, Step, find, get, ok_json, post, until};
 
+/// An endpoint whose body is taken whole and not looked into.
+const UNREAD: &str = "/api/later";
 const BLOB: &str =
     "/api/blobs/sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -216,7 +218,7 @@ async fn a_caller_who_leaves_in_an_upload_ends_it_uncleanly_at_the_backend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_comes_too_slowly_is_a_408() {
-    for path in ["/api/chat", BLOB] {
+    for path in [UNREAD, BLOB] {
         let (backend, _) = taking(b"never", String::new()).await;
         let house = House::with(&backend, |config, _| {
             config.timeouts.body_grace = Duration::from_millis(200);
@@ -238,7 +240,7 @@ async fn a_body_that_comes_too_slowly_is_a_408() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_keeps_its_pace_is_taken_however_long_it_takes() {
-    for path in ["/api/chat", BLOB] {
+    for path in [UNREAD, BLOB] {
         let (backend, _) = taking(b"the-end", ok_json("{}")).await;
         let grace = Duration::from_millis(400);
         let house = House::with(&backend, |config, _| config.timeouts.body_grace = grace).await;
@@ -258,7 +260,7 @@ async fn a_body_that_keeps_its_pace_is_taken_however_long_it_takes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_not_framed_right_is_a_400_and_ends_the_upload_uncleanly() {
-    for path in ["/api/chat", BLOB] {
+    for path in [UNREAD, BLOB] {
         for bad in
             ["xyz\r\n", "-1\r\n", "5\r\nfirstXX5\r\n", "fffffffffffffffff\r\n", "0x1\r\n", "\r\n"]
         {
@@ -294,24 +296,21 @@ async fn a_body_that_is_too_large_is_refused_at_once_or_at_the_limit() {
     let backend = Backend::ok().await;
     let house = House::with(&backend, |config, _| config.max_body = 1_000).await;
     // Announced: refused although not a byte of it has come.
-    let answer = house.ask(head("/api/chat", "Content-Length: 1001")).await;
+    let answer = house.ask(head(UNREAD, "Content-Length: 1001")).await;
     assert_eq!((answer.status, answer.code().as_str()), (413, "body_too_large"));
     assert!(answer.text().contains("1000 bytes"), "{}", answer.text());
     // Chunked: refused at the limit although no end has come.
     let mut caller = house.connect().await;
-    caller.send(head("/api/chat", "Transfer-Encoding: chunked")).await;
+    caller.send(head(UNREAD, "Transfer-Encoding: chunked")).await;
     for _ in 0..3 {
         caller.send(format!("190\r\n{}\r\n", "x".repeat(400))).await;
     }
     assert_eq!(caller.answer().await.status, 413);
     assert!(caller.is_closed().await);
     // At the limit it passes, both ways.
-    assert_eq!(house.ask(post("/api/chat", &"x".repeat(1_000))).await.status, 200);
+    assert_eq!(house.ask(post(UNREAD, &"x".repeat(1_000))).await.status, 200);
     let chunked = format!("3e8\r\n{}\r\n0\r\n\r\n", "x".repeat(1_000));
-    assert_eq!(
-        house.ask(head("/api/chat", "Transfer-Encoding: chunked") + &chunked).await.status,
-        200
-    );
+    assert_eq!(house.ask(head(UNREAD, "Transfer-Encoding: chunked") + &chunked).await.status, 200);
     assert_eq!(backend.seen().len(), 2);
     let lines = house.lines().await;
     let refused = lines.iter().filter(|line| line["outcome"] == "refused:body_too_large").count();
@@ -321,13 +320,13 @@ async fn a_body_that_is_too_large_is_refused_at_once_or_at_the_limit() {
 /// A caller whose body of 60,000 bytes is on its way.
 async fn heavy(house: &House, framing: &str, begun: &str) -> Caller {
     let mut caller = house.connect().await;
-    caller.send(head("/api/chat", framing) + begun).await;
+    caller.send(head(UNREAD, framing) + begun).await;
     until("a request in flight", || (house.gateway.in_flight() == 1).then_some(())).await;
     caller
 }
 
 async fn overloaded(house: &House) -> bool {
-    let answer = house.ask(post("/api/chat", &"x".repeat(10_000))).await;
+    let answer = house.ask(post(UNREAD, &"x".repeat(10_000))).await;
     if answer.status == 503 {
         assert_eq!(answer.code(), "overloaded");
         assert!(answer.header("retry-after").is_some());
@@ -378,7 +377,7 @@ async fn a_body_that_was_sent_gives_its_memory_back_before_the_answer() {
     .await;
     let house = House::with(&backend, |config, _| config.max_body_memory = 64 * 1024).await;
     let mut first = house.connect().await;
-    first.send(post("/api/chat", &"x".repeat(60_000))).await;
+    first.send(post(UNREAD, &"x".repeat(60_000))).await;
     backend.wait_for_request(1).await;
     let started = tokio::time::Instant::now();
     while overloaded(&house).await {
@@ -399,9 +398,9 @@ async fn a_caller_who_may_not_send_is_not_asked_to() {
         head(path, &format!("Expect: 100-continue\r\nContent-Length: {length}")).replace(KEY, key)
     };
     let refused = [
-        (expecting("/api/chat", 100, "wrong"), 401),
+        (expecting(UNREAD, 100, "wrong"), 401),
         (expecting(BLOB, 100, "wrong"), 401),
-        (expecting("/api/chat", 1_001, KEY), 413),
+        (expecting(UNREAD, 1_001, KEY), 413),
         (expecting("/api/me", 100, KEY), 403),
         (expecting("/api/tags", 100, KEY), 405),
     ];
@@ -413,7 +412,7 @@ async fn a_caller_who_may_not_send_is_not_asked_to() {
         assert!(!all.contains("HTTP/1.1 100"), "{status}: {all}");
     }
     assert_eq!(backend.connections().0, 0);
-    for path in ["/api/chat", BLOB] {
+    for path in [UNREAD, BLOB] {
         let mut caller = house.connect().await;
         caller.send(expecting(path, 100, KEY)).await;
         assert!(caller.sees("HTTP/1.1 100 Continue\r\n\r\n").await, "{path}");

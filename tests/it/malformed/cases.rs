@@ -69,7 +69,7 @@ pub const CASES: [Case; 74] = [
     ("chunk_ext_lf", Refuse, || plain(b"POST /api/chat HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n1;a\nb\r\nA\r\n0\r\n\r\n")),
     ("chunk_ext_cr", Refuse, || plain(b"POST /api/chat HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n1\r;a\r\nA\r\n0\r\n\r\n")),
     ("chunk_noterm", Refuse, || plain(b"POST /api/chat HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n1\r\nAXX0\r\n\r\n")),
-    ("trailer_te", Look, || plain(b"POST /api/chat HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n1\r\nA\r\n0\r\nContent-Length: 50\r\nX-Trail: 1\r\nAuthorization: Basic x\r\n\r\n")),
+    ("trailer_te", Look, || plain(b"POST /api/later HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n1\r\nA\r\n0\r\nContent-Length: 50\r\nX-Trail: 1\r\nAuthorization: Basic x\r\n\r\n")),
     ("obs_fold", Refuse, || plain(b"GET /api/tags HTTP/1.1\r\n{H}X-A: 1\r\n 2\r\n\r\n")),
     ("obs_fold_te", Refuse, || plain(b"POST /api/chat HTTP/1.1\r\n{H}Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n")),
     ("first_hdr_ws", Refuse, || plain(b"GET /api/tags HTTP/1.1\r\n X-A: 1\r\n{H}\r\n")),
