@@ -3,6 +3,8 @@
 // Reads lines of METHOD, a tab and a request target, and answers each with a line: the pattern of
 // the route that Ollama's router chooses, or "redirect", "none", or "badrequest" where Go does not
 // take the request line at all. With the argument "routes" it prints its table instead.
+//
+// With the argument "bodies" it says what Ollama's handlers read in a body: see bodies.go.
 package main
 
 import (
@@ -73,6 +75,10 @@ func main() {
 		for _, route := range routes {
 			fmt.Printf("%s\t%s\n", route.method, route.path)
 		}
+		return
+	}
+	if len(os.Args) > 1 && os.Args[1] == "bodies" {
+		readBodies()
 		return
 	}
 	handler := router()

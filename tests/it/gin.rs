@@ -178,8 +178,7 @@ struct Router {
 impl Router {
     /// Nothing where there is no Go.
     fn start() -> Option<Self> {
-        static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
-        let program = PROGRAM.get_or_init(build).clone()?;
+        let program = program()?;
         let mut process = Command::new(&program)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -204,6 +203,12 @@ impl Drop for Router {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// What `tests/gin` is built to; nothing where there is no Go.
+pub fn program() -> Option<PathBuf> {
+    static PROGRAM: OnceLock<Option<PathBuf>> = OnceLock::new();
+    PROGRAM.get_or_init(build).clone()
 }
 
 fn build() -> Option<PathBuf> {
