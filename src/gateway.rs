@@ -368,11 +368,12 @@ impl Visit<'_> {
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
         record.asked(&asked);
         let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
+        let entered = live.limits.enter(&entry);
         let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         record.names(call.model());
         let ground = loaded::ground(state, &entry, &call).await;
         let permit = access::authorize(entry, &mut call, &ground)?;
-        let ticket = live.limits.admit(permit);
+        let ticket = live.limits.admit(permit, entered);
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
         let origin = Origin { client, id: record.line.id, scheme: door.scheme() };

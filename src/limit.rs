@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::access::Permit;
+use crate::access::{Entry, Permit};
 
 /// What is in flight now; survives a reload.
 #[derive(Debug, Default, Clone)]
@@ -11,21 +11,32 @@ pub struct Limits {
     in_flight: Arc<AtomicUsize>,
 }
 
+/// A request whose body may be sent; it counts as in flight.
+#[derive(Debug)]
+pub struct Entered {
+    in_flight: Arc<AtomicUsize>,
+}
+
 /// One admitted request; dropping it settles what was taken. Only [`Limits::admit`] makes one.
 #[derive(Debug)]
 pub struct Ticket {
     permit: Permit,
-    in_flight: Arc<AtomicUsize>,
+    _entered: Entered,
 }
 
 impl Limits {
     #[must_use]
-    pub fn admit(&self, permit: Permit) -> Ticket {
+    pub fn enter(&self, _may_send: &Entry) -> Entered {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Ticket { permit, in_flight: Arc::clone(&self.in_flight) }
+        Entered { in_flight: Arc::clone(&self.in_flight) }
     }
 
-    /// Requests between admission and the end of their answer.
+    #[must_use]
+    pub fn admit(&self, permit: Permit, entered: Entered) -> Ticket {
+        Ticket { permit, _entered: entered }
+    }
+
+    /// Requests between the login and the end of their answer.
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
@@ -39,7 +50,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Entered {
     fn drop(&mut self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -61,8 +72,8 @@ mod tests {
     use crate::client_addr::{PeerAddr, TrustedProxies};
     use crate::config::Config;
 
-    /// Leave for a key's owner to list the models; there is no shorter way to a permit.
-    async fn permit() -> Permit {
+    /// For a key's owner who lists the models; there is no shorter way to a ticket.
+    async fn ticket(limits: &Limits) -> Ticket {
         let folder = tempfile::tempdir().unwrap();
         let keys = folder.path().join("api_keys.txt");
         fs::write(&keys, "a-key # anna\n").unwrap();
@@ -93,14 +104,16 @@ mod tests {
         let bounds = BodyBounds::new(1, 1024, std::time::Duration::ZERO);
         let parts = http::Request::new(()).into_parts().0;
         let mut call = Call::without_body(asked, &parts);
-        authorize(entry, &mut call, &Ground { bounds: &bounds, loaded_context: None }).unwrap()
+        let entered = limits.enter(&entry);
+        let ground = Ground { bounds: &bounds, loaded_context: None };
+        limits.admit(authorize(entry, &mut call, &ground).unwrap(), entered)
     }
 
     #[tokio::test]
     async fn a_request_counts_from_its_admission_until_its_ticket_is_dropped() {
         let limits = Limits::default();
-        let first = limits.admit(permit().await);
-        let second = limits.admit(permit().await);
+        let first = ticket(&limits).await;
+        let second = ticket(&limits).await;
         assert_eq!(limits.in_flight(), 2);
         drop(first);
         assert_eq!(limits.in_flight(), 1);
@@ -111,7 +124,7 @@ mod tests {
     #[tokio::test]
     async fn a_clone_counts_the_same_requests() {
         let limits = Limits::default();
-        let ticket = limits.admit(permit().await);
+        let ticket = ticket(&limits).await;
         let clone = limits.clone();
         drop(limits);
         assert_eq!(clone.in_flight(), 1);
@@ -121,7 +134,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_ticket_says_whose_it_is() {
-        let ticket = Limits::default().admit(permit().await);
+        let ticket = ticket(&Limits::default()).await;
         assert_eq!(ticket.permit().who().name().as_str(), "anna");
     }
 }

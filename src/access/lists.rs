@@ -11,13 +11,18 @@ use crate::config::ModelName;
 /// Ollama's own lists have `models`, with `name` and `model` in each [ollama api/types.go
 /// ListModelResponse, ProcessModelResponse]; OpenAI's have `data`, with `id` in each.
 #[must_use]
-pub fn narrowed(list: &[u8], reach: &Reach) -> Option<Bytes> {
-    let mut list: Value = serde_json::from_slice(list).ok()?;
+pub fn narrowed(written: &Bytes, reach: &Reach) -> Option<Bytes> {
+    let mut list: Value = serde_json::from_slice(written).ok()?;
     let object = list.as_object_mut()?;
+    let mut taken_out = 0;
     for key in ["models", "data"] {
         if let Some(models) = object.get_mut(key) {
             match models {
-                Value::Array(models) => models.retain(|model| may_see(reach, model)),
+                Value::Array(models) => {
+                    let before = models.len();
+                    models.retain(|model| may_see(reach, model));
+                    taken_out += before - models.len();
+                }
                 // An Ollama without a model says null.
                 Value::Null => {}
                 Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
@@ -26,7 +31,8 @@ pub fn narrowed(list: &[u8], reach: &Reach) -> Option<Bytes> {
             }
         }
     }
-    Some(list.to_string().into())
+    // Byte for byte where nothing is kept back.
+    Some(if taken_out == 0 { written.clone() } else { list.to_string().into() })
 }
 
 /// Each name that it goes by has to be one that may be used; one without a name is seen by nobody.

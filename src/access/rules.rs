@@ -93,10 +93,14 @@ impl Reach {
     /// Whether no model is kept from it, so that lists need no look.
     #[must_use]
     pub fn has_all_models(&self) -> bool {
+        self.is_free() && self.may_use_cloud()
+    }
+
+    /// Whether no model is kept from it but those in the cloud.
+    #[must_use]
+    pub fn is_free(&self) -> bool {
         let granted = self.who.grant().and_then(|grant| grant.models.as_ref());
-        self.rule.models == Models::All
-            && granted.is_none_or(|models| *models == Models::All)
-            && self.may_use_cloud()
+        self.rule.models == Models::All && granted.is_none_or(|models| *models == Models::All)
     }
 
     pub(super) fn may_use_cloud(&self) -> bool {

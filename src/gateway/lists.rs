@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::Passed;
 use crate::access;
@@ -11,7 +11,6 @@ use crate::reject::Reject;
 
 /// A list of 100,000 models has less.
 const MOST_BYTES: usize = 32 << 20;
-const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 
 /// # Errors
 /// 502 for an answer that is no list, or breaks off; 504.
@@ -34,6 +33,14 @@ pub(super) async fn narrowed(
     };
     let mut response = Response::new(list);
     *response.status_mut() = answered.status;
-    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    for (name, value) in answered.fields.iter() {
+        let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
+        // The length is another one now, and is told by who sends it.
+        if let (Ok(name), Ok(value)) = (name, value)
+            && name != header::CONTENT_LENGTH
+        {
+            response.headers_mut().append(name, value);
+        }
+    }
     Ok(response)
 }

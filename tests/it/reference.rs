@@ -21,7 +21,7 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 25] = [
+const WHEN: [(&str, &str); 27] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
     ("bad_body", "the body is not framed right, is not JSON, or has a wrong type in it"),
@@ -32,6 +32,14 @@ const WHEN: [(&str, &str); 25] = [
     ("no_credentials", "nothing was sent to log in with"),
     ("bad_credentials", "what was sent does not let anybody in"),
     ("forbidden", "the caller is known and may not do this; the text says what it would take"),
+    (
+        "model_forbidden",
+        "the caller may not use this model, or none in the cloud; the text says which are allowed",
+    ),
+    (
+        "unknown_model",
+        "with `hide_models`: told as Ollama tells of a model that it does not have, without a code",
+    ),
     (
         "tls_required",
         "a credential, or anything but a GET or HEAD, over the plain listener beside TLS",
