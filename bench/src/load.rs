@@ -4,7 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,20 +15,27 @@ use mio::{Events, Interest, Poll, Token};
 mod answer;
 mod check;
 mod histogram;
+mod http2;
+mod over;
 
 pub(crate) use check::Want;
 pub(crate) use histogram::Histogram;
+pub(crate) use over::Over;
 
 use crate::script::{self, Clock};
+use crate::tls::{self, Speaks, Wire, must_wait};
 use answer::Answer;
 use check::{Check, Piece};
+use http2::Http2;
 
 /// Callers who do the same.
 pub(crate) struct Group {
     /// For messages.
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
+    /// Connections.
     pub(crate) callers: usize,
+    pub(crate) over: Over,
     pub(crate) ask: Ask,
     pub(crate) want: Want,
     pub(crate) pace: Pace,
@@ -85,7 +92,6 @@ pub(crate) struct Load {
     due: BinaryHeap<Reverse<(u64, Act)>>,
     buffer: Vec<u8>,
     looked: u64,
-    ending: bool,
 }
 
 struct State {
@@ -95,6 +101,8 @@ struct State {
     idle: Vec<usize>,
     /// Requests that nobody was free to send, with the time when they were due.
     waiting: VecDeque<u64>,
+    /// Nobody asks any more.
+    ending: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,7 +115,9 @@ enum Act {
 
 struct Caller {
     group: usize,
-    socket: Option<TcpStream>,
+    wire: Option<Wire>,
+    /// Where that is what it speaks.
+    http2: Option<Box<Http2>>,
     doing: Doing,
     /// The request, and how much of it the socket has taken.
     out: Vec<u8>,
@@ -146,7 +156,6 @@ impl Load {
             due: BinaryHeap::new(),
             buffer: vec![0; 64 * 1024],
             looked: clock.now(),
-            ending: false,
         };
         for group in groups {
             load.add(group);
@@ -159,12 +168,13 @@ impl Load {
         let number = self.groups.len();
         let first = self.callers.len();
         let now = self.clock.now();
-        for one in 0..group.callers {
-            self.callers.push(Caller::new(number));
-            if group.pace == Pace::Closed {
-                let share = one as f64 / group.callers as f64;
+        self.callers.extend((0..group.callers).map(|_| Caller::new(number)));
+        if group.pace == Pace::Closed {
+            let all = group.callers * group.over.streams();
+            for one in 0..all {
+                let share = one as f64 / all as f64;
                 let at = now + (group.spread.as_nanos() as f64 * share) as u64;
-                self.due.push(Reverse((at, Act::Begin(first + one))));
+                self.due.push(Reverse((at, Act::Begin(first + one % group.callers))));
             }
         }
         let mut idle = Vec::new();
@@ -173,7 +183,14 @@ impl Load {
             self.due.push(Reverse((now, Act::Arrive(number))));
         }
         let tally = Tally::default();
-        self.groups.push(State { group, tally, asked: 0, idle, waiting: VecDeque::new() });
+        self.groups.push(State {
+            group,
+            tally,
+            asked: 0,
+            idle,
+            waiting: VecDeque::new(),
+            ending: false,
+        });
     }
 
     /// Lets the callers do their work for that long.
@@ -212,7 +229,7 @@ impl Load {
     /// # Errors
     /// One of the last answers is wrong.
     pub(crate) fn finish(mut self) -> anyhow::Result<()> {
-        self.ending = true;
+        self.groups.iter_mut().for_each(|state| state.ending = true);
         self.due.clear();
         let end = self.clock.now() + Duration::from_secs(1).as_nanos() as u64;
         while self.clock.now() < end && self.callers.iter().any(Caller::is_nearly_done) {
@@ -280,24 +297,32 @@ impl Load {
     fn ask(&mut self, at: usize, since: u64) -> anyhow::Result<()> {
         let caller = self.callers.get_mut(at).context("no such caller")?;
         let state = self.groups.get_mut(caller.group).context("no such group")?;
-        caller.take_request(&state.group.ask, state.asked);
-        caller.check.begin(since);
-        caller.answer.reset();
-        caller.asked_at = since;
         caller.moved_at = since;
         caller.doing = Doing::Asking;
         state.asked += 1;
-        if caller.socket.is_some() {
+        match state.group.over {
+            Over::Plain | Over::Tls(_) => {
+                caller.take_request(&state.group.ask, state.asked - 1);
+                caller.check.begin(since);
+                caller.answer.reset();
+                caller.asked_at = since;
+            }
+            Over::Http2(_, streams) => caller.open_stream(&state.group.ask, streams, since)?,
+        }
+        if caller.wire.is_some() {
             return caller.flush(self.clock);
         }
-        caller.socket = Some(TcpStream::connect(state.group.address).context("cannot connect")?);
+        let socket = TcpStream::connect(state.group.address).context("cannot connect")?;
+        let tls = state.group.over.tls().map(tls::session).transpose()?.map(Box::new);
+        let is_plain = tls.is_none();
+        caller.wire = Some(Wire { socket, tls });
         caller.flush(self.clock)?;
         // on this machine a connection is there at once; one event less for each new one
-        let whole = caller.out_at == caller.out.len() && caller.upload.is_none();
+        let whole = caller.out_at == caller.out.len() && caller.upload.is_none() && is_plain;
         let interest =
             if whole { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
-        if let Some(socket) = caller.socket.as_mut() {
-            self.poll.registry().register(socket, Token(at), interest)?;
+        if let Some(wire) = caller.wire.as_mut() {
+            self.poll.registry().register(&mut wire.socket, Token(at), interest)?;
         }
         Ok(())
     }
@@ -313,10 +338,12 @@ impl Load {
             Heard::Nothing => Ok(()),
             Heard::Answer => self.go_on(at),
             Heard::Close => {
-                if let Some(caller) = self.callers.get_mut(at) {
-                    caller.socket = None;
-                }
-                self.go_on(at)
+                caller.wire = None;
+                let again = caller.http2.as_deref_mut().map_or(1, |http2| {
+                    http2.renew();
+                    http2.idle()
+                });
+                (0..again).try_for_each(|_| self.go_on(at))
             }
         }
     }
@@ -326,7 +353,7 @@ impl Load {
         let caller = self.callers.get_mut(at).context("no such caller")?;
         caller.doing = Doing::Idle;
         let state = self.groups.get_mut(caller.group).context("no such group")?;
-        if self.ending {
+        if state.ending {
             return Ok(());
         }
         match state.group.pace {
@@ -371,7 +398,8 @@ impl Caller {
     fn new(group: usize) -> Self {
         Self {
             group,
-            socket: None,
+            wire: None,
+            http2: None,
             doing: Doing::Idle,
             out: Vec::new(),
             out_at: 0,
@@ -385,7 +413,30 @@ impl Caller {
 
     /// Worth waiting for at the end.
     fn is_nearly_done(&self) -> bool {
-        self.doing == Doing::Asking && self.check.tokens() == 0
+        match self.http2.as_deref() {
+            Some(http2) => http2.is_nearly_done(),
+            None => self.doing == Doing::Asking && self.check.tokens() == 0,
+        }
+    }
+
+    fn open_stream(&mut self, ask: &Ask, streams: usize, since: u64) -> anyhow::Result<()> {
+        if self.http2.is_none() {
+            let Ask::Same(request) = ask else { bail!("over HTTP/2 only the same request") };
+            self.http2 = Some(Box::new(Http2::new(streams, request)?));
+        }
+        self.forget_what_was_sent();
+        match self.http2.as_deref_mut() {
+            // where none can be opened now, the next connection opens them all
+            Some(http2) => http2.ask(since, &mut self.out).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn forget_what_was_sent(&mut self) {
+        if self.out_at == self.out.len() {
+            self.out.clear();
+            self.out_at = 0;
+        }
     }
 
     fn take_request(&mut self, ask: &Ask, number: u64) {
@@ -407,7 +458,8 @@ impl Caller {
         if self.doing != Doing::Asking {
             return Ok(());
         }
-        let Some(socket) = self.socket.as_mut() else { return Ok(()) };
+        let Some(wire) = self.wire.as_mut() else { return Ok(()) };
+        wire.push()?;
         loop {
             let rest = match self.out.get(self.out_at..) {
                 Some(rest) if !rest.is_empty() => rest,
@@ -416,7 +468,9 @@ impl Caller {
                     Some(_) | None => return Ok(()),
                 },
             };
-            match socket.write(rest) {
+            match wire.write(rest) {
+                // TLS holds as much as it may
+                Ok(0) => return Ok(()),
                 Ok(written) => {
                     if self.out_at < self.out.len() {
                         self.out_at += written;
@@ -443,8 +497,9 @@ impl Caller {
         let mut heard = Heard::Nothing;
         loop {
             let room = buffer.len();
-            let Some(socket) = self.socket.as_mut() else { return Ok(heard) };
-            let length = match socket.read(buffer) {
+            let Some(wire) = self.wire.as_mut() else { return Ok(heard) };
+            let over_tls = wire.tls.is_some();
+            let length = match wire.read(buffer) {
                 Ok(0) => return self.hear_close(state, clock),
                 Ok(length) => length,
                 Err(error) if must_wait(&error) => return Ok(heard),
@@ -452,14 +507,36 @@ impl Caller {
                 Err(error) => return Err(error).context("cannot receive"),
             };
             let bytes = buffer.get(..length).unwrap_or_default();
-            if self.take_in(bytes, state, clock)? {
+            if self.http2.is_some() {
+                if self.take_frames(bytes, state, clock)? {
+                    return Ok(Heard::Close);
+                }
+            } else if self.take_in(bytes, state, clock)? {
                 heard = Heard::Answer;
             }
             // less than there was room for: the next bytes bring an event of their own
-            if length < room && !closed {
+            if length < room && !closed && !over_tls {
                 return Ok(heard);
             }
         }
+    }
+
+    /// True when nothing is under way on a connection that takes no more requests.
+    fn take_frames(
+        &mut self,
+        bytes: &[u8],
+        state: &mut State,
+        clock: Clock,
+    ) -> anyhow::Result<bool> {
+        let agreed = self.wire.as_ref().is_some_and(|wire| wire.agreed(Speaks::Http2));
+        ensure!(agreed, "no HTTP/2 was agreed on");
+        self.moved_at = clock.now();
+        self.forget_what_was_sent();
+        let Some(http2) = self.http2.as_deref_mut() else { return Ok(false) };
+        http2.take_in(bytes, state, self.moved_at, &mut self.out)?;
+        let is_over = http2.is_over();
+        self.flush(clock)?;
+        Ok(is_over)
     }
 
     /// True when an answer is complete and its connection stays.
@@ -505,11 +582,6 @@ impl Caller {
             Doing::Idle => bail!("a connection was closed that was to be kept"),
         }
     }
-}
-
-/// The socket takes or has nothing now, or its connection is still being made.
-fn must_wait(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::NotConnected)
 }
 
 #[cfg(test)]

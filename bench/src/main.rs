@@ -9,6 +9,7 @@ mod measures;
 mod peer;
 mod report;
 mod script;
+mod tls;
 
 use std::env;
 use std::fs;
@@ -22,7 +23,7 @@ use anyhow::{Context, bail, ensure};
 use clap::Parser as _;
 
 use machine::Machine;
-use measures::{Bench, Outcome, ROWS, Row};
+use measures::{Bench, Outcome, ROWS, Row, Table};
 use peer::{KINDS, Kind};
 use report::Report;
 use script::Clock;
@@ -41,6 +42,8 @@ struct Args {
 enum Task {
     /// Hold the instructions of a request and of a streamed chunk against the stored figures
     Guard(guard::GuardArgs),
+    /// Measure over TLS and HTTP/2: three minutes, with results of their own
+    Tls(Measure),
     /// Name the rows and the proxies, and how to get those that are not here
     List,
 }
@@ -59,7 +62,8 @@ struct Measure {
     /// The gate's program; otherwise that of this build, `dist` before `release`
     #[arg(long, value_name = "PATH")]
     portcullis: Option<PathBuf>,
-    /// Where the results go; a full run writes bench/RESULTS.md, any other one shows them
+    /// Where the results go; a full run writes bench/RESULTS.md (over TLS
+    /// bench/RESULTS-TLS.md), any other one shows them
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How many rounds each row has
@@ -72,7 +76,8 @@ fn main() -> ExitCode {
     let done = match args.task {
         Some(Task::Guard(args)) => guard::run(&args),
         Some(Task::List) => list().map(|()| true),
-        None => measure(&args.measure).map(|()| true),
+        Some(Task::Tls(args)) => measure(&args, Table::Tls).map(|()| true),
+        None => measure(&args.measure, Table::Plain).map(|()| true),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -91,7 +96,11 @@ fn list() -> anyhow::Result<()> {
     for row in &ROWS {
         let mark = if row.in_short { "*" } else { " " };
         let also = if row.also == row.name { "" } else { row.also };
-        writeln!(out, "  {mark} {} {also}", row.name)?;
+        let run = match row.table {
+            Table::Plain => "",
+            Table::Tls => "(bench/run tls)",
+        };
+        writeln!(out, "  {mark} {} {also}{run}", row.name)?;
     }
     writeln!(out, "proxies")?;
     let portcullis = gate(None);
@@ -106,11 +115,11 @@ fn list() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(args: &Measure) -> anyhow::Result<()> {
-    let rows = rows(args)?;
+fn measure(args: &Measure, table: Table) -> anyhow::Result<()> {
+    let rows = rows(args, table)?;
     let only = kinds(&args.peers)?;
     let portcullis = gate(args.portcullis.as_deref());
-    let out = where_to(args)?;
+    let out = where_to(args, table)?;
     if let Err(how) = Kind::of(peer::Id::Portcullis).find(&portcullis) {
         bail!("no {} to measure: {how}", portcullis.display());
     }
@@ -126,6 +135,7 @@ fn measure(args: &Measure) -> anyhow::Result<()> {
         backend: backend::start(clock).context("the backend does not start")?,
         dir: folder.0.clone(),
         portcullis,
+        identity: tls::Identity::new()?,
         short: args.short,
         rounds: args.rounds,
         only,
@@ -142,7 +152,7 @@ fn measure(args: &Measure) -> anyhow::Result<()> {
     } else {
         format!("The {mode} mode, on a machine with a single core: all share it.")
     };
-    let report = Report { outcomes: &outcomes, machine: &machine, manner, present, missing };
+    let report = Report { table, outcomes: &outcomes, machine: &machine, manner, present, missing };
     let text = report.text();
     match out {
         Some(file) => {
@@ -180,14 +190,14 @@ fn run(bench: &Bench, rows: &[&Row]) -> anyhow::Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-fn rows(args: &Measure) -> anyhow::Result<Vec<&'static Row>> {
+fn rows(args: &Measure, table: Table) -> anyhow::Result<Vec<&'static Row>> {
     let named = |row: &Row, name: &String| row.name == name || row.also == name;
     if let Some(wrong) = args.only.iter().find(|name| !ROWS.iter().any(|row| named(row, name))) {
         bail!("there is no row {wrong}; `bench list` names them");
     }
     let wanted = |row: &&Row| {
         if args.only.is_empty() {
-            row.in_short || !args.short
+            if args.short { row.in_short } else { row.table == table }
         } else {
             args.only.iter().any(|name| named(row, name))
         }
@@ -203,14 +213,17 @@ fn kinds(names: &[String]) -> anyhow::Result<Vec<&'static Kind>> {
 }
 
 /// The file for the results: none to show them.
-fn where_to(args: &Measure) -> anyhow::Result<Option<PathBuf>> {
+fn where_to(args: &Measure, table: Table) -> anyhow::Result<Option<PathBuf>> {
     let whole = !args.short && args.only.is_empty() && args.peers.is_empty();
     if args.out.is_some() || !whole {
         return Ok(args.out.clone());
     }
     let folder = Path::new("bench");
     ensure!(folder.is_dir(), "no folder `bench` for the results here; say --out FILE");
-    Ok(Some(folder.join("RESULTS.md")))
+    Ok(Some(folder.join(match table {
+        Table::Plain => "RESULTS.md",
+        Table::Tls => "RESULTS-TLS.md",
+    })))
 }
 
 /// The gate that was named, or the one that was built beside this program.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+mod encrypted;
 mod requests;
 mod start;
 mod streams;
@@ -14,6 +15,7 @@ mod upload;
 use crate::cost;
 use crate::peer::{Id, Kind, Peer, Settings};
 use crate::script::{Clock, Head};
+use crate::tls::Identity;
 
 /// What all measures have in common.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(crate) struct Bench {
     /// Of this run, for the peers' files.
     pub(crate) dir: PathBuf,
     pub(crate) portcullis: PathBuf,
+    /// What every proxy shows over TLS.
+    pub(crate) identity: Identity,
     pub(crate) short: bool,
     pub(crate) rounds: Option<usize>,
     /// Only these, when there are any.
@@ -37,13 +41,22 @@ pub(crate) struct Row {
     pub(crate) name: &'static str,
     /// Another name for it: two figures of one run.
     pub(crate) also: &'static str,
+    pub(crate) table: Table,
     /// Part of the short mode too.
     pub(crate) in_short: bool,
     pub(crate) run: fn(&Bench) -> anyhow::Result<Outcome>,
 }
 
-/// Every row, in the order of the table.
-pub(crate) static ROWS: [Row; 14] = [
+/// Which run a row is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Table {
+    Plain,
+    /// A run of its own: both together take too long.
+    Tls,
+}
+
+/// Every row, in the order of the tables.
+pub(crate) static ROWS: [Row; 19] = [
     row("get", true, requests::get),
     row("post-chat", true, requests::post_chat),
     row("keys-10k", true, requests::keys_10k),
@@ -52,12 +65,17 @@ pub(crate) static ROWS: [Row; 14] = [
     row("throughput", false, requests::throughput),
     row("first-token-1", false, streams::first_token_1),
     row("first-token-200", true, streams::first_token_200),
-    Row { name: "chunk", also: "memory-per-stream", in_short: true, run: streams::chunk },
+    Row { also: "memory-per-stream", ..row("chunk", true, streams::chunk) },
     row("wrong-passwords", false, streams::wrong_passwords),
     row("upload", true, upload::upload),
     row("close", true, requests::close),
     row("start", true, start::start),
     row("direct", true, requests::direct),
+    Row { table: Table::Tls, ..row("handshake", false, encrypted::handshake) },
+    Row { table: Table::Tls, ..row("tls-get", false, encrypted::tls_get) },
+    Row { table: Table::Tls, ..row("h2-get", true, encrypted::h2_get) },
+    Row { table: Table::Tls, ..row("tls-chunk", false, encrypted::tls_chunk) },
+    Row { table: Table::Tls, ..row("h2-chunk", false, encrypted::h2_chunk) },
 ];
 
 const fn row(
@@ -65,7 +83,7 @@ const fn row(
     in_short: bool,
     run: fn(&Bench) -> anyhow::Result<Outcome>,
 ) -> Row {
-    Row { name, also: name, in_short, run }
+    Row { name, also: name, table: Table::Plain, in_short, run }
 }
 
 /// What a row gave.

@@ -16,6 +16,7 @@ mod process;
 
 pub(crate) use process::stop_all;
 
+use crate::tls::{self, Identity, Speaks};
 use process::{Launch, Process};
 
 /// The model that every chat names; the one LiteLLM's configuration knows.
@@ -117,6 +118,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) keys: usize,
     pub(crate) login: Login,
     pub(crate) hash: Hash,
+    /// Shown to callers; none is plain HTTP.
+    pub(crate) tls: Option<&'a Identity>,
     /// Further lines of the gate's configuration, such as `failed_attempts_per_minute = 0`.
     pub(crate) extra: &'a [&'a str],
     /// A command to run the program under, such as valgrind with its options.
@@ -134,6 +137,7 @@ impl<'a> Settings<'a> {
             keys: 2,
             login: Login::Key,
             hash: Hash::Apr1,
+            tls: None,
             extra: &[],
             under: &[],
         }
@@ -214,11 +218,17 @@ impl Peer {
         let dir = process::own_folder(settings.dir, self.kind.name)?;
         let wish = Wish { id: self.kind.id, program: &self.program, dir: &dir, settings };
         credentials::write(&dir, settings.keys, settings.hash)?;
+        let mut tls = None;
+        if let Some(identity) = settings.tls {
+            identity.write(&dir)?;
+            tls = Some(identity.callers(Speaks::Http1)?);
+        }
         self.addr = process::free_address()?;
         let launch = wish.launch(self.addr)?;
+        let (first, patience) = (self.first_request(), wish.patience());
         let began = Instant::now();
         let mut process = Process::start(&launch, settings.core, &dir.join("log"))?;
-        process.wait_for_answer(self.addr, &self.first_request(), wish.patience())?;
+        process.wait_for_answer(self.addr, tls.as_ref(), &first, patience)?;
         self.started_in = began.elapsed();
         process.check_listener(self.addr)?;
         self.process = Some(process);
@@ -282,15 +292,18 @@ impl Wish<'_> {
         let mut launch = Launch::of(self.settings.under, self.program);
         match self.id {
             Id::Portcullis => self.portcullis(&mut launch, listen)?,
-            Id::NginxTuned => self.nginx(&mut launch, listen, NGINX_TUNED)?,
+            Id::NginxTuned => {
+                let text = self.either(NGINX_TUNED, NGINX_TLS);
+                self.nginx(&mut launch, listen, text)?;
+            }
             Id::NginxBasic => self.nginx(&mut launch, listen, NGINX_BASIC)?,
             Id::NginxBearer => self.nginx(&mut launch, listen, NGINX_BEARER)?,
             Id::Haproxy => {
-                let file = self.config("haproxy.cfg", HAPROXY, listen)?;
+                let file = self.config("haproxy.cfg", self.either(HAPROXY, HAPROXY_TLS), listen)?;
                 launch.args(["-db", "-f"]).path(&file);
             }
             Id::CaddyDistro | Id::CaddyNewest => {
-                let file = self.config("Caddyfile", CADDY, listen)?;
+                let file = self.config("Caddyfile", self.either(CADDY, CADDY_TLS), listen)?;
                 launch.args(["run", "--adapter", "caddyfile", "--config"]).path(&file);
                 for name in ["HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME"] {
                     launch.env(name, self.dir);
@@ -302,10 +315,18 @@ impl Wish<'_> {
         Ok(launch)
     }
 
+    fn either(&self, plain: &'static str, tls: &'static str) -> &'static str {
+        if self.settings.tls.is_some() { tls } else { plain }
+    }
+
     fn portcullis(&self, launch: &mut Launch, listen: SocketAddr) -> anyhow::Result<()> {
         let config = self.dir.join("portcullis.toml");
         let mut lines = self.settings.extra.join("\n");
         lines.push('\n');
+        if self.settings.tls.is_some() {
+            lines.push_str(&format!("tls_cert = \"{}\"\n", tls::CERTIFICATE));
+            lines.push_str(&format!("tls_key = \"{}\"\n", tls::KEY));
+        }
         fs::write(&config, lines)?;
         launch.args(["serve", "--config"]).path(&config);
         launch.args(["--listen", &listen.to_string()]);
@@ -359,8 +380,11 @@ impl Wish<'_> {
 }
 
 const NGINX_TUNED: &str = include_str!("../peers/nginx-tuned.conf");
+const NGINX_TLS: &str = include_str!("../peers/nginx-tls.conf");
 const NGINX_BASIC: &str = include_str!("../peers/nginx-guide-basic.conf");
 const NGINX_BEARER: &str = include_str!("../peers/nginx-guide-bearer.conf");
 const HAPROXY: &str = include_str!("../peers/haproxy.cfg");
+const HAPROXY_TLS: &str = include_str!("../peers/haproxy-tls.cfg");
 const CADDY: &str = include_str!("../peers/Caddyfile");
+const CADDY_TLS: &str = include_str!("../peers/Caddyfile-tls");
 const LITELLM: &str = include_str!("../peers/litellm.yaml");

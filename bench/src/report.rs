@@ -3,12 +3,13 @@
 use std::fmt::Write as _;
 
 use crate::machine::Machine;
-use crate::measures::{Goal, Limit, Line, Outcome};
+use crate::measures::{Goal, Limit, Line, Outcome, Table};
 use crate::peer::Kind;
 
 /// All that the text is made from.
 #[derive(Debug)]
 pub(crate) struct Report<'a> {
+    pub(crate) table: Table,
     pub(crate) outcomes: &'a [Outcome],
     pub(crate) machine: &'a Machine,
     /// Which mode, and how it was placed.
@@ -22,7 +23,20 @@ pub(crate) struct Report<'a> {
 impl Report<'_> {
     /// The whole text, as Markdown.
     pub(crate) fn text(&self) -> String {
-        let mut text = String::from("# Results\n\n");
+        let (title, elsewhere) = match self.table {
+            Table::Plain => (
+                "Results",
+                "What TLS and HTTP/2 cost is in [a table of its own](RESULTS-TLS.md), from another \
+                 run.",
+            ),
+            Table::Tls => (
+                "Results over TLS and HTTP/2",
+                "Figures without TLS are in [another table](RESULTS.md), from another run. All \
+                 proxies show the same certificate (ECDSA P-256), and all callers offer TLS 1.3 \
+                 with one key exchange and one cipher and never resume.",
+            ),
+        };
+        let mut text = format!("# {title}\n\n");
         let words = [
             "Every figure below comes from one run: the proxies take turns round by round, on one \
              core, with the callers and the backend on the other. Each answer was checked to the \
@@ -32,6 +46,7 @@ impl Report<'_> {
              the kernel, as `/proc` has it.",
             "Portcullis checks a login, knows roles and writes one line per request in all of them; \
              \"nginx tuned\", HAProxy and Caddy check nobody and write nothing.",
+            elsewhere,
         ];
         for paragraph in words {
             push(&mut text, format_args!("{paragraph}\n\n"));

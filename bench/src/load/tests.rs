@@ -1,11 +1,14 @@
 //! Callers against the backend, and against servers that answer wrongly.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
 use std::thread;
 
 use super::*;
 use crate::backend;
 use crate::script::{Chat, Head};
+use crate::tls::Identity;
 
 fn group(address: SocketAddr, line: &str, want: Want) -> Group {
     let head = Head { line, host: address, authorization: "", close: false };
@@ -17,6 +20,7 @@ fn group(address: SocketAddr, line: &str, want: Want) -> Group {
         name: "a caller".into(),
         address,
         callers: 3,
+        over: Over::Plain,
         ask,
         want,
         pace: Pace::Closed,
@@ -150,4 +154,46 @@ fn a_token_that_is_lost_or_from_the_future_fails_the_run() {
         assert!(heard(lost, 400).is_err(), "{lost:?}");
     }
     assert!(heard(&[1, 2, 3], 299).is_err());
+}
+
+/// Shows this certificate, speaks that, and answers each connection's first request with these bytes.
+fn answering_over_tls(identity: &Identity, speaks: &'static [u8], bytes: &[u8]) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (config, bytes) = (identity.server(speaks), bytes.to_vec());
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, stream);
+            // a caller that refuses the certificate is no fault of this side
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(&bytes);
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    });
+    address
+}
+
+#[test]
+fn over_tls_answers_count_and_another_certificate_or_protocol_does_not() {
+    let (identity, other) = (Identity::new().unwrap(), Identity::new().unwrap());
+    let body = script::VERSION;
+    let bytes = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let address = answering_over_tls(&identity, b"http/1.1", bytes.as_bytes());
+    let over = |identity: &Identity, speaks| {
+        let config = identity.callers(speaks).unwrap();
+        let over = match speaks {
+            Speaks::Http1 => Over::Tls(config),
+            Speaks::Http2 => Over::Http2(config, 2),
+        };
+        Group { over, fresh: true, ..version(address, body) }
+    };
+    assert!(run(Clock::new(), over(&identity, Speaks::Http1)).unwrap().answers >= 20);
+    let refused = fault(over(&other, Speaks::Http1));
+    assert!(refused.contains("invalid peer certificate"), "{refused}");
+    assert!(!fault(over(&identity, Speaks::Http2)).is_empty());
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::{Bench, Limit, NGINX, Outcome, PORTCULLIS, head, micros, seconds};
 use crate::cost::Cpu;
-use crate::load::{Ask, Group, Load, Pace, Tally, Want};
+use crate::load::{Ask, Group, Load, Over, Pace, Tally, Want};
 use crate::peer::{Id, Login, Peer};
 use crate::script::{self, Head};
 
-const CALLERS: usize = 64;
+pub(super) const CALLERS: usize = 64;
 
 /// The proxies that every row about requests can have, ours first.
 const PROXIES: [Id; 7] = [
@@ -26,7 +26,7 @@ fn proxies(bench: &Bench) -> Vec<Id> {
     PROXIES.into_iter().filter(|id| !bench.short || *id != Id::CaddyDistro).collect()
 }
 
-const METRICS: [(&str, usize); 5] = [
+pub(super) const METRICS: [(&str, usize); 5] = [
     ("CPU µs per request", 2),
     ("requests/s", 0),
     ("p50 ms", 2),
@@ -202,12 +202,13 @@ pub(super) fn throughput(bench: &Bench) -> anyhow::Result<Outcome> {
 }
 
 /// One proxy under closed-loop callers for a while.
-struct Trial<'a> {
-    peer: &'a Peer,
-    request: Vec<u8>,
-    want: Want,
-    callers: usize,
-    fresh: bool,
+pub(super) struct Trial<'a> {
+    pub(super) peer: &'a Peer,
+    pub(super) request: Vec<u8>,
+    pub(super) want: Want,
+    pub(super) callers: usize,
+    pub(super) over: Over,
+    pub(super) fresh: bool,
 }
 
 /// What was seen of it.
@@ -219,9 +220,9 @@ struct Seen {
 }
 
 impl<'a> Trial<'a> {
-    fn version(peer: &'a Peer) -> Self {
+    pub(super) fn version(peer: &'a Peer) -> Self {
         let want = Want::Exact(200, script::VERSION.as_bytes().to_vec());
-        Self { peer, request: Vec::new(), want, callers: CALLERS, fresh: false }
+        Self { peer, request: Vec::new(), want, callers: CALLERS, over: Over::Plain, fresh: false }
     }
 
     fn chat(peer: &'a Peer) -> Self {
@@ -238,7 +239,7 @@ impl<'a> Trial<'a> {
         }
     }
 
-    fn run(self, bench: &Bench) -> anyhow::Result<Vec<f64>> {
+    pub(super) fn run(self, bench: &Bench) -> anyhow::Result<Vec<f64>> {
         let seen = self.window(bench, bench.millis(2000, 1000))?;
         let latency = &seen.tally.latency;
         Ok(vec![
@@ -261,6 +262,7 @@ impl<'a> Trial<'a> {
             name: "a request".into(),
             address: peer.addr,
             callers: self.callers,
+            over: self.over,
             ask: Ask::Same(request),
             want: self.want,
             pace: Pace::Closed,

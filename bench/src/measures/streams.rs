@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Bench, Limit, NGINX, Outcome, head, micros, seconds};
 use crate::cost::{self, Cpu};
-use crate::load::{Ask, Group, Histogram, Load, Pace, Want};
+use crate::load::{Ask, Group, Histogram, Load, Over, Pace, Want};
 use crate::peer::{Hash, Id, Login, Peer, credentials};
 use crate::script::{self, Chat, Head};
 
@@ -60,6 +60,15 @@ fn first_token(bench: &Bench, row: &'static str, streams: usize) -> anyhow::Resu
         })
 }
 
+pub(super) const CHUNK_METRICS: [(&str, usize); 6] = [
+    ("CPU µs per chunk", 2),
+    ("KiB per stream", 1),
+    ("each token p50 ms", 2),
+    ("each token p99 ms", 2),
+    ("tokens/s", 0),
+    ("load's core busy %", 0),
+];
+
 pub(super) fn chunk(bench: &Bench) -> anyhow::Result<Outcome> {
     const STREAMS: usize = 4000;
     let mut ids = vec![Id::Portcullis, Id::NginxTuned];
@@ -84,44 +93,52 @@ pub(super) fn chunk(bench: &Bench) -> anyhow::Result<Outcome> {
         ..Outcome::default()
     };
     outcome
-        .metrics(&[
-            ("CPU µs per chunk", 2),
-            ("KiB per stream", 1),
-            ("each token p50 ms", 2),
-            ("each token p99 ms", 2),
-            ("tokens/s", 0),
-            ("load's core busy %", 0),
-        ])
+        .metrics(&CHUNK_METRICS)
         .goal("≤ 1.0 × nginx tuned per chunk", 0, Limit::TimesAtMost(1.0, NGINX.into()))
         .goal("≤ 20 KiB per stream", 1, Limit::AtMost(20.0))
         .goal("≤ 13 KiB per stream", 1, Limit::AtMost(13.0))
         .rounds(bench.rounds(3, 2), &subjects, |peer, _| {
-            // longer than the round: none of them ends in it
-            let chat = Chat { tokens: 1000, pace: 200_000 };
-            let mut group = streaming(peer, STREAMS, chat);
+            let mut group = streaming(peer, STREAMS, LONG);
             group.spread = bench.millis(2000, 1500);
-            let mut load = Load::start(bench.clock, vec![group])?;
-            load.run_for(bench.millis(3000, 2000))?;
-            load.take();
-            let (began, cpu, own) = (bench.clock.now(), Cpu::of(&peer.pids()), Cpu::of_us());
-            load.run_for(bench.millis(4000, 3000))?;
-            let time = seconds(Duration::from_nanos(bench.clock.now() - began));
-            let (cpu, own) = (Cpu::of(&peer.pids()).since(&cpu), Cpu::of_us().since(&own));
-            let memory = cost::memory(&peer.pids()).saturating_sub(idle_of(peer));
-            let tally = load.take().pop().unwrap_or_default();
-            load.finish()?;
-            let due = time * 5.0 * STREAMS as f64;
-            let came = tally.tokens as f64;
-            anyhow::ensure!(came > 0.95 * due, "only {came} of {due:.0} tokens came in time");
-            Ok(vec![
-                micros(cpu) / came,
-                memory as f64 / STREAMS as f64,
-                tally.token.millis(0.5),
-                tally.token.millis(0.99),
-                came / time,
-                100.0 * seconds(own) / time,
-            ])
+            let times = [bench.millis(3000, 2000), bench.millis(4000, 3000)];
+            hold(bench, peer, group, idle_of(peer), times)
         })
+}
+
+/// Longer than a round, so that none ends in it.
+pub(super) const LONG: Chat = Chat { tokens: 1000, pace: 200_000 };
+
+/// What many chats as [`LONG`] cost while they are open, in the order of [`CHUNK_METRICS`]. `idle`
+/// is the proxy's memory before the first stream; the times are until all are open, and measured.
+pub(super) fn hold(
+    bench: &Bench,
+    peer: &Peer,
+    group: Group,
+    idle: u64,
+    [opening, window]: [Duration; 2],
+) -> anyhow::Result<Vec<f64>> {
+    let streams = (group.callers * group.over.streams()) as f64;
+    let mut load = Load::start(bench.clock, vec![group])?;
+    load.run_for(opening)?;
+    load.take();
+    let (began, cpu, own) = (bench.clock.now(), Cpu::of(&peer.pids()), Cpu::of_us());
+    load.run_for(window)?;
+    let time = seconds(Duration::from_nanos(bench.clock.now() - began));
+    let (cpu, own) = (Cpu::of(&peer.pids()).since(&cpu), Cpu::of_us().since(&own));
+    let memory = cost::memory(&peer.pids()).saturating_sub(idle);
+    let tally = load.take().pop().unwrap_or_default();
+    load.finish()?;
+    let due = time * 5.0 * streams;
+    let came = tally.tokens as f64;
+    anyhow::ensure!(came > 0.95 * due, "only {came} of {due:.0} tokens came in time");
+    Ok(vec![
+        micros(cpu) / came,
+        memory as f64 / streams,
+        tally.token.millis(0.5),
+        tally.token.millis(0.99),
+        came / time,
+        100.0 * seconds(own) / time,
+    ])
 }
 
 /// Without the brake, or the tenth wrong password would be the last that is hashed.
@@ -184,6 +201,7 @@ fn guesses(bench: &Bench, peer: &Peer, round: Option<usize>) -> anyhow::Result<G
         name: "a request with a valid login".into(),
         address,
         callers: 20,
+        over: Over::Plain,
         ask: Ask::Same(head.alone()),
         want: Want::Exact(200, script::VERSION.as_bytes().to_vec()),
         pace: Pace::PerSecond(rate),
@@ -204,6 +222,7 @@ fn guesses(bench: &Bench, peer: &Peer, round: Option<usize>) -> anyhow::Result<G
             name: "a wrong password".into(),
             address,
             callers: 200,
+            over: Over::Plain,
             ask: Ask::Numbered(Box::new(wrong)),
             want: Want::Status(401),
             pace: Pace::PerSecond(20.0),
@@ -227,12 +246,13 @@ fn guesses(bench: &Bench, peer: &Peer, round: Option<usize>) -> anyhow::Result<G
 }
 
 /// Callers who begin a streamed chat again as soon as one ends.
-fn streaming(peer: &Peer, callers: usize, chat: Chat) -> Group {
+pub(super) fn streaming(peer: &Peer, callers: usize, chat: Chat) -> Group {
     let whole = Duration::from_micros(chat.tokens * chat.pace);
     Group {
         name: "a streamed chat".into(),
         address: peer.addr,
         callers,
+        over: Over::Plain,
         ask: Ask::Same(Head { line: "POST /api/chat", ..head(peer) }.json(&chat.body())),
         want: Want::Stream(chat),
         pace: Pace::Closed,

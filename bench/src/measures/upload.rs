@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Bench, Limit, NGINX, Outcome, seconds};
 use crate::cost::{self, Cpu};
-use crate::load::{Ask, Group, Load, Pace, Want};
+use crate::load::{Ask, Group, Load, Over, Pace, Want};
 use crate::peer::{Id, Peer};
 use crate::script::{self, Head};
 
@@ -64,6 +64,7 @@ fn uploading(peer: &Peer, length: u64) -> Group {
         name: "an upload".into(),
         address: peer.addr,
         callers: 1,
+        over: Over::Plain,
         ask: Ask::Upload { head: head.upload(length), length },
         want: Want::Exact(201, Vec::new()),
         // one, and no second one before this is over

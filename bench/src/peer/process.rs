@@ -3,17 +3,20 @@
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use rustls::{ClientConfig, StreamOwned};
+
+use crate::tls;
 
 /// A command line and its surroundings.
 pub(crate) struct Launch {
@@ -71,13 +74,14 @@ impl Process {
     pub(crate) fn wait_for_answer(
         &mut self,
         address: SocketAddr,
+        tls: Option<&Arc<ClientConfig>>,
         request: &str,
         patience: Duration,
     ) -> anyhow::Result<()> {
         let began = Instant::now();
         let mut last = anyhow!("nothing was tried");
         while began.elapsed() < patience {
-            match ask(address, request) {
+            match ask(address, tls, request) {
                 Ok(200) => return Ok(()),
                 Ok(status @ 500..) => last = anyhow!("it answers {status}"),
                 Ok(status) => bail!("it answers {status}{}", self.log_tail()),
@@ -225,15 +229,29 @@ fn open_file_limits() -> (u64, u64) {
 }
 
 /// One request on a connection of its own; gives the answer's status once it is complete.
-fn ask(address: SocketAddr, request: &str) -> io::Result<u16> {
+fn ask(address: SocketAddr, tls: Option<&Arc<ClientConfig>>, request: &str) -> io::Result<u16> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    stream.take(1 << 20).read_to_end(&mut answer)?;
+    let answer = match tls {
+        None => exchange(stream, request)?,
+        Some(config) => {
+            let session = tls::session(config).map_err(io::Error::other)?;
+            exchange(StreamOwned::new(session, &mut stream), request)?
+        }
+    };
     let text = String::from_utf8_lossy(&answer);
     let status = text.split(' ').nth(1).and_then(|word| word.parse().ok());
     status.ok_or_else(|| io::Error::other("no HTTP answer"))
+}
+
+fn exchange(mut stream: impl Read + Write, request: &str) -> io::Result<Vec<u8>> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = Vec::new();
+    match stream.take(1 << 20).read_to_end(&mut answer) {
+        // without the farewell of TLS
+        Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Err(error),
+        Ok(_) | Err(_) => Ok(answer),
+    }
 }
 
 /// The sockets that listen on an address, as /proc/PID/fd names them.
@@ -298,7 +316,7 @@ mod tests {
         let mut process = shell("echo no such option >&2; exit 3", "ends");
         let address = free_address().unwrap();
         let patience = Duration::from_secs(60);
-        let said = process.wait_for_answer(address, "", patience).unwrap_err().to_string();
+        let said = process.wait_for_answer(address, None, "", patience).unwrap_err().to_string();
         fs::remove_file(&process.log).unwrap();
         assert!(said.contains("it ended at once (exit status: 3)"), "{said}");
         assert!(said.ends_with("no such option"), "{said}");
