@@ -71,20 +71,23 @@ pub(super) async fn answer(
         body_asked_for = Arc::default();
     }
     let asked_with = parts.method.clone();
-    // Boxed, so that a stream keeps only what sending the answer takes.
-    let mut handled =
-        Box::pin(gateway.handle(link, Box::new(parts), Incoming::Http2(body), arrived));
-    let handled = poll_fn(|cx| {
-        if let Poll::Ready(response) = handled.as_mut().poll(cx) {
-            return Poll::Ready(Some(response));
-        }
-        if body_asked_for.swap(false, Ordering::Relaxed) {
-            // A caller who does not hear it sends the body anyway, after a while.
-            let _ = respond.send_informational(go_on());
-        }
-        respond.poll_reset(cx).map(|_| None)
-    });
-    if let Some(response) = handled.await {
+    let response = {
+        // Boxed and dropped here, so that a stream keeps only what sending the answer takes.
+        let mut handled =
+            Box::pin(gateway.handle(link, Box::new(parts), Incoming::Http2(body), arrived));
+        poll_fn(|cx| {
+            if let Poll::Ready(response) = handled.as_mut().poll(cx) {
+                return Poll::Ready(Some(response));
+            }
+            if body_asked_for.swap(false, Ordering::Relaxed) {
+                // A caller who does not hear it sends the body anyway, after a while.
+                let _ = respond.send_informational(go_on());
+            }
+            respond.poll_reset(cx).map(|_| None)
+        })
+        .await
+    };
+    if let Some(response) = response {
         // Who left has been noted by the answer, which is dropped.
         let _: Result<(), Gone> = send(response, &asked_with, &mut respond, caller.stall).await;
     }
