@@ -116,9 +116,10 @@ fn chunk(bench: &Bench, outcome: Outcome, over: &Over) -> anyhow::Result<Outcome
         let at = subjects.iter().position(|one| std::ptr::eq(one, peer));
         let idle = at.and_then(|at| idle.get(at)).copied().unwrap_or_default();
         let mut group = streaming(peer, STREAMS / over.streams(), LONG);
-        group.spread = Duration::from_millis(1500);
+        // 4,000 handshakes take some of them nearly two seconds
+        group.spread = Duration::from_millis(2500);
         group.over = over.clone();
-        hold(bench, peer, group, idle, [Duration::from_millis(2500), Duration::from_secs(3)])
+        hold(bench, peer, group, idle, [Duration::from_secs(4), Duration::from_millis(2500)])
     })
 }
 
