@@ -390,6 +390,15 @@ impl Auth {
         Identity { name, whole: None, role, credential, endpoints, grant: None }
     }
 
+    /// Who would ask under this name, with whatever credential; for explanations alone.
+    #[must_use]
+    pub fn suppose(&self, name: &str) -> Identity {
+        match self.keys.of_name(name) {
+            Some(found) => self.granted(found, Credential::Key),
+            None => self.identity(name.into(), Credential::Key),
+        }
+    }
+
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
     /// somebody's web page, or where the caller showed that it does not mean a password.
     #[must_use]

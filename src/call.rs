@@ -194,6 +194,21 @@ impl<'a> Call<'a> {
         Ok(Self { asked, parts, body, reading })
     }
 
+    /// A call with a body that is here already.
+    ///
+    /// # Errors
+    /// As [`Call::take`].
+    pub async fn with(
+        asked: Asked,
+        parts: &'a Parts,
+        data: Bytes,
+        bounds: &BodyBounds,
+    ) -> Result<Self, Reject> {
+        let body = Outgoing(Inner::Whole { data, memory: None, unpacked: false });
+        let (body, reading) = understood(body, &asked, parts, bounds).await?;
+        Ok(Self { asked, parts, body, reading })
+    }
+
     /// A call that brings nothing along.
     #[must_use]
     pub fn without_body(asked: Asked, parts: &'a Parts) -> Self {

@@ -12,6 +12,7 @@ use crate::config::Given;
 mod ask;
 mod check;
 mod doctor;
+mod explain;
 mod init;
 mod serve;
 mod supervisor;
@@ -36,6 +37,8 @@ enum Command {
     Check(Settings),
     /// Look at everything: configuration, backend, gate, this machine, and who can go round the gate
     Doctor(doctor::Options),
+    /// Say what would become of a request, stage by stage, and why
+    Explain(explain::Options),
     /// Write a commented configuration, a keys file and what runs the gate into a folder
     Init(init::Options),
     /// Add, change, remove, list and verify users in an htpasswd file
@@ -112,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Try(options) => try_it::run(&options),
         Command::Check(settings) => return check::run(&settings.given()),
         Command::Doctor(options) => return doctor::run(&options),
+        Command::Explain(options) => return explain::run(&options),
         Command::Init(options) => init::run(&options),
         Command::User(options) => user::run(&options),
         Command::Health(settings) => ask::health(&settings.given()),

@@ -30,6 +30,7 @@ use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 use crate::tls::ClientCertificate;
 
 mod cors;
+mod explain;
 mod lists;
 mod loaded;
 mod notices;
@@ -37,6 +38,7 @@ mod open;
 mod redirect;
 mod state;
 
+pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
 use notices::Notices;
@@ -346,22 +348,17 @@ impl Visit<'_> {
         arrived: Arc<Arrival>,
         record: &mut Record,
     ) -> Result<Served, Reject> {
-        let Self { live, state, link: link @ Link { peer, door, .. } } = self;
+        let Self { live, state, link: Link { peer, door, .. } } = self;
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;
-        state.forwarding().refuse_loop(&parts.headers)?;
-        if let Door::Redirect = door {
-            return redirect::answer(live, state, parts, &target).map(Served::Own);
-        }
-        if let Some(answer) = open::to_anybody(live, state, parts, &target, door)? {
+        if let Some(answer) = self.to_anybody(parts, &target)? {
             return Ok(Served::Own(answer));
         }
         let presented = presented(parts, &target, door.certificate(state)?);
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
-        record.met(&who);
-        live.notice(client, link, &who);
+        self.met(client, &who, record);
         if let Some(answer) = open::to_callers(state, &who, &parts.method, &target)? {
             return Ok(Served::Own(answer));
         }
@@ -379,11 +376,22 @@ impl Visit<'_> {
         let origin = Origin { client, id: record.line.id, scheme: door.scheme() };
         let narrows = ticket.permit().narrows(&call.asked);
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
-        let passed = Box::new(Passed { answered, ticket, lease });
-        match narrows {
-            true => lists::narrowed(passed, state.idle()).await.map(Served::Own),
-            false => Ok(Served::Passed(passed)),
+        lists::served(Box::new(Passed { answered, ticket, lease }), narrows, state.idle()).await
+    }
+
+    /// What is answered before anybody asks who it is.
+    fn to_anybody(&self, parts: &Parts, target: &Target) -> Result<Option<Response<Bytes>>, Reject> {
+        let Self { live, state, link: Link { door, .. } } = self;
+        state.forwarding().refuse_loop(&parts.headers)?;
+        match door {
+            Door::Redirect => redirect::answer(live, state, parts, target).map(Some),
+            Door::Plain | Door::Tls(_) => open::to_anybody(live, state, parts, target, door),
         }
+    }
+
+    fn met(&self, client: ClientAddr, who: &Identity, record: &mut Record) {
+        record.met(who);
+        self.live.notice(client, self.link, who);
     }
 }
 

@@ -103,7 +103,8 @@ impl Reach {
         self.rule.models == Models::All && granted.is_none_or(|models| *models == Models::All)
     }
 
-    pub(super) fn may_use_cloud(&self) -> bool {
+    #[must_use]
+    pub fn may_use_cloud(&self) -> bool {
         let by_rule = self.rule.cloud || self.who.role() == Role::Admin;
         by_rule && self.who.grant().is_none_or(|grant| grant.cloud != Some(false))
     }

@@ -67,8 +67,12 @@ impl FileKeys {
             tracing::info!(key = key.name, client = %from.ip(), "a key was not taken: {fault}");
             return None;
         }
-        let owner = key.owner.as_deref().unwrap_or(&key.name);
-        Some(Found { name: Name::from(owner), role: key.role, grant: Arc::clone(grant) })
+        Some(Found::of(key, grant))
+    }
+
+    pub(super) fn of_name(&self, name: &str) -> Option<Found> {
+        let (key, grant) = self.0.values().find(|(key, _)| key.name == name)?;
+        Some(Found::of(key, grant))
     }
 }
 
@@ -84,6 +88,13 @@ pub(super) struct Found {
     /// In place of what `[roles]` says.
     pub(super) role: Option<Role>,
     pub(super) grant: Arc<Grant>,
+}
+
+impl Found {
+    fn of(key: &FileKey, grant: &Arc<Grant>) -> Self {
+        let owner = key.owner.as_deref().unwrap_or(&key.name);
+        Self { name: Name::from(owner), role: key.role, grant: Arc::clone(grant) }
+    }
 }
 
 /// An empty list is anywhere.

@@ -45,7 +45,7 @@ pub struct Group {
 }
 
 /// A key that stands in the configuration by its digest.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct FileKey {
     pub place: String,
     pub name: String,
@@ -58,21 +58,6 @@ pub struct FileKey {
     pub expires: Option<jiff::Timestamp>,
     /// Where it may be used from; anywhere if empty.
     pub networks: Vec<IpNet>,
-}
-
-impl Default for FileKey {
-    fn default() -> Self {
-        Self {
-            place: String::new(),
-            name: String::new(),
-            owner: None,
-            role: None,
-            digest: [0; 32],
-            models: None,
-            expires: None,
-            networks: Vec::new(),
-        }
-    }
 }
 
 impl Rule {

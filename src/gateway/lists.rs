@@ -5,19 +5,30 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::Passed;
+use super::{Passed, Served};
 use crate::access;
 use crate::reject::Reject;
 
 /// A list of 100,000 models has less.
 const MOST_BYTES: usize = 32 << 20;
 
+/// The answer as it passes, or read and narrowed first.
+///
 /// # Errors
 /// 502 for an answer that is no list, or breaks off; 504.
-pub(super) async fn narrowed(
+pub(super) async fn served(
     passed: Box<Passed>,
+    narrows: bool,
     idle: Duration,
-) -> Result<Response<Bytes>, Reject> {
+) -> Result<Served, Reject> {
+    match narrows {
+        // Boxed, because it is seldom needed.
+        true => Box::pin(narrowed(passed, idle)).await.map(Served::Own),
+        false => Ok(Served::Passed(passed)),
+    }
+}
+
+async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>, Reject> {
     let Passed { answered, ticket, lease } = *passed;
     let mut connection = answered.connection;
     let body = connection.whole(idle, MOST_BYTES).await?;

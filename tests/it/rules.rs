@@ -225,81 +225,78 @@ async fn changed(policy: &str, path: &str, body: &str) -> (String, Option<String
     (String::from_utf8(seen.body).unwrap(), told)
 }
 
+/// Policy, path, body, what is sent on, and what is told of it.
+const CHANGES: [(&str, &str, &str, &str, Option<&str>); 11] = [
+    (
+        "num_ctx = { max = 8192 }",
+        "/api/chat",
+        r#"{ "model":"m", "options": {"num_ctx": 65536 , "seed":1}}"#,
+        r#"{ "model":"m", "options": {"num_ctx": 8192 , "seed":1}}"#,
+        Some("num_ctx: 65536 -> 8192"),
+    ),
+    (
+        "num_ctx = { max = 8192 }",
+        "/api/chat",
+        r#"{"model":"m","options":{"num_ctx":4096}}"#,
+        r#"{"model":"m","options":{"num_ctx":4096}}"#,
+        None,
+    ),
+    ("num_ctx = { max = 8192 }", "/api/chat", r#"{"model":"m"}"#, r#"{"model":"m"}"#, None),
+    ("num_ctx = { max = 8192 }", "/v1/embeddings", r#"{"model":"m"}"#, r#"{"model":"m"}"#, None),
+    (
+        "keep_alive = 'drop'",
+        "/api/generate",
+        r#"{"model":"m","keep_alive":-1}"#,
+        r#"{"model":"m"}"#,
+        Some("keep_alive: -1 -> dropped"),
+    ),
+    (
+        "keep_alive = { max = '10m' }",
+        "/api/generate",
+        r#"{"keep_alive":"1h30m","model":"m"}"#,
+        r#"{"keep_alive":600,"model":"m"}"#,
+        Some("keep_alive: \"1h30m\" -> 600"),
+    ),
+    (
+        "keep_alive = { max = '10m' }",
+        "/api/generate",
+        r#"{"keep_alive":-1,"model":"m"}"#,
+        r#"{"keep_alive":600,"model":"m"}"#,
+        Some("keep_alive: -1 -> 600"),
+    ),
+    (
+        "num_predict = { max = 100 }",
+        "/v1/chat/completions",
+        r#"{"model":"m","max_tokens":5000}"#,
+        r#"{"model":"m","max_tokens":100}"#,
+        Some("max_tokens: 5000 -> 100"),
+    ),
+    (
+        "num_predict = { max = 100 }",
+        "/v1/responses",
+        r#"{"model":"m","max_output_tokens":0}"#,
+        r#"{"model":"m","max_output_tokens":100}"#,
+        Some("max_output_tokens: 0 -> 100"),
+    ),
+    (
+        "n = { max = 1 }",
+        "/v1/completions",
+        r#"{"model":"m","n":9}"#,
+        r#"{"model":"m","n":1}"#,
+        Some("n: 9 -> 1"),
+    ),
+    (
+        "temperature = { force = 0 }",
+        "/api/chat",
+        r#"{"model":"m","options":{"temperature":2}}"#,
+        r#"{"model":"m","options":{"temperature":0}}"#,
+        Some("temperature: 2 -> 0"),
+    ),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_changes_those_values_alone_and_tells() {
-    for (policy, path, body, expected, told) in [
-        (
-            "num_ctx = { max = 8192 }",
-            "/api/chat",
-            r#"{ "model":"m", "options": {"num_ctx": 65536 , "seed":1}}"#,
-            r#"{ "model":"m", "options": {"num_ctx": 8192 , "seed":1}}"#,
-            Some("num_ctx: 65536 -> 8192"),
-        ),
-        (
-            "num_ctx = { max = 8192 }",
-            "/api/chat",
-            r#"{"model":"m","options":{"num_ctx":4096}}"#,
-            r#"{"model":"m","options":{"num_ctx":4096}}"#,
-            None,
-        ),
-        ("num_ctx = { max = 8192 }", "/api/chat", r#"{"model":"m"}"#, r#"{"model":"m"}"#, None),
-        (
-            "num_ctx = { max = 8192 }",
-            "/v1/embeddings",
-            r#"{"model":"m"}"#,
-            r#"{"model":"m"}"#,
-            None,
-        ),
-        (
-            "keep_alive = 'drop'",
-            "/api/generate",
-            r#"{"model":"m","keep_alive":-1}"#,
-            r#"{"model":"m"}"#,
-            Some("keep_alive: -1 -> dropped"),
-        ),
-        (
-            "keep_alive = { max = '10m' }",
-            "/api/generate",
-            r#"{"keep_alive":"1h30m","model":"m"}"#,
-            r#"{"keep_alive":600,"model":"m"}"#,
-            Some("keep_alive: \"1h30m\" -> 600"),
-        ),
-        (
-            "keep_alive = { max = '10m' }",
-            "/api/generate",
-            r#"{"keep_alive":-1,"model":"m"}"#,
-            r#"{"keep_alive":600,"model":"m"}"#,
-            Some("keep_alive: -1 -> 600"),
-        ),
-        (
-            "num_predict = { max = 100 }",
-            "/v1/chat/completions",
-            r#"{"model":"m","max_tokens":5000}"#,
-            r#"{"model":"m","max_tokens":100}"#,
-            Some("max_tokens: 5000 -> 100"),
-        ),
-        (
-            "num_predict = { max = 100 }",
-            "/v1/responses",
-            r#"{"model":"m","max_output_tokens":0}"#,
-            r#"{"model":"m","max_output_tokens":100}"#,
-            Some("max_output_tokens: 0 -> 100"),
-        ),
-        (
-            "n = { max = 1 }",
-            "/v1/completions",
-            r#"{"model":"m","n":9}"#,
-            r#"{"model":"m","n":1}"#,
-            Some("n: 9 -> 1"),
-        ),
-        (
-            "temperature = { force = 0 }",
-            "/api/chat",
-            r#"{"model":"m","options":{"temperature":2}}"#,
-            r#"{"model":"m","options":{"temperature":0}}"#,
-            Some("temperature: 2 -> 0"),
-        ),
-    ] {
+    for (policy, path, body, expected, told) in CHANGES {
         let (sent, says) = changed(policy, path, body).await;
         assert_eq!(sent, expected, "{policy} {path}");
         assert_eq!(says.as_deref(), told, "{policy} {path}");

@@ -1,3 +1,5 @@
+//! Rules as they are written, and slips in them.
+
 use super::*;
 use crate::config::{Bounds, Change, Given, load};
 

@@ -1,0 +1,93 @@
+//! `portcullis explain`: what would become of a request, stage by stage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow};
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderName, HeaderValue, Method, Request};
+
+use super::{Settings, say, say_to};
+use crate::config;
+use crate::gateway::{Explained, State, explain};
+use crate::reject::Reject;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Who asks: a name of a users' or keys' file, or of a [[key]]
+    #[arg(long = "as", value_name = "NAME")]
+    who: String,
+    /// Such as POST
+    method: Method,
+    /// Such as /api/chat
+    path: String,
+    /// The request's body
+    #[arg(long, value_name = "FILE")]
+    body: Option<PathBuf>,
+    /// A header of the request, as `Name: value`; may be given several times
+    #[arg(long = "header", value_name = "HEADER", value_parser = header)]
+    headers: Vec<(HeaderName, HeaderValue)>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// The exit status says whether the request would be passed on.
+pub(super) fn run(options: &Options) -> ExitCode {
+    let explained = match decided(options) {
+        Ok(explained) => explained,
+        Err(error) => {
+            say_to(&mut std::io::stderr(), &format!("portcullis: {error:#}"));
+            return ExitCode::from(2);
+        }
+    };
+    for stage in &explained.stages {
+        say(&format!("{:<10}{}", stage.name, stage.says));
+    }
+    match explained.refused {
+        None => {
+            say("passed on");
+            ExitCode::SUCCESS
+        }
+        Some(reject) => {
+            say(&refusal(&reject));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn refusal(reject: &Reject) -> String {
+    let row = reject.row();
+    format!("{:<10}{} {}: {}", "refused", row.status, row.code, reject.says())
+}
+
+fn decided(options: &Options) -> anyhow::Result<Explained> {
+    let loaded =
+        config::load(&options.settings.given()).map_err(|problems| anyhow!("{problems}"))?;
+    let body = match &options.body {
+        Some(file) => std::fs::read(file)
+            .with_context(|| format!("could not read the body in {}", file.display()))?,
+        None => Vec::new(),
+    };
+    let mut request = Request::builder()
+        .method(&options.method)
+        .uri(&options.path)
+        .header(http::header::HOST, "gate")
+        .body(())
+        .context("such a request cannot be")?;
+    for (name, value) in &options.headers {
+        request.headers_mut().append(name, value.clone());
+    }
+    let (parts, ()) = request.into_parts();
+    let state = State::new(loaded.config, None)?;
+    let who = state.auth().suppose(&options.who);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(explain(&state, who, &parts, Bytes::from(body))))
+}
+
+fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as `Name: value`")?;
+    let name = name.trim().parse().map_err(|_| "that is no header's name")?;
+    let value = value.trim().parse().map_err(|_| "that is no header's value")?;
+    Ok((name, value))
+}

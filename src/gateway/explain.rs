@@ -1,0 +1,76 @@
+//! What would become of a request, stage by stage, decided by the code of the path.
+
+use bytes::Bytes;
+use http::request::Parts;
+
+use super::{State, loaded};
+use crate::access;
+use crate::api::Asked;
+use crate::auth::Identity;
+use crate::call::{self, Call};
+use crate::config::Models;
+use crate::reject::Reject;
+
+/// What one stage decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    pub name: &'static str,
+    pub says: String,
+}
+
+/// The stages up to the one that refuses, if one does.
+#[derive(Debug)]
+pub struct Explained {
+    pub stages: Vec<Stage>,
+    pub refused: Option<Reject>,
+}
+
+/// As if `who` had sent this. No backend is asked, but where a policy wants to know how a model is
+/// loaded.
+pub async fn explain(state: &State, who: Identity, parts: &Parts, body: Bytes) -> Explained {
+    let mut stages = Vec::new();
+    let refused = Box::pin(walk(state, who, parts, body, &mut stages)).await.err();
+    Explained { stages, refused }
+}
+
+async fn walk(
+    state: &State,
+    who: Identity,
+    parts: &Parts,
+    body: Bytes,
+    stages: &mut Vec<Stage>,
+) -> Result<(), Reject> {
+    let mut tell = |name, says| stages.push(Stage { name, says });
+    tell("caller", format!("{}, with the role {}", who.name(), who.role()));
+    let target = call::strict(parts)?;
+    let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
+    let (operation, class, needs) = (asked.operation(), asked.class(), asked.needs());
+    tell("endpoint", format!("{operation}, of the class {class}, which needs the role {needs}"));
+    let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
+    tell("rule", entry.reach().rule().place.clone());
+    let length = body.len();
+    let mut call = Call::with(asked, parts, body, state.bounds()).await?;
+    let model = call.model().map_or_else(|| "no model".to_owned(), |it| format!("the model {it}"));
+    tell("body", format!("{length} bytes, names {model}"));
+    let ground = loaded::ground(state, &entry, &call).await;
+    let shown = models_of(&entry);
+    let permit = access::authorize(entry, &mut call, &ground)?;
+    tell("model", shown);
+    let changed = permit.changed().and_then(|changed| changed.to_str().ok());
+    tell("policy", changed.unwrap_or("changes nothing").to_owned());
+    if permit.narrows(&call.asked) {
+        tell("answer", "the list is narrowed to what may be used".to_owned());
+    }
+    Ok(())
+}
+
+fn models_of(entry: &access::Entry) -> String {
+    let shown = match (&entry.reach().rule().models, entry.reach().models_shown()) {
+        (Models::All | Models::Only(_), Some(patterns)) => {
+            format!("allowed are {}", patterns.join(", "))
+        }
+        (Models::All | Models::Only(_), None) => "all are allowed".to_owned(),
+    };
+    let cloud = if entry.reach().may_use_cloud() { "" } else { ", but those in the cloud" };
+    shown + cloud
+}
