@@ -314,7 +314,7 @@ fn key() -> impl Strategy<Value = String> {
         let (before, rest) = key.split_at(at);
         let letter = rest.chars().next().unwrap();
         let behind = &rest[letter.len_utf8()..];
-        let bent = match (bend, letter) {
+        match (bend, letter) {
             (0, _) => key.to_uppercase(),
             (1, _) => format!("{before}{}{behind}", letter.to_uppercase()),
             (2, _) => format!("{before}\\u{:04x}{behind}", u32::from(letter)),
@@ -323,8 +323,7 @@ fn key() -> impl Strategy<Value = String> {
             (3, 'i') => format!("{before}\u{131}{behind}"),
             (4, _) => format!("{before}\\u{:04X}{behind}", u32::from(letter.to_ascii_uppercase())),
             _ => key.to_owned(),
-        };
-        bent
+        }
     })
 }
 
@@ -399,89 +398,90 @@ fn body() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// What makes up a form: what is usual, and what some reader may take for something else.
+const NAMES: [&[&str]; 2] = [
+    &["name=\"model\"", "name=\"language\"", "name=\"file\"; filename=\"a\""],
+    &[
+        "name=\"model\"",
+        "name=\"model\"",
+        "name=model",
+        "name=\"Model\"",
+        "name=\"file\"",
+        "name=\"language\"",
+        "name*=utf-8''model",
+        "name=\"mo\\del\"",
+        "NAME=\"model\"",
+        "filename=\"x\"; name=\"model\"",
+        "name=\"file\"; filename=\"a;name=\\\"model\\\"\"",
+        "name=\"a\"; name=\"model\"",
+        "name=\"\"",
+        "name = \"model\"",
+        "name=\"model\";",
+    ],
+];
+const LINES: [&[&str]; 2] = [
+    &[""],
+    &[
+        "",
+        "",
+        "",
+        "",
+        "\r\nContent-Type: text/plain",
+        "\r\nContent-Transfer-Encoding: quoted-printable",
+        "\r\nContent-Transfer-Encoding: binary",
+        "\r\n folded",
+        "\r\nX: y",
+        "\r\ncontent-disposition: form-data; name=\"model\"",
+    ],
+];
+const VALUES: [&[&str]; 2] = [
+    &["small", "big"],
+    &[
+        "small",
+        "big",
+        "",
+        "a=62",
+        "\r\n",
+        "--X",
+        "\r\n--X",
+        "\n--X\r\n",
+        "\r\n--Xy",
+        "\u{e4}",
+        "a\r\nb",
+        "\r\n--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nbig",
+    ],
+];
+const ENDS: [&[&str]; 2] = [&["--X--\r\n"], &["--X--", "--X-", "--X--x", "--X--\r\n--X--", ""]];
+const TYPES: [&[&str]; 2] = [
+    &["multipart/form-data; boundary=X"],
+    &[
+        "multipart/form-data; boundary=X",
+        "multipart/form-data; boundary=X",
+        "multipart/form-data;boundary=\"X\"",
+        "Multipart/Form-Data; BOUNDARY=X; charset=utf-8",
+        "multipart/form-data; boundary=X; boundary=Y",
+        "multipart/form-data; boundary*=utf-8''X",
+        "multipart/mixed; boundary=X",
+        "multipart/form-data; boundary=\"\\X\"",
+        "",
+    ],
+];
+const QUERIES: [&[&str]; 2] =
+    [&[""], &["", "", "", "a=b", "model=big", "mod%65l=big", "a;model=big", "Model=big", "model"]];
+
+/// A part of a form.
+fn part() -> impl Strategy<Value = String> {
+    (seldom(NAMES), seldom(LINES), seldom(VALUES)).prop_map(|(name, line, value)| {
+        format!("--X\r\nContent-Disposition: form-data; {name}{line}\r\n\r\n{value}\r\n")
+    })
+}
+
 /// A form, its Content-Type and a query.
 fn form() -> impl Strategy<Value = (String, String, String)> {
-    let name = seldom(
-        vec!["name=\"model\"", "name=\"language\"", "name=\"file\"; filename=\"a\""],
-        vec![
-            "name=\"model\"",
-            "name=\"model\"",
-            "name=model",
-            "name=\"Model\"",
-            "name=\"file\"",
-            "name=\"language\"",
-            "name*=utf-8''model",
-            "name=\"mo\\del\"",
-            "NAME=\"model\"",
-            "filename=\"x\"; name=\"model\"",
-            "name=\"file\"; filename=\"a;name=\\\"model\\\"\"",
-            "name=\"a\"; name=\"model\"",
-            "name=\"\"",
-            "name = \"model\"",
-            "name=\"model\";",
-        ],
-    );
-    let extra = seldom(
-        vec![""],
-        vec![
-            "",
-            "",
-            "",
-            "",
-            "\r\nContent-Type: text/plain",
-            "\r\nContent-Transfer-Encoding: quoted-printable",
-            "\r\nContent-Transfer-Encoding: binary",
-            "\r\n folded",
-            "\r\nX: y",
-            "\r\ncontent-disposition: form-data; name=\"model\"",
-        ],
-    );
-    let value = seldom(
-        vec!["small", "big"],
-        vec![
-            "small",
-            "big",
-            "",
-            "a=62",
-            "\r\n",
-            "--X",
-            "\r\n--X",
-            "\n--X\r\n",
-            "\r\n--Xy",
-            "\u{e4}",
-            "a\r\nb",
-            "\r\n--X\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nbig",
-        ],
-    );
-    let part = (name, extra, value).prop_map(|(name, extra, value)| {
-        format!("--X\r\nContent-Disposition: form-data; {name}{extra}\r\n\r\n{value}\r\n")
-    });
-    let end =
-        select(vec!["--X--\r\n", "--X--\r\n", "--X--", "--X-", "--X--x", "--X--\r\n--X--", ""]);
-    let kind = seldom(
-        vec!["multipart/form-data; boundary=X"],
-        vec![
-            "multipart/form-data; boundary=X",
-            "multipart/form-data; boundary=X",
-            "multipart/form-data;boundary=\"X\"",
-            "Multipart/Form-Data; BOUNDARY=X; charset=utf-8",
-            "multipart/form-data; boundary=X; boundary=Y",
-            "multipart/form-data; boundary*=utf-8''X",
-            "multipart/mixed; boundary=X",
-            "multipart/form-data; boundary=\"\\X\"",
-            "",
-        ],
-    );
-    let query = seldom(
-        vec![""],
-        vec!["", "", "", "a=b", "model=big", "mod%65l=big", "a;model=big", "Model=big", "model"],
-    );
-    let bend = (
-        any::<prop::sample::Index>(),
-        select(vec!["", "\r\n", "\n", "-", " ", "\"", ";", "X"]),
-        0..4_u8,
-    );
-    (proptest::collection::vec(part, 0..4), end, kind, query, bend).prop_map(
+    let bends = vec!["", "\r\n", "\n", "-", " ", "\"", ";", "X"];
+    let bend = (any::<prop::sample::Index>(), select(bends), 0..12_u8);
+    let parts = proptest::collection::vec(part(), 0..4);
+    (parts, seldom(ENDS), seldom(TYPES), seldom(QUERIES), bend).prop_map(
         |(parts, end, kind, query, (at, extra, bend))| {
             let mut body = format!("{}{end}", parts.concat());
             if bend == 0 && !body.is_empty() {
@@ -497,6 +497,6 @@ fn form() -> impl Strategy<Value = (String, String, String)> {
 }
 
 /// One of the first, or sometimes of the others.
-fn seldom(usual: Vec<&'static str>, odd: Vec<&'static str>) -> impl Strategy<Value = &'static str> {
+fn seldom([usual, odd]: [&'static [&'static str]; 2]) -> impl Strategy<Value = &'static str> {
     prop_oneof![7 => select(usual), 1 => select(odd)]
 }

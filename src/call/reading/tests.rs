@@ -327,6 +327,10 @@ fn part(disposition: &str, value: &str) -> String {
     format!("--X\r\nContent-Disposition: form-data; {disposition}\r\n\r\n{value}\r\n")
 }
 
+fn form_code(body: &str, content_type: &str, query: Option<&str>) -> &'static str {
+    form(body, content_type, query).map_or_else(|reject| reject.row().code, |_| "read")
+}
+
 #[test]
 fn the_model_of_a_form_is_found_wherever_it_stands() {
     let file = "--X\r\ncontent-disposition: form-data; name=\"file\"; filename=\"C:\\a model.wav\"\r\n\
@@ -354,10 +358,7 @@ fn the_model_of_a_form_is_found_wherever_it_stands() {
 fn a_form_that_can_be_read_in_two_ways_is_refused() {
     let model = part("name=\"model\"", "a");
     let whole = format!("{model}--X--\r\n");
-    let code = |body: &str, content_type: &str, query: Option<&str>| {
-        form(body, content_type, query).map_or_else(|reject| reject.row().code, |_| "read")
-    };
-    assert_eq!(code(&whole, FORM, None), "read");
+    assert_eq!(form_code(&whole, FORM, None), "read");
     for body in [
         format!("{model}{model}--X--\r\n"),
         format!("{model}{}--X--\r\n", part("name=\"Model\"", "b")),
@@ -365,12 +366,18 @@ fn a_form_that_can_be_read_in_two_ways_is_refused() {
         format!("{}--X--\r\n", part("name=\"model\"; filename=\"a\"", "b")),
         format!("{}--X--\r\n", part("name=\"model\"; filename*=utf-8''a", "b")),
     ] {
-        assert_eq!(code(&body, FORM, None), "ambiguous_body", "{body}");
+        assert_eq!(form_code(&body, FORM, None), "ambiguous_body", "{body}");
     }
     for query in ["model=b", "a=b&mod%65l=b", "model", "MODEL=b", "a;model=b", "%6d%6f%64%65%6c=b"]
     {
-        assert_eq!(code(&whole, FORM, Some(query)), "ambiguous_body", "{query}");
+        assert_eq!(form_code(&whole, FORM, Some(query)), "ambiguous_body", "{query}");
     }
+}
+
+#[test]
+fn what_is_no_form_is_refused() {
+    let model = part("name=\"model\"", "a");
+    let whole = format!("{model}--X--\r\n");
     let header = |lines: &str| format!("--X\r\n{lines}\r\n\r\nb\r\n--X--\r\n");
     let disposition = "Content-Disposition: form-data; name=\"model\"";
     for body in [
@@ -402,7 +409,7 @@ fn a_form_that_can_be_read_in_two_ways_is_refused() {
         header("Content-Disposition: attachment; name=\"model\""),
         "x".repeat(20_000),
     ] {
-        assert_eq!(code(&body, FORM, None), "bad_body", "{body}");
+        assert_eq!(form_code(&body, FORM, None), "bad_body", "{body}");
     }
     for content_type in [
         "",
@@ -416,7 +423,7 @@ fn a_form_that_can_be_read_in_two_ways_is_refused() {
         "multipart/form-data; boundary=X y",
         "multipart/form-data, multipart/form-data; boundary=X",
     ] {
-        assert_eq!(code(&whole, content_type, None), "bad_body", "{content_type}");
+        assert_eq!(form_code(&whole, content_type, None), "bad_body", "{content_type}");
     }
 }
 
