@@ -66,6 +66,28 @@ fn the_memory_of_bodies_is_bounded_and_comes_back() {
     assert!(bounds.reserve(u64::MAX).is_err());
 }
 
+#[test]
+fn an_edited_body_is_sent_on_and_the_reading_tells_what_came() {
+    let body = Bytes::from_static(b"{\"model\":\"m\",\"keep_alive\":-1}");
+    let asked = Asked::find(&http::Method::POST, "/api/chat", &[]).unwrap();
+    let reading = Reading::of_json(&body, &asked).unwrap();
+    let parts = Request::new(()).into_parts().0;
+    let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
+    let keep_alive = call.reading.field(crate::api::Field::KeepAlive).unwrap();
+    let edits = [Edit::Replace { value: keep_alive.value, with: "300".to_owned() }];
+    let none = BodyBounds::new(1_000, 0, Duration::ZERO);
+    assert!(matches!(call.edit(&edits, &none), Err(Reject::Overloaded(_))));
+    assert!(call.edit(&[], &none).is_ok(), "what is not changed needs no memory");
+    let bounds = BodyBounds::new(1_000, 2_048, Duration::ZERO);
+    call.edit(&edits, &bounds).unwrap();
+    assert_eq!(call.body.whole().unwrap(), "{\"model\":\"m\",\"keep_alive\":300}");
+    assert_eq!(call.body.length(), Some(30));
+    assert_eq!(call.reading.number(keep_alive), Some(-1.0));
+    assert_eq!(bounds.memory.available_permits(), 1);
+    drop(call);
+    assert_eq!(bounds.memory.available_permits(), 2);
+}
+
 proptest! {
     #[test]
     fn no_host_panics_and_what_passes_is_plain(host in "[ -~]{0,30}") {
