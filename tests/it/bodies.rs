@@ -36,7 +36,7 @@ async fn a_body_reaches_the_backend_byte_for_byte() {
         ("/api/copy", "{\"source\":\"a\",\"destination\":\"b\"}"),
         ("/v1/responses", "{\"model\":\"m\",\"input\":\"\\ud800\"}"),
         ("/api/chat", &long),
-        ("/api/show", ""),
+        ("/api/later", ""),
         // Nobody looks into these.
         ("/api/later", "no JSON"),
     ] {
