@@ -380,7 +380,11 @@ impl Visit<'_> {
     }
 
     /// What is answered before anybody asks who it is.
-    fn to_anybody(&self, parts: &Parts, target: &Target) -> Result<Option<Response<Bytes>>, Reject> {
+    fn to_anybody(
+        &self,
+        parts: &Parts,
+        target: &Target,
+    ) -> Result<Option<Response<Bytes>>, Reject> {
         let Self { live, state, link: Link { door, .. } } = self;
         state.forwarding().refuse_loop(&parts.headers)?;
         match door {

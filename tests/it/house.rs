@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::config::{Config, ListenAddr, LogFormat};
+use portcullis::config::{Config, ListenAddr, LogFormat, Rule};
 use portcullis::gateway::Gateway;
 use portcullis::record::Log;
 use portcullis::server::Server;
@@ -56,6 +56,8 @@ impl House {
         std::fs::write(&users, ANNA).unwrap();
         std::fs::write(&keys, format!("{KEY} # anna\n")).unwrap();
         (config.htpasswd, config.api_keys) = (Some(users), Some(keys));
+        // So that lists are passed on as they are.
+        config.rules = vec![Rule { cloud: true, ..Rule::default() }];
         change(&mut config, &folder);
         Self::serve(config, folder).await
     }
