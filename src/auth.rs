@@ -3,46 +3,41 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
-use base64::Engine;
-use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, header};
 
 use crate::client_addr::ClientAddr;
 use crate::config::{Config, Pattern, Role, Roles, WeakHashes};
 use crate::live_file::{LiveFile, Report};
 use crate::reject::{Challenges, Reject};
+use crate::store::{Held, KeyRing};
 use crate::tls::ClientCertificate;
 
 pub mod api_keys;
+mod attempt;
 mod brake;
 mod crypt_des;
 mod crypt_md5;
 mod grant;
 pub mod htpasswd;
+mod knocks;
 mod lines;
 mod passwords;
 pub mod signature;
 pub mod stored_hash;
 
-pub use grant::Grant;
+pub use crate::store::Grant;
+pub use knocks::{Knock, Knocks};
 pub(crate) use lines::fault_of_name;
 
 use api_keys::ApiKeys;
-use brake::{Brake, Braked, Charge};
+use attempt::{Attempt, name_and_password, scheme};
+use brake::Brake;
 use grant::{FileKeys, Front};
 use htpasswd::Htpasswd;
-use passwords::{Passwords, Verdict};
-use signature::{AuthorizedKeys, Endpoints, Replays, SignatureFault, Signed};
-
-const WRONG: &str = "the user name, password or key is not right";
-const WRONG_TIME: &str =
-    "the signature's time is more than 300 s off; set this machine's clock right";
-const NO_NAME: &str = "the certificate names nobody who can be known here: its subject has to have one CN, \
-     without a / and without control characters";
-const NOT_ENROLLED: &str = "this machine's key is not enrolled here; give its line in ~/.ollama/id_ed25519.pub \
-     to whoever runs this gate";
+use passwords::Passwords;
+use signature::{AuthorizedKeys, Endpoints, Replays, Signed};
 
 /// What a caller is called; made and cloned without an allocation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -178,12 +173,14 @@ impl fmt::Debug for Presented<'_> {
     }
 }
 
-/// What survives a reload: failures counted, passwords verified, signatures seen.
+/// What survives a reload: failures counted, passwords verified, signatures seen, managed keys.
 #[derive(Debug)]
 pub struct Memory {
     brake: Arc<Brake>,
     passwords: Passwords,
     replays: Replays,
+    managed: Option<Arc<KeyRing>>,
+    knocks: Knocks,
 }
 
 impl Memory {
@@ -194,7 +191,26 @@ impl Memory {
             brake: Arc::default(),
             passwords: Passwords::new(cores)?,
             replays: Replays::default(),
+            managed: None,
+            knocks: Knocks::default(),
         })
+    }
+
+    /// With the keys of a store.
+    #[must_use]
+    pub fn with_keys(self, managed: Arc<KeyRing>) -> Self {
+        Self { managed: Some(managed), ..self }
+    }
+
+    #[must_use]
+    pub fn managed(&self) -> Option<&Arc<KeyRing>> {
+        self.managed.as_ref()
+    }
+
+    /// Machines that may be let in.
+    #[must_use]
+    pub fn knocks(&self) -> &Knocks {
+        &self.knocks
     }
 }
 
@@ -208,6 +224,7 @@ pub struct Auth {
     certificates_log_in: bool,
     keys: FileKeys,
     fronts: Vec<Front>,
+    keys_are_managed: bool,
 }
 
 /// The credential files; kept over a reload where they are the same, so that the last good content
@@ -301,19 +318,6 @@ fn reopen<T: Send + Sync + 'static>(
     }
 }
 
-/// One request at the door, and why it was not let in so far.
-struct Attempt<'a> {
-    auth: &'a Auth,
-    memory: &'a Memory,
-    client: ClientAddr,
-    presented: Presented<'a>,
-    now: Instant,
-    brought_something: bool,
-    password_counted: bool,
-    braked: Option<Braked>,
-    says: &'static str,
-}
-
 impl Auth {
     #[must_use]
     pub fn new(config: &Config, files: Files) -> Self {
@@ -325,6 +329,7 @@ impl Auth {
             certificates_log_in: config.certificates_log_in(),
             keys: FileKeys::new(&config.keys),
             fronts: Front::of(&config.rules),
+            keys_are_managed: config.data_dir.is_some(),
         }
     }
 
@@ -346,36 +351,11 @@ impl Auth {
         presented: Presented<'_>,
         now: Instant,
     ) -> Result<Identity, Reject> {
-        let attempt = Attempt {
-            auth: self,
-            memory,
-            client,
-            presented,
-            now,
-            brought_something: false,
-            password_counted: false,
-            braked: None,
-            says: WRONG,
-        };
-        let who = attempt.run().await?;
+        let who = Attempt::new(self, memory, client, presented, now).run().await?;
         match self.fronts.is_empty() {
             true => Ok(who),
             false => grant::on_behalf(&self.fronts, who, presented.headers),
         }
-    }
-
-    async fn key(&self, key: &[u8], client: ClientAddr, now: Instant) -> Option<Identity> {
-        let key = key.trim_ascii();
-        if let Some(file) = &self.files.api_keys
-            && let Some(name) = file.current(now).await.find(key)
-        {
-            return Some(self.identity(name, Credential::Key));
-        }
-        if self.keys.is_empty() {
-            return None;
-        }
-        let found = self.keys.find(key, client, jiff::Timestamp::now())?;
-        Some(self.granted(found, Credential::Key))
     }
 
     fn granted(&self, found: grant::Found, credential: Credential) -> Identity {
@@ -399,6 +379,12 @@ impl Auth {
         }
     }
 
+    fn bearer(&self, held: &Held, credential: Credential) -> Identity {
+        let name = Name::Given(Arc::clone(&held.identity));
+        let (role, grant) = (held.role, Arc::clone(&held.grant));
+        self.granted(grant::Found { name, role, grant }, credential)
+    }
+
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
     /// somebody's web page, or where the caller showed that it does not mean a password.
     #[must_use]
@@ -413,7 +399,7 @@ impl Auth {
     }
 
     fn has_keys(&self) -> bool {
-        self.files.api_keys.is_some() || !self.keys.is_empty()
+        self.files.api_keys.is_some() || !self.keys.is_empty() || self.keys_are_managed
     }
 
     /// Whether the request carries a password, for the rule about other sites' pages.
@@ -428,152 +414,6 @@ impl Auth {
     pub fn key_headers(&self) -> &[HeaderName] {
         &self.key_headers
     }
-}
-
-impl Attempt<'_> {
-    async fn run(mut self) -> Result<Identity, Reject> {
-        let Presented { headers, path_key, .. } = self.presented;
-        let authorization = single(headers, &header::AUTHORIZATION)?.map(HeaderValue::as_bytes);
-        self.brought_something = authorization.is_some() || path_key.is_some();
-        if let Some(login) = authorization.and_then(|value| scheme(value, b"basic"))
-            // Boxed, because it is large, and every request would have the room for it.
-            && let Some(who) = Box::pin(self.basic(login)).await?
-        {
-            return Ok(who);
-        }
-        if let Some(key) = authorization.and_then(|value| scheme(value, b"bearer"))
-            && let Some(who) = self.auth.key(key, self.client, self.now).await
-        {
-            return Ok(who);
-        }
-        for name in &self.auth.key_headers {
-            if let Some(value) = single(headers, name)? {
-                self.brought_something = true;
-                if let Some(who) = self.auth.key(value.as_bytes(), self.client, self.now).await {
-                    return Ok(who);
-                }
-            }
-        }
-        if let Some(signed) = authorization.and_then(Signed::parse)
-            && let Some(who) = self.signed(&signed).await
-        {
-            return Ok(who);
-        }
-        if let Some(key) = path_key
-            && let Some(who) = self.auth.key(key, self.client, self.now).await
-        {
-            return Ok(who);
-        }
-        if let Some(certificate) = self.presented.certificate
-            && self.auth.certificates_log_in
-            && !self.brought_something
-        {
-            return self.certified(certificate);
-        }
-        Err(self.refuse())
-    }
-
-    /// A certificate comes with the connection, so it counts only where a request says nothing else:
-    /// a wrong key is not made good by it.
-    fn certified(&self, certificate: &ClientCertificate) -> Result<Identity, Reject> {
-        let name = certificate.common_name().filter(|name| fault_of_name(name).is_none());
-        let name = Name::Given(Arc::clone(name.ok_or(Reject::BadCredentials(NO_NAME))?));
-        Ok(self.auth.identity(name, Credential::Certificate))
-    }
-
-    /// One failed request is one failure.
-    fn refuse(self) -> Reject {
-        if !self.brought_something {
-            return Reject::NoCredentials;
-        }
-        let limit = self.auth.failures_per_minute;
-        let braked = match self.password_counted {
-            true => self.braked,
-            false => self.memory.brake.wrong_key(self.client, limit, self.now).err(),
-        };
-        match braked {
-            Some(Braked { retry_after }) => Reject::TooManyFailures { retry_after },
-            None => Reject::BadCredentials(self.says),
-        }
-    }
-
-    async fn basic(&mut self, login: &[u8]) -> Result<Option<Identity>, Reject> {
-        let Some(file) = &self.auth.files.htpasswd else { return Ok(None) };
-        let Some((name, password)) = name_and_password(login) else { return Ok(None) };
-        let file = file.current(self.now).await;
-        let Memory { passwords, brake, .. } = self.memory;
-        if passwords.remembers(&file, &name, &password) {
-            return Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)));
-        }
-        self.password_counted = true;
-        let limit = self.auth.failures_per_minute;
-        let charge = match Charge::new(brake, self.client, &name, limit, self.now) {
-            Ok(charge) => charge,
-            Err(braked) => {
-                self.braked = Some(braked);
-                return Ok(None);
-            }
-        };
-        match passwords.check(&file, &name, &password, charge).await {
-            Verdict::Right => {
-                Ok(Some(self.auth.identity(name.as_str().into(), Credential::Password)))
-            }
-            Verdict::Wrong => Ok(None),
-            Verdict::Overloaded => Err(Reject::Overloaded("passwords wait to be checked")),
-        }
-    }
-
-    async fn signed(&mut self, signed: &Signed) -> Option<Identity> {
-        let file = self.auth.files.authorized_keys.as_ref()?.current(self.now).await;
-        let Presented { method, path, ts, .. } = self.presented;
-        let asked = signature::Asked { method, path, ts: ts.unwrap_or_default() };
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-        let unix = i64::try_from(unix).unwrap_or(i64::MAX);
-        match file.check(signed, &asked, self.client.ip(), unix, &self.memory.replays) {
-            Ok(signer) => {
-                let who = self.auth.identity(signer.name.clone(), Credential::Signature);
-                Some(Identity { endpoints: signer.endpoints, ..who })
-            }
-            Err(fault) => {
-                self.says = match fault {
-                    SignatureFault::UnknownKey => NOT_ENROLLED,
-                    SignatureFault::BadTime => WRONG_TIME,
-                    SignatureFault::BadSignature | SignatureFault::Replayed => WRONG,
-                };
-                None
-            }
-        }
-    }
-}
-
-/// A header that may stand once only: two of them could be read in two ways.
-fn single<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'a HeaderValue>, Reject> {
-    let mut values = headers.get_all(name).iter();
-    let first = values.next();
-    match values.next() {
-        None => Ok(first),
-        Some(_) => Err(Reject::BadRequest("a credential header may be sent once only")),
-    }
-}
-
-/// What follows the scheme word, whose case does not matter (RFC 9110, 11.1).
-fn scheme<'a>(value: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
-    let (head, rest) = value.split_at_checked(word.len())?;
-    let rest = head.eq_ignore_ascii_case(word).then_some(rest)?;
-    (rest.is_empty() || rest.starts_with(b" ")).then(|| rest.trim_ascii())
-}
-
-/// RFC 7617: base64 of `name:password`, both UTF-8; the first colon divides.
-fn name_and_password(login: &[u8]) -> Option<(String, Vec<u8>)> {
-    let decoded = STANDARD.decode(login).or_else(|_| STANDARD_NO_PAD.decode(login)).ok()?;
-    let colon = memchr::memchr(b':', &decoded)?;
-    let (name, rest) = decoded.split_at_checked(colon)?;
-    let password = rest.get(1..)?;
-    let name = std::str::from_utf8(name).ok()?;
-    (!name.is_empty() && !password.is_empty()).then(|| (name.to_owned(), password.to_owned()))
 }
 
 /// Reads an `Authorization` value as far as one goes without files; for the fuzzer.

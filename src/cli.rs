@@ -75,6 +75,9 @@ struct Settings {
     /// Public keys of machines whose `ollama` signs its requests
     #[arg(long, value_name = "FILE")]
     authorized_keys: Option<String>,
+    /// A folder for what survives a restart, such as managed keys
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
     /// The gate's certificate, for https
     #[arg(long, value_name = "FILE")]
     tls_cert: Option<String>,
@@ -92,6 +95,7 @@ impl Settings {
             ("htpasswd", self.htpasswd.clone()),
             ("api_keys", self.api_keys.clone()),
             ("authorized_keys", self.authorized_keys.clone()),
+            ("data_dir", self.data_dir.clone()),
             ("tls_cert", self.tls_cert.clone()),
             ("tls_key", self.tls_key.clone()),
         ];

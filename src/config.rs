@@ -16,6 +16,7 @@ mod keys;
 mod listen;
 mod models;
 mod policy;
+mod names;
 mod problems;
 mod reference;
 mod roles;
@@ -26,6 +27,7 @@ mod written;
 pub use keys::{Key, Kind, reference};
 pub use listen::ListenAddr;
 pub use models::{BadModelName, ModelName, ModelPattern, Models};
+pub use names::fault_of_name;
 pub use policy::{Bounds, Change, Policy};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
@@ -51,6 +53,8 @@ pub struct Config {
     pub htpasswd: Option<PathBuf>,
     pub api_keys: Option<PathBuf>,
     pub authorized_keys: Option<PathBuf>,
+    /// What survives a restart is kept there.
+    pub data_dir: Option<PathBuf>,
     pub path_keys: bool,
     pub weak_hashes: WeakHashes,
     pub credential_headers: Vec<HeaderName>,
@@ -183,6 +187,7 @@ impl Config {
             htpasswd: None,
             api_keys: None,
             authorized_keys: None,
+            data_dir: None,
             path_keys: false,
             weak_hashes: WeakHashes::Warn,
             credential_headers: vec![
@@ -247,15 +252,17 @@ impl Config {
     pub fn check_credentials(&self) -> Result<(), Problem> {
         let file =
             self.htpasswd.is_some() || self.api_keys.is_some() || self.authorized_keys.is_some();
-        if file || !self.keys.is_empty() || self.certificates_log_in() {
+        let keys = !self.keys.is_empty() || self.data_dir.is_some();
+        if file || keys || self.certificates_log_in() {
             return Ok(());
         }
         Err(Problem {
             place: "configuration".to_owned(),
             says:
                 "no login is configured, and an open gate is not served: name a users' file with \
-                   --htpasswd FILE, keys with --api-keys FILE, or signing keys with \
-                   --authorized-keys FILE (`portcullis try` makes its own, for a look)"
+                   --htpasswd FILE, keys with --api-keys FILE, signing keys with \
+                   --authorized-keys FILE, or a folder for managed keys with --data-dir DIR \
+                   (`portcullis try` makes its own, for a look)"
                     .to_owned(),
         })
     }
@@ -511,7 +518,7 @@ impl Draft {
 }
 
 /// The sources of credentials, of which a gate needs one.
-const LOGINS: [&str; 3] = ["htpasswd", "api_keys", "authorized_keys"];
+const LOGINS: [&str; 4] = ["htpasswd", "api_keys", "authorized_keys", "data_dir"];
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::task::Poll;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -27,6 +27,7 @@ use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
+use crate::store::{KeyRing, Store};
 use crate::tls::ClientCertificate;
 
 mod cors;
@@ -46,6 +47,8 @@ use notices::Notices;
 const OUTDATED: &str = "the certificate that this connection began with is not taken any more";
 /// Says which of a request's parameters a policy changed.
 const POLICY: HeaderName = HeaderName::from_static("x-portcullis-policy");
+/// A disk that is slow does not hold up the looks at files.
+const STORE_PATIENCE: Duration = Duration::from_millis(100);
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// A caller's connection, as the requests over it need to know it.
@@ -84,7 +87,7 @@ impl Door {
             Self::Plain | Self::Redirect | Self::Tls(None) => Ok(None),
             Self::Tls(Some(certificate)) if state.vouches_for(certificate) => Ok(Some(certificate)),
             Self::Tls(Some(_)) if state.tls().is_some_and(|tls| tls.needs_certificates()) => {
-                Err(Reject::BadCredentials(OUTDATED))
+                Err(Reject::BadCredentials(OUTDATED, None))
             }
             Self::Tls(Some(_)) => Ok(None),
         }
@@ -144,8 +147,12 @@ impl Gateway {
     /// What [`State::new`] says, or a system without random numbers.
     pub fn new(config: Config, log: Log) -> Result<Self, StateError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut memory = Memory::new(cores)?;
+        if let Some(folder) = &config.data_dir {
+            memory = memory.with_keys(Arc::new(KeyRing::open(Arc::new(Store::open(folder)?))?));
+        }
         let live = Live {
-            memory: Memory::new(cores)?,
+            memory,
             limits: Limits::default(),
             log,
             ids: RequestIds::new()?,
@@ -304,11 +311,27 @@ impl Gateway {
         self.live.limits.in_flight()
     }
 
+    /// What survives a reload, for who else has to do with it than requests.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.live.memory
+    }
+
+    /// Keys that were made by `portcullis key`, where there is a folder for them.
+    #[must_use]
+    pub fn managed(&self) -> Option<&Arc<KeyRing>> {
+        self.live.memory.managed()
+    }
+
     /// To be called about once a second: files are looked at, old connections closed.
     pub async fn tend(&self) {
         let state = self.state();
         let now = Instant::now();
         state.auth().files().tend(now).await;
+        if let Some(keys) = self.managed() {
+            // What waits for the disk goes on by itself.
+            let _ = tokio::time::timeout(STORE_PATIENCE, keys.tend(now)).await;
+        }
         state.pool().tend(now);
         if let Some(tls) = state.tls().cloned() {
             // When the look begins, not when it is asked for.

@@ -11,6 +11,7 @@ pub mod socket; // one socket, of whatever kind
 pub mod http1; // HTTP/1.1 on the wire
 pub mod incoming; // a request's body as it comes, by either version of HTTP
 pub mod live_file; // files whose newest content the next request sees
+pub mod store; // what survives a restart
 pub mod tls; // certificates, and what they keep secret
 pub mod auth; // whose credentials these are
 pub mod api; // the endpoints of the API

@@ -34,7 +34,7 @@ pub enum Reject {
     #[error("no credentials")]
     NoCredentials,
     #[error("bad credentials: {0}")]
-    BadCredentials(&'static str),
+    BadCredentials(&'static str, Option<Box<KnockCode>>),
     #[error("forbidden: {0}")]
     Forbidden(Box<Denied>),
     #[error("{0}")]
@@ -78,6 +78,17 @@ pub enum Reject {
     Overloaded(&'static str),
     #[error("the backend stayed silent")]
     BackendTimeout,
+}
+
+/// What a machine that is not enrolled is told, so that whoever runs the gate can let it in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct KnockCode(pub [u8; 9]);
+
+impl KnockCode {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
 }
 
 /// Why a backend did not answer, for the log.
@@ -246,7 +257,7 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::BadBody("why"),
         Reject::AmbiguousBody("why"),
         Reject::NoCredentials,
-        Reject::BadCredentials("why"),
+        Reject::BadCredentials("why", None),
         Reject::Forbidden(Box::new(denied)),
         Reject::ModelForbidden(Box::new(model.clone())),
         Reject::UnknownModel(Box::new(model)),
@@ -282,7 +293,7 @@ impl Reject {
             Self::BadBody(_) => (400, "bad_body", Caller, false),
             Self::AmbiguousBody(_) => (400, "ambiguous_body", Caller, false),
             Self::NoCredentials => (401, "no_credentials", Caller, false),
-            Self::BadCredentials(_) => (401, "bad_credentials", Caller, false),
+            Self::BadCredentials(..) => (401, "bad_credentials", Caller, false),
             Self::Forbidden(_) => (403, "forbidden", Caller, false),
             Self::ModelForbidden(_) => (403, "model_forbidden", Caller, false),
             Self::UnknownModel(_) => (404, "unknown_model", Caller, false),
@@ -328,7 +339,10 @@ impl Reject {
                 "a login is needed: send `Authorization: Bearer KEY`, or a user name and password"
                     .to_owned()
             }
-            Self::BadCredentials(why) => (*why).to_owned(),
+            Self::BadCredentials(why, None) => (*why).to_owned(),
+            Self::BadCredentials(why, Some(code)) => {
+                format!("{why}, or tell them the code {}", code.as_str())
+            }
             Self::Forbidden(denied) => denied.to_string(),
             Self::ModelForbidden(denied) => denied.to_string(),
             Self::UnknownModel(denied) => denied.missing(),
@@ -376,7 +390,7 @@ impl Reject {
             | Self::BadBody(_)
             | Self::AmbiguousBody(_)
             | Self::NoCredentials
-            | Self::BadCredentials(_)
+            | Self::BadCredentials(..)
             | Self::Forbidden(_)
             | Self::ModelForbidden(_)
             | Self::UnknownModel(_)

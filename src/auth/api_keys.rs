@@ -55,11 +55,16 @@ impl ApiKeys {
     /// The name of this key, if it is one of them.
     #[must_use]
     pub fn find(&self, presented: &[u8]) -> Option<Name> {
-        let digest: [u8; 32] = Sha256::digest(presented).into();
-        let keys = self.alike(&digest);
-        let key = keys.get(keys.partition_point(|key| key.digest < digest))?;
+        self.find_digest(&Sha256::digest(presented).into())
+    }
+
+    /// The name of the key with this digest.
+    #[must_use]
+    pub fn find_digest(&self, digest: &[u8; 32]) -> Option<Name> {
+        let keys = self.alike(digest);
+        let key = keys.get(keys.partition_point(|key| key.digest < *digest))?;
         // The search's time tells something about stored digests only, of which no key can be made.
-        bool::from(key.digest.ct_eq(&digest)).then(|| self.name_of(key))
+        bool::from(key.digest.ct_eq(digest)).then(|| self.name_of(key))
     }
 
     /// In no particular order.

@@ -7,27 +7,16 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 
-use super::{Identity, Name, single};
+use super::attempt::single;
+use super::{Identity, Name};
 use crate::client_addr::ClientAddr;
-use crate::config::{FileKey, Models, Pattern, Role, Rule};
+use crate::config::{FileKey, Pattern, Role, Rule};
 use crate::reject::Reject;
+use crate::store::Grant;
 
 /// Longest name of a user that a front end may ask for, in bytes.
 const LONGEST_USER: usize = 128;
-
-/// What a key with conditions of its own is good for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Grant {
-    /// The id of a managed key; empty for one of the configuration.
-    pub key_id: String,
-    pub key_name: String,
-    /// Of the models that rules allow; `None` is all of them.
-    pub models: Option<Models>,
-    /// `Some(false)` takes models in the cloud away.
-    pub cloud: Option<bool>,
-}
 
 /// The keys of the configuration, found by digest.
 #[derive(Default)]
@@ -53,9 +42,13 @@ impl FileKeys {
 
     /// The key, if it counts now and from there. The map's time tells something about stored
     /// digests only, of which no key can be made.
-    pub(super) fn find(&self, presented: &[u8], from: ClientAddr, now: Timestamp) -> Option<Found> {
-        let digest: [u8; 32] = Sha256::digest(presented).into();
-        let (key, grant) = self.0.get(&digest)?;
+    pub(super) fn find(
+        &self,
+        digest: &[u8; 32],
+        from: ClientAddr,
+        now: Timestamp,
+    ) -> Option<Found> {
+        let (key, grant) = self.0.get(digest)?;
         let fault = if key.expires.is_some_and(|expires| expires <= now) {
             Some("expired")
         } else if !is_within(&key.networks, from) {

@@ -3,13 +3,13 @@
 
 use std::fmt::Display;
 
+pub(crate) use crate::config::fault_of_name;
 use crate::live_file::Note;
 
 /// No credential needs a longer line.
 const LONGEST: usize = 4096;
 /// A file with a million bad lines is one mistake, not a million.
 const MOST_NOTES: usize = 20;
-const LONGEST_NAME: usize = 255;
 
 /// Each line that is neither blank nor a comment, with its number from 1; what cannot be a line at
 /// all is noted.
@@ -42,22 +42,6 @@ pub(crate) struct Line<'a> {
 fn is_nothing(line: &str) -> bool {
     let line = line.trim_ascii_start();
     line.is_empty() || line.starts_with('#')
-}
-
-/// Why nobody can be called so.
-pub(crate) fn fault_of_name(name: &str) -> Option<&'static str> {
-    if name.is_empty() {
-        Some("no name")
-    } else if name.len() > LONGEST_NAME {
-        Some("a name longer than 255 bytes")
-    } else if name.chars().any(char::is_control) {
-        Some("a control character in the name")
-    } else if name.contains('/') {
-        // NAME/ID is a front end that asks for somebody else.
-        Some("a / in the name, which is kept for front ends that ask for others")
-    } else {
-        None
-    }
 }
 
 /// Notes about a file: the first few, and how many more there were.

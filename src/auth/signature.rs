@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use sha2::{Digest, Sha256};
 
 use crate::auth::Name;
@@ -44,6 +44,70 @@ impl Signed {
         let key = key_of(&STANDARD.decode(key).ok()?)?;
         let signature = STANDARD.decode(signature).ok()?.try_into().ok()?;
         Some(Self { key, signature })
+    }
+}
+
+impl Signed {
+    /// Whether the key made this signature for this, in this time; remembers nothing, so that a
+    /// stranger can fill no memory.
+    ///
+    /// # Errors
+    /// Says which of its parts is wrong.
+    pub fn proof(&self, asked: &Asked<'_>, now: i64) -> Result<Proof, SignatureFault> {
+        let ts = seconds(asked.ts).ok_or(SignatureFault::BadTime)?;
+        if ts.abs_diff(now) > WINDOW.unsigned_abs() {
+            return Err(SignatureFault::BadTime);
+        }
+        let Asked { method, path, ts: written } = asked;
+        let text = format!("{method},{path}?ts={written}");
+        UnparsedPublicKey::new(&ED25519, &self.key)
+            .verify(text.as_bytes(), &self.signature)
+            .map_err(|_| SignatureFault::BadSignature)?;
+        let what = Sha256::new().chain_update(self.key).chain_update(text).finalize().into();
+        Ok(Proof { key: self.key, what, good_until: ts.saturating_add(WINDOW) })
+    }
+
+    #[must_use]
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey(self.key)
+    }
+}
+
+/// A signature that is right, whoever made it.
+#[derive(Debug)]
+pub struct Proof {
+    key: [u8; 32],
+    what: [u8; 32],
+    good_until: i64,
+}
+
+impl Proof {
+    /// Remembers it, so that it lets nobody in twice.
+    ///
+    /// # Errors
+    /// [`SignatureFault::Replayed`].
+    pub fn admit(self, client: IpAddr, now: i64, replays: &Replays) -> Result<(), SignatureFault> {
+        let Self { key, what, good_until } = self;
+        let sight = replays::Sight { key, what, client, good_until };
+        replays.admit(&sight, now).then_some(()).ok_or(SignatureFault::Replayed)
+    }
+}
+
+/// The key of a machine, which is no secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PublicKey([u8; 32]);
+
+impl PublicKey {
+    /// As `ssh-keygen -l` has it, and as the store finds it.
+    #[must_use]
+    pub fn digest(&self) -> [u8; 32] {
+        Sha256::new().chain_update(BEFORE_KEY).chain_update(self.0).finalize().into()
+    }
+
+    /// `SHA256:` and base64, as `ssh-keygen -l` prints it.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        format!("SHA256:{}", STANDARD_NO_PAD.encode(self.digest()))
     }
 }
 
@@ -145,21 +209,7 @@ impl AuthorizedKeys {
         replays: &Replays,
     ) -> Result<Signer, SignatureFault> {
         let signer = self.signers.get(&signed.key).ok_or(SignatureFault::UnknownKey)?;
-        let ts = seconds(asked.ts).ok_or(SignatureFault::BadTime)?;
-        if ts.abs_diff(now) > WINDOW.unsigned_abs() {
-            return Err(SignatureFault::BadTime);
-        }
-        let Asked { method, path, ts: written } = asked;
-        let text = format!("{method},{path}?ts={written}");
-        UnparsedPublicKey::new(&ED25519, &signed.key)
-            .verify(text.as_bytes(), &signed.signature)
-            .map_err(|_| SignatureFault::BadSignature)?;
-        let what = Sha256::new().chain_update(signed.key).chain_update(text).finalize().into();
-        let sight =
-            replays::Sight { key: signed.key, what, client, good_until: ts.saturating_add(WINDOW) };
-        if !replays.admit(&sight, now) {
-            return Err(SignatureFault::Replayed);
-        }
+        signed.proof(asked, now)?.admit(client, now, replays)?;
         Ok(signer.clone())
     }
 

@@ -1,5 +1,8 @@
 //! The forms of `Authorization`.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;

@@ -26,6 +26,7 @@ pub struct Key {
 pub enum Kind {
     Text,
     File,
+    Folder,
     Backend,
     Web,
     Switch,
@@ -79,6 +80,7 @@ impl Kind {
         match self {
             Self::Text => "a text such as \"Anna, room 4\"",
             Self::File => "a file's path such as \"users.htpasswd\"",
+            Self::Folder => "a folder's path such as \"data\"",
             Self::Backend => "an address such as \"http://127.0.0.1:11434\"",
             Self::Web => "a web address such as \"https://gate.example.com\"",
             Self::Switch => "true or false, without quotes",
@@ -205,7 +207,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 65] = [
+static KEYS: [Key; 66] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -230,6 +232,9 @@ static KEYS: [Key; 65] = [
     row("authorized_keys", Kind::File, r#""""#,
         |config, it| put(&mut config.authorized_keys, it.path()),
         "a file of public keys of machines whose `ollama` signs its requests").also_a_flag(),
+    row("data_dir", Kind::Folder, r#""""#,
+        |config, it| put(&mut config.data_dir, it.path()),
+        "a folder for what survives a restart: managed keys and the audit trail").also_a_flag(),
     row("path_keys", Kind::Switch, "false",
         |config, it| put(&mut config.path_keys, it.switch()),
         "accept a key in the path, as `/k/KEY/…`, for programs that ask only for an address"),
@@ -412,9 +417,8 @@ pub(super) const TABLES: [&str; 8] =
     ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 17] = [
+pub(super) static LATER: [&str; 16] = [
     "admin",
-    "data_dir",
     "upgrades",
     "queue_timeout",
     "time_zone",

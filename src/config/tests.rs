@@ -74,7 +74,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 65] = [
+const VALUES: [(&str, &str, &str, &str); 66] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("tls_cert", "'gate.pem'", "7", "a file's path"),
@@ -83,6 +83,7 @@ const VALUES: [(&str, &str, &str, &str); 65] = [
     ("htpasswd", "'users'", "7", "users.htpasswd\", found a number"),
     ("api_keys", "'keys'", "['keys']", "a file's path"),
     ("authorized_keys", "'machines'", "true", "found true or false"),
+    ("data_dir", "'data'", "7", "a folder's path"),
     ("path_keys", "true", "'yes'", "true or false, without quotes, found a text"),
     ("weak_hashes", "'refuse'", "'never'", "\"warn\" or \"refuse\""),
     ("credential_headers", "['x-key']", "['x key']", "header"),
@@ -209,6 +210,7 @@ fn every_key_without_a_table_is_a_variable_too() {
                 | "api_keys"
                 | "authorized_keys"
                 | "contact"
+                | "data_dir"
                 | "drain_delay"
                 | "tls_cert"
                 | "tls_key"

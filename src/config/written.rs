@@ -78,6 +78,7 @@ impl Form {
             }
             Kind::Text
             | Kind::File
+            | Kind::Folder
             | Kind::Backend
             | Kind::Web
             | Kind::Choice(_)

@@ -87,7 +87,10 @@ fn ready(live: &Live, state: &State) -> Response<Bytes> {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         false => (StatusCode::OK, "ready"),
     };
-    let alarms = state.auth().files().alarms() + state.tls().map_or(0, |tls| tls.troubles().len());
+    let store = live.memory.managed().is_some_and(|keys| keys.trouble().is_some());
+    let alarms = state.auth().files().alarms()
+        + state.tls().map_or(0, |tls| tls.troubles().len())
+        + usize::from(store);
     let up = u8::from(state.pool().is_up());
     json_answer(status, &json!({"status": word, "backends_up": up, "alarms": alarms}))
 }

@@ -15,6 +15,7 @@ use crate::client_addr::{TrustedProxies, container_gateway};
 use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint};
 use crate::forward::Forwarding;
 use crate::pool::Pool;
+use crate::store::StoreError;
 use crate::tls::{BackendTls, BackendTlsError, ClientCertificate, Tls, TlsError};
 
 const HELP: &str = include_str!("help.html");
@@ -35,6 +36,8 @@ pub enum StateError {
     BackendKeyText { path: PathBuf },
     #[error("the backend's name {0:?} cannot be sent as a Host")]
     BackendHost(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error(transparent)]
     BackendTls(#[from] BackendTlsError),
     #[error(transparent)]

@@ -12,7 +12,7 @@ fn checked() -> Vec<Reject> {
             | Reject::BadBody(_)
             | Reject::AmbiguousBody(_)
             | Reject::NoCredentials
-            | Reject::BadCredentials(_)
+            | Reject::BadCredentials(..)
             | Reject::Forbidden(_)
             | Reject::ModelForbidden(_)
             | Reject::UnknownModel(_)
@@ -140,7 +140,7 @@ fn ollamas_clients_find_the_text_at_error() {
 
 #[test]
 fn a_401_tells_the_stock_command_line_where_to_read_on() {
-    for reject in [Reject::NoCredentials, Reject::BadCredentials("why")] {
+    for reject in [Reject::NoCredentials, Reject::BadCredentials("why", None)] {
         let json = json(&reject, Dialect::Native);
         assert_eq!(json["signin_url"], "http://gate/help");
         assert_eq!(json["status"], format!("{}; see http://gate/help", reject.says()));

@@ -1,0 +1,20 @@
+//! What somebody, or something, can be called.
+
+const LONGEST_NAME: usize = 255;
+
+/// Why nobody can be called so.
+#[must_use]
+pub fn fault_of_name(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("no name")
+    } else if name.len() > LONGEST_NAME {
+        Some("a name longer than 255 bytes")
+    } else if name.chars().any(char::is_control) {
+        Some("a control character in the name")
+    } else if name.contains('/') {
+        // NAME/ID is a front end that asks for somebody else.
+        Some("a / in the name, which is kept for front ends that ask for others")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,390 @@
+//! Every managed key in memory, as the next request has to see it, found by digest.
+//!
+//! A change by whatever process replaces the stamp beside the store; a look at that file, which
+//! serves every request that was read before it, tells whether there is something to read. Should the
+//! stamp be lost, the store itself is asked once a second.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use subtle::ConstantTimeEq;
+
+use super::files::{STAMP, read_stamp};
+use super::key::{Grant, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey};
+use super::{Store, StoreError};
+use crate::config::Role;
+use crate::live_file::{LiveFile, Parsed, SAY_AGAIN};
+
+/// A request waits for the store no longer than this.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How often it is written when keys were used.
+const KEEP_USES: Duration = Duration::from_secs(60);
+/// Refused keys are told once in this time each, and so many at once.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
+const MOST_TOLD: usize = 1000;
+
+/// What is held of one key.
+#[derive(Debug)]
+pub struct Held {
+    pub grant: Arc<Grant>,
+    /// Whom the key stands for.
+    pub identity: Arc<str>,
+    pub role: Option<Role>,
+    id: KeyId,
+    form: KeyForm,
+    state: KeyState,
+    expires: Option<Timestamp>,
+    overlap_until: Option<Timestamp>,
+    networks: Option<Box<[IpNet]>>,
+}
+
+/// What a look for a key came to.
+#[derive(Debug, Clone)]
+pub enum Finding {
+    Good(Arc<Held>),
+    /// Known, and lets nobody in; why is for the log.
+    Refused(KeyFault),
+    Unknown,
+    /// Not known, but there are changes that could not be read in time.
+    Unclear,
+}
+
+/// See the top of the file.
+#[derive(Debug)]
+pub struct KeyRing {
+    store: Arc<Store>,
+    keys: RwLock<Keys>,
+    stamp: Arc<LiveFile<u64>>,
+    /// Of the changes that were read last.
+    generation: AtomicU64,
+    /// One look at the store at a time.
+    looking: Arc<tokio::sync::Mutex<()>>,
+    tending: Arc<tokio::sync::Mutex<()>>,
+    uses: Mutex<Uses>,
+    told: Mutex<HashMap<KeyId, Instant>>,
+    trouble: Mutex<Trouble>,
+}
+
+type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
+
+#[derive(Debug)]
+struct Uses {
+    since: HashMap<KeyId, KeyUse>,
+    kept: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    now: Option<StoreError>,
+    said: Option<Instant>,
+}
+
+impl Held {
+    fn of(key: &ManagedKey) -> Self {
+        let details = &key.details;
+        let grant = Grant {
+            key_id: key.id.to_string(),
+            key_name: details.name.clone(),
+            models: details.models.clone(),
+            cloud: details.cloud,
+        };
+        Self {
+            grant: Arc::new(grant),
+            identity: details.identity().into(),
+            role: details.role,
+            id: key.id,
+            form: key.form,
+            state: key.state,
+            expires: details.expires,
+            overlap_until: key.rotated.map(|rotated| rotated.overlap_until),
+            networks: details.networks.as_deref().map(Box::from),
+        }
+    }
+
+    fn fault(&self, client: IpAddr, now: Timestamp) -> Option<KeyFault> {
+        match self.state {
+            KeyState::Disabled => return Some(KeyFault::Disabled),
+            KeyState::Revoked => return Some(KeyFault::Revoked),
+            KeyState::Active => {}
+        }
+        let is_over = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
+        let is_outside =
+            |nets: &[IpNet]| !nets.iter().any(|net| net.contains(&client.to_canonical()));
+        if is_over(self.expires) {
+            Some(KeyFault::Expired)
+        } else if is_over(self.overlap_until) {
+            Some(KeyFault::Rotated)
+        } else if self.networks.as_deref().is_some_and(is_outside) {
+            Some(KeyFault::WrongNetwork)
+        } else {
+            None
+        }
+    }
+}
+
+impl KeyRing {
+    /// Reads every key.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub fn open(store: Arc<Store>) -> Result<Self, StoreError> {
+        let mut keys =
+            Keys::with_capacity_and_hasher(store.count_keys()?, BuildHasherDefault::default());
+        let generation = store.changed_since(0, |key| {
+            keys.insert(Digest(key.digest), Arc::new(Held::of(&key)));
+        })?;
+        let stamp = LiveFile::open(&store.folder().join(STAMP), 0, |text| {
+            let number = read_stamp(text);
+            Parsed {
+                entries: usize::from(number.is_some()),
+                content: number.unwrap_or_default(),
+                notes: Vec::new(),
+            }
+        });
+        Ok(Self {
+            store,
+            keys: RwLock::new(keys),
+            stamp: Arc::new(stamp),
+            generation: AtomicU64::new(generation),
+            looking: Arc::default(),
+            tending: Arc::default(),
+            uses: Mutex::new(Uses { since: HashMap::new(), kept: Instant::now() }),
+            told: Mutex::default(),
+            trouble: Mutex::default(),
+        })
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Keys of every state.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Why the store does not do what it should, if it does not.
+    #[must_use]
+    pub fn trouble(&self) -> Option<StoreError> {
+        lock(&self.trouble).now.clone()
+    }
+
+    /// Looks for a key as every change made before `since` left it, which is when the request had
+    /// been read. A key that lets its bearer in was used.
+    pub async fn find(
+        self: &Arc<Self>,
+        digest: &[u8; 32],
+        form: KeyForm,
+        client: IpAddr,
+        since: Instant,
+    ) -> Finding {
+        let is_newest = self.is_newest(since).await;
+        let held = {
+            let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+            keys.get(&Digest(*digest)).map(Arc::clone)
+        };
+        let Some(held) = held.filter(|held| held.form == form) else {
+            return if is_newest { Finding::Unknown } else { Finding::Unclear };
+        };
+        let now = Timestamp::now();
+        if let Some(why) = held.fault(client, now) {
+            self.tell(&held, why, client);
+            return Finding::Refused(why);
+        }
+        lock(&self.uses).since.insert(held.id, KeyUse { at: now, from: client });
+        Finding::Good(held)
+    }
+
+    /// Once a second: what no request asks about, and what can wait. Nothing, while the time before
+    /// still waits for the disk.
+    pub async fn tend(self: &Arc<Self>, now: Instant) {
+        let Ok(one_at_a_time) = Arc::clone(&self.tending).try_lock_owned() else { return };
+        let ring = Arc::clone(self);
+        let work = move || {
+            ring.read_changes();
+            ring.heal_stamp();
+            if now.saturating_duration_since(lock(&ring.uses).kept) >= KEEP_USES {
+                ring.keep_uses(now);
+            }
+            ring.say_trouble(now);
+            drop(one_at_a_time);
+        };
+        // What panics leaves the keys as they were.
+        let _ = tokio::task::spawn_blocking(work).await;
+    }
+
+    /// Writes when keys were used last; what cannot be written is tried again later. Blocks.
+    pub fn keep_uses(&self, now: Instant) {
+        let uses = {
+            let mut uses = lock(&self.uses);
+            uses.kept = now;
+            std::mem::take(&mut uses.since)
+        };
+        if uses.is_empty() {
+            return;
+        }
+        let all = uses.iter().map(|(id, used)| (*id, *used)).collect();
+        if let Err(error) = self.store.keep_uses(all) {
+            self.note_trouble(Some(error));
+            let mut later = lock(&self.uses);
+            for (id, used) in uses {
+                later.since.entry(id).or_insert(used);
+            }
+        }
+    }
+
+    /// Whether every change made before `since` is known here, after having waited for the store if
+    /// need be.
+    async fn is_newest(self: &Arc<Self>, since: Instant) -> bool {
+        let newest = *self.stamp.current(since).await;
+        if self.knows(newest) {
+            return true;
+        }
+        // Boxed, because it is seldom needed, and every request would have the room for it.
+        let _ = tokio::time::timeout(PATIENCE, Box::pin(self.catch_up(newest))).await;
+        self.knows(newest)
+    }
+
+    fn knows(&self, newest: u64) -> bool {
+        self.generation.load(Ordering::Acquire) >= newest
+    }
+
+    async fn catch_up(self: &Arc<Self>, newest: u64) {
+        let one_at_a_time = Arc::clone(&self.looking).lock_owned().await;
+        if self.knows(newest) {
+            return;
+        }
+        let ring = Arc::clone(self);
+        let look = move || {
+            ring.read_changes();
+            // Held by the look, not by the request, whose patience ends.
+            drop(one_at_a_time);
+        };
+        let _ = tokio::task::spawn_blocking(look).await;
+    }
+
+    fn read_changes(&self) {
+        let known = self.generation.load(Ordering::Acquire);
+        let mut changed = Vec::new();
+        let read = self.store.changed_since(known, |key| changed.push(key));
+        match read {
+            Ok(generation) => {
+                let changed: Vec<_> = changed
+                    .iter()
+                    .map(|key| (Digest(key.digest), Arc::new(Held::of(key))))
+                    .collect();
+                let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+                // Two looks may end in another order than they began.
+                if self.generation.load(Ordering::Acquire) <= generation {
+                    keys.extend(changed);
+                    self.generation.store(generation, Ordering::Release);
+                }
+                drop(keys);
+                self.note_trouble(None);
+            }
+            Err(error) => self.note_trouble(Some(error)),
+        }
+    }
+
+    /// Whoever changed a key may have ended before it wrote the stamp.
+    fn heal_stamp(&self) {
+        if self.trouble().is_none()
+            && let Err(error) = self.store.stamp_if_due()
+        {
+            self.note_trouble(Some(error));
+        }
+    }
+
+    fn note_trouble(&self, found: Option<StoreError>) {
+        let mut trouble = lock(&self.trouble);
+        if found.is_none() && trouble.now.is_some() {
+            tracing::info!("the store is good again");
+        }
+        if trouble.now != found {
+            *trouble = Trouble { now: found, said: None };
+        }
+    }
+
+    fn say_trouble(&self, now: Instant) {
+        let mut trouble = lock(&self.trouble);
+        let due = trouble.said.is_none_or(|said| now.saturating_duration_since(said) >= SAY_AGAIN);
+        if let Some(error) = trouble.now.clone().filter(|_| due) {
+            tracing::error!("keys are served as they were read last: {error}");
+            trouble.said = Some(now);
+        }
+    }
+
+    /// The caller hears only that it is not let in; whoever runs the gate hears why.
+    fn tell(&self, held: &Held, why: KeyFault, client: IpAddr) {
+        let now = Instant::now();
+        {
+            let mut told = lock(&self.told);
+            if told.len() >= MOST_TOLD {
+                told.retain(|_, at| now.saturating_duration_since(*at) < TELL_AGAIN);
+            }
+            let is_recent = |at: &Instant| now.saturating_duration_since(*at) < TELL_AGAIN;
+            if told.get(&held.id).is_some_and(is_recent) || told.len() >= MOST_TOLD {
+                return;
+            }
+            told.insert(held.id, now);
+        }
+        let (key, name, why) = (held.id.as_str(), held.grant.key_name.as_str(), why.as_str());
+        tracing::warn!(key, name, why, %client, "a managed key was refused");
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Compared in constant time. Its first bytes are as good as any hash of it.
+#[derive(Debug, Clone, Copy)]
+struct Digest([u8; 32]);
+
+impl PartialEq for Digest {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for Digest {}
+
+impl Hash for Digest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [a, b, c, d, e, f, g, h, ..] = self.0;
+        state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+    }
+}
+
+/// The hash of what is a hash already.
+#[derive(Debug, Default)]
+struct FirstBytes(u64);
+
+impl Hasher for FirstBytes {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number;
+    }
+}

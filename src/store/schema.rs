@@ -1,0 +1,45 @@
+//! The schema, version by version, only ever forward.
+
+use std::path::Path;
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::{StoreError, because};
+
+/// Each takes the schema from the number before to its own, which is its place here, from 1.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/0001.sql")];
+/// `pcul`: tells our file from another program's.
+const APPLICATION: u32 = 0x7063_756c;
+
+/// Brings the schema up to this version's, whole or not at all. Of two who do it at once one waits.
+pub(super) fn migrate(connection: &mut Connection, file: &Path) -> Result<(), StoreError> {
+    let (found, whose) = version(connection).map_err(|error| because(file, &error))?;
+    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
+    if whose != APPLICATION && !(whose == 0 && found == 0) {
+        return Err(StoreError::NotOurs { path: file.to_owned() });
+    }
+    if found > known {
+        return Err(StoreError::Newer { path: file.to_owned(), found, known });
+    }
+    if found == known {
+        return Ok(());
+    }
+    let forward = |connection: &mut Connection| -> rusqlite::Result<()> {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Somebody else may have been quicker.
+        let (found, _) = version(&transaction)?;
+        let found = usize::try_from(found).unwrap_or(usize::MAX);
+        for migration in MIGRATIONS.iter().skip(found) {
+            transaction.execute_batch(migration)?;
+        }
+        transaction.pragma_update(None, "user_version", known)?;
+        transaction.pragma_update(None, "application_id", APPLICATION)?;
+        transaction.commit()
+    };
+    forward(connection).map_err(|error| because(file, &error))
+}
+
+fn version(connection: &Connection) -> rusqlite::Result<(u32, u32)> {
+    let of = |name| connection.pragma_query_value(None, name, |row| row.get(0));
+    Ok((of("user_version")?, of("application_id")?))
+}
