@@ -1,20 +1,22 @@
 //! The commands.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::Given;
+use crate::config::{self, Given};
 
 mod ask;
 mod check;
 mod doctor;
 mod explain;
 mod init;
+mod key;
 mod serve;
+mod store;
 mod supervisor;
 mod try_it;
 mod user;
@@ -43,6 +45,10 @@ enum Command {
     Init(init::Options),
     /// Add, change, remove, list and verify users in an htpasswd file
     User(user::Options),
+    /// Make, list, rotate and take away keys, also while the gate serves
+    Key(key::Options),
+    /// Back up what survives a restart, and check it
+    Store(store::Options),
     /// Ask a running gate whether it lives; exit status 0 if it does
     Health(Settings),
     /// Print a completion script for a shell
@@ -122,6 +128,8 @@ pub fn run() -> ExitCode {
         Command::Explain(options) => return explain::run(&options),
         Command::Init(options) => init::run(&options),
         Command::User(options) => user::run(&options),
+        Command::Key(options) => key::run(&options),
+        Command::Store(options) => store::run(&options),
         Command::Health(settings) => ask::health(&settings.given()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());
@@ -138,6 +146,31 @@ pub fn run() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Where the store is: the flag, or what the configuration says.
+fn data_folder(flag: Option<&Path>, config: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(folder) = flag {
+        return Ok(folder.to_owned());
+    }
+    let env = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let given = Given { file: config.map(Path::to_owned), flags: Vec::new(), env };
+    let loaded = config::load_without_credentials(&given).context("cannot find the data folder")?;
+    loaded
+        .config
+        .data_dir
+        .context("no data folder is configured; name the gate's with --data-dir DIR")
+}
+
+/// Who types, as the system has it.
+fn user_name() -> String {
+    let id = rustix::process::getuid().as_raw();
+    let known = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let is_mine = |line: &&str| line.split(':').nth(2) == Some(&*id.to_string());
+    let name = known.lines().find(is_mine).and_then(|line| line.split(':').next());
+    name.map_or_else(|| format!("uid {id}"), str::to_owned)
 }
 
 /// A person's terminal that has gone away is no reason to fail.

@@ -123,6 +123,26 @@ impl Store {
         Self::open_file(folder, file)
     }
 
+    /// How many keys a folder's store has, without bringing it up to this version.
+    ///
+    /// # Errors
+    /// What [`Store::open_existing`] would say.
+    pub fn inspect(folder: &Path) -> Result<u64, StoreError> {
+        let file = folder.join(DATABASE);
+        if FileId::of(&file).is_none() {
+            files::refuse_if_lost(folder)?;
+            return Err(StoreError::Missing { path: folder.to_owned() });
+        }
+        files::refuse_if_open_to_others(&file)?;
+        let connection = connect(&file)?;
+        if schema::found(&connection, &file)? == 0 {
+            return Ok(0);
+        }
+        let count =
+            connection.query_row("SELECT count(*) FROM key", [], |row| row.get::<_, i64>(0));
+        count.map(i64::unsigned_abs).map_err(|error| because(&file, &error))
+    }
+
     fn open_file(folder: &Path, file: PathBuf) -> Result<Self, StoreError> {
         files::refuse_if_open_to_others(&file)?;
         // The first change of an empty file does not wait for another one's.

@@ -72,6 +72,11 @@ impl ApiKeys {
         self.keys.iter().map(|key| self.name_of(key))
     }
 
+    /// Each key's digest, and what the key is called; in no particular order.
+    pub fn digests(&self) -> impl Iterator<Item = ([u8; 32], Name)> {
+        self.keys.iter().map(|key| (key.digest, self.name_of(key)))
+    }
+
     /// The few keys whose digests begin alike.
     fn alike(&self, digest: &[u8; 32]) -> &[Key] {
         let shelf = shelf_of(digest, self.shelves.len());

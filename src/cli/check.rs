@@ -10,6 +10,7 @@ use crate::config::{self, Config, Given, Loaded};
 use crate::gateway::State;
 use crate::live_file::{Report, mode_warning};
 use crate::record::Chain;
+use crate::store::{Store, StoreError};
 use crate::tls::FEW_DAYS;
 
 /// What was found; problems decide the exit status.
@@ -47,6 +48,7 @@ pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     if let Some(key) = &loaded.config.backend.key_file {
         findings.mode(key);
     }
+    findings.store(&loaded.config);
     findings.roles(&files, &loaded.config);
     // The rest of what serving needs: the backend's key, its name.
     let state = State::new(loaded.config, None);
@@ -77,6 +79,19 @@ impl Findings {
                 true => self.problems.push(says),
                 false => self.warnings.push(says),
             }
+        }
+    }
+
+    fn store(&mut self, config: &Config) {
+        let Some(folder) = &config.data_dir else { return };
+        let path = folder.display();
+        match Store::inspect(folder) {
+            Ok(1) => self.good.push(format!("{path}: data_dir, 1 managed key")),
+            Ok(keys) => self.good.push(format!("{path}: data_dir, {keys} managed keys")),
+            Err(StoreError::Missing { .. }) => {
+                self.good.push(format!("{path}: data_dir, no store yet; the first start makes it"));
+            }
+            Err(error) => self.problems.push(format!("data_dir: {error}")),
         }
     }
 

@@ -120,6 +120,7 @@ pub(super) async fn serve(
     }
     say_tls(&gateway);
     say_who_may_manage(&gateway);
+    say_store(&gateway);
     tell(News::Ready);
     while let Told::Reload = signals.next().await {
         if let Some(given) = given {
@@ -133,6 +134,9 @@ pub(super) async fn serve(
     tell(News::Stopping);
     tracing::info!(in_flight = gateway.in_flight(), "stopping");
     server.shutdown(delay, timeout, signals.stop()).await;
+    if let Some(keys) = gateway.managed().cloned() {
+        let _ = tokio::task::spawn_blocking(move || keys.keep_uses(Instant::now())).await;
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -182,7 +186,8 @@ fn reload(gateway: &Gateway, given: &Given) {
     let (old, new) = (before.config(), &loaded.config);
     let stays = new.listen != old.listen
         || new.redirect_listen != old.redirect_listen
-        || new.log_format != old.log_format;
+        || new.log_format != old.log_format
+        || new.data_dir != old.data_dir;
     match gateway.reload(loaded.config) {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(error) => {
@@ -191,7 +196,9 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     }
     if stays {
-        tracing::warn!("`listen`, `redirect_listen` and `log_format` change only with a restart");
+        tracing::warn!(
+            "`listen`, `redirect_listen`, `log_format` and `data_dir` change only with a restart"
+        );
     }
     for warning in loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
@@ -208,6 +215,24 @@ fn say_tls(gateway: &Gateway) {
     for files in state.config().tls_pairs() {
         if let Some(warning) = mode_warning(&files.key) {
             tracing::warn!(file = %files.key.display(), "{warning}");
+        }
+    }
+}
+
+fn say_store(gateway: &Gateway) {
+    match gateway.managed() {
+        None => tracing::info!(
+            "without `data_dir` there are no managed keys, and nothing survives a restart"
+        ),
+        Some(keys) if keys.is_empty() => {
+            let folder = keys.store().folder().display();
+            tracing::info!(
+                "no managed key yet; `portcullis key create NAME --data-dir {folder}` makes one"
+            );
+        }
+        Some(keys) => {
+            let folder = keys.store().folder().display();
+            tracing::info!(keys = keys.len(), %folder, "managed keys read");
         }
     }
 }

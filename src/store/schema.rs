@@ -13,15 +13,8 @@ const APPLICATION: u32 = 0x7063_756c;
 
 /// Brings the schema up to this version's, whole or not at all. Of two who do it at once one waits.
 pub(super) fn migrate(connection: &mut Connection, file: &Path) -> Result<(), StoreError> {
-    let (found, whose) = version(connection).map_err(|error| because(file, &error))?;
-    let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
-    if whose != APPLICATION && !(whose == 0 && found == 0) {
-        return Err(StoreError::NotOurs { path: file.to_owned() });
-    }
-    if found > known {
-        return Err(StoreError::Newer { path: file.to_owned(), found, known });
-    }
-    if found == known {
+    let known = known();
+    if found(connection, file)? == known {
         return Ok(());
     }
     let forward = |connection: &mut Connection| -> rusqlite::Result<()> {
@@ -37,6 +30,23 @@ pub(super) fn migrate(connection: &mut Connection, file: &Path) -> Result<(), St
         transaction.commit()
     };
     forward(connection).map_err(|error| because(file, &error))
+}
+
+/// The schema's version, if this program can go on from it; 0 is an empty file.
+pub(super) fn found(connection: &Connection, file: &Path) -> Result<u32, StoreError> {
+    let (found, whose) = version(connection).map_err(|error| because(file, &error))?;
+    if whose != APPLICATION && !(whose == 0 && found == 0) {
+        return Err(StoreError::NotOurs { path: file.to_owned() });
+    }
+    let known = known();
+    if found > known {
+        return Err(StoreError::Newer { path: file.to_owned(), found, known });
+    }
+    Ok(found)
+}
+
+fn known() -> u32 {
+    u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<(u32, u32)> {

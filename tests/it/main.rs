@@ -26,6 +26,7 @@ mod targets; // endpoints, methods, spellings, roles
 mod lifecycle; // start, reload, drain, end
 mod live; // credential files that change under the gate
 mod log; // one line per request
+mod managed; // keys of the store
 mod mutations; // valid requests with a few bytes changed
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path

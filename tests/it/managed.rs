@@ -1,0 +1,191 @@
+//! Managed keys: a change by whatever process counts from the next request on.
+
+use std::path::Path;
+use std::time::Duration;
+
+use portcullis::store::{Actor, KeyDetails, KeyState, ManagedKey, Secret, Store};
+
+use crate::house::{Backend, House, KEY, until};
+
+fn by() -> Actor {
+    Actor { who: "cli:tester".to_owned(), client: None }
+}
+
+fn named(name: &str) -> KeyDetails {
+    KeyDetails {
+        name: name.to_owned(),
+        role: Some(portcullis::config::Role::User),
+        ..KeyDetails::default()
+    }
+}
+
+async fn house(backend: &Backend) -> House {
+    House::with(backend, |config, folder| {
+        config.data_dir = Some(folder.path().join("data"));
+        config.failed_attempts_per_minute = 0;
+    })
+    .await
+}
+
+/// As a command in another process has it.
+fn other(house: &House) -> Store {
+    Store::open_existing(&house.file("data")).unwrap()
+}
+
+fn get(key: &str, path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {key}\r\n\r\n")
+}
+
+fn made(store: &Store, name: &str) -> (ManagedKey, Secret) {
+    store.create_key(named(name), &by()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_counts_for_the_next_request_also_on_a_kept_connection() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let mut caller = house.connect().await;
+    for round in 0..10 {
+        let (key, secret) = made(&store, &format!("bot{round}"));
+        let mut asked = async || {
+            caller.send(get(secret.as_str(), "/api/tags")).await;
+            caller.answer().await.status
+        };
+        assert_eq!(asked().await, 200, "created");
+        store.set_key_state(key.id, KeyState::Disabled, &by()).unwrap();
+        assert_eq!(asked().await, 401, "disabled");
+        store.set_key_state(key.id, KeyState::Active, &by()).unwrap();
+        assert_eq!(asked().await, 200, "enabled");
+        let (_, next) = store.rotate_key(key.id, Duration::from_secs(60), &by()).unwrap();
+        assert_eq!(asked().await, 200, "rotated, in the time of both");
+        store.set_key_state(key.id, KeyState::Revoked, &by()).unwrap();
+        assert_eq!(asked().await, 401, "revoked");
+        assert_eq!(house.ask(get(next.as_str(), "/api/tags")).await.status, 200, "what came after");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_it_is_and_what_they_may_do_comes_from_the_key() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let owned = KeyDetails { owner: Some("bert".to_owned()), ..named("bot") };
+    let (_, user) = store.create_key(owned, &by()).unwrap();
+    let me = house.ask(get(user.as_str(), "/_portcullis/me")).await.json();
+    assert_eq!((&me["name"], &me["role"]), (&"bert".into(), &"user".into()));
+    let delete = |key: &Secret| {
+        let key = key.as_str();
+        format!(
+            "DELETE /api/delete HTTP/1.1\r\nHost: gate\r\nx-api-key: {key}\r\n\
+             Content-Length: 13\r\n\r\n{{\"model\":\"x\"}}"
+        )
+    };
+    assert_eq!(house.ask(delete(&user)).await.code(), "forbidden");
+    // Without a role of its own it has the one of the configuration: operator, where none is said.
+    let inherits = KeyDetails { role: None, ..named("carl") };
+    let (_, operator) = store.create_key(inherits, &by()).unwrap();
+    assert_eq!(house.ask(delete(&operator)).await.status, 200);
+    for seen in backend.seen() {
+        assert!(!seen.head.contains("pc_"), "{}", seen.head);
+    }
+    for line in house.lines().await {
+        assert!(!line.to_string().contains("pc_"), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_wrong_with_a_key_the_caller_hears_the_same() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let (revoked, one) = made(&store, "revoked");
+    store.set_key_state(revoked.id, KeyState::Revoked, &by()).unwrap();
+    let (disabled, two) = made(&store, "disabled");
+    store.set_key_state(disabled.id, KeyState::Disabled, &by()).unwrap();
+    let nets = Some(vec!["192.0.2.0/24".parse().unwrap()]);
+    let elsewhere = KeyDetails { networks: nets, ..named("elsewhere") };
+    let (_, three) = store.create_key(elsewhere, &by()).unwrap();
+    let past = jiff::Timestamp::now() - Duration::from_secs(5);
+    let expired = KeyDetails { expires: Some(past), ..named("expired") };
+    let (_, four) = store.create_key(expired, &by()).unwrap();
+    let (rotated, five) = made(&store, "rotated");
+    store.rotate_key(rotated.id, Duration::ZERO, &by()).unwrap();
+    let unknown = Secret::draw().unwrap();
+    let mut told = Vec::new();
+    for secret in [&one, &two, &three, &four, &five, &unknown] {
+        let answer = house.ask(get(secret.as_str(), "/api/tags")).await;
+        assert_eq!(answer.code(), "bad_credentials");
+        told.push(answer.text());
+    }
+    told.dedup();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let whole = unknown.as_str();
+    let miscopied = house.ask(get(&whole[..whole.len() - 1], "/api/tags")).await;
+    assert!(miscopied.text().contains("copy it again"), "{}", miscopied.text());
+    assert_eq!(miscopied.code(), "bad_credentials");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_the_file_and_in_the_store_goes_by_the_file() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let (key, secret) = made(&store, "managed");
+    let name = async || {
+        let me = house.ask(get(secret.as_str(), "/_portcullis/me")).await;
+        (me.status == 200).then(|| me.json()["name"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(name().await.as_deref(), Some("managed"));
+    let line = format!("{KEY} # anna\n{} # filed\n", secret.as_str());
+    std::fs::write(house.file("api_keys.txt"), line).unwrap();
+    assert_eq!(name().await.as_deref(), Some("filed"));
+    store.set_key_state(key.id, KeyState::Revoked, &by()).unwrap();
+    assert_eq!(name().await.as_deref(), Some("filed"));
+    std::fs::write(house.file("api_keys.txt"), format!("{KEY} # anna\n")).unwrap();
+    assert_eq!(name().await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_vanishes_is_an_alarm_and_not_an_open_or_a_closed_door() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let (_, known) = made(&store, "known");
+    assert_eq!(house.ask(get(known.as_str(), "/api/tags")).await.status, 200);
+    let (_, unread) = made(&store, "unread");
+    let (file, away) = (house.file("data/portcullis.db"), house.file("away"));
+    std::fs::rename(&file, &away).unwrap();
+    // There is a change that nobody can read, and this key may be what it is about.
+    let answer = house.ask(get(unread.as_str(), "/api/tags")).await;
+    assert_eq!((answer.status, answer.code()), (503, "overloaded".to_owned()));
+    assert!(answer.header("retry-after").is_some());
+    assert_eq!(house.ask(get(known.as_str(), "/api/tags")).await.status, 200);
+    assert_eq!(house.ask(get(KEY, "/api/tags")).await.status, 200);
+    let alarms = async || {
+        let ready = house.ask("GET /_portcullis/ready HTTP/1.1\r\nHost: gate\r\n\r\n").await;
+        ready.json()["alarms"].as_u64().unwrap()
+    };
+    let managed = house.gateway.managed().unwrap();
+    until("the alarm", || managed.trouble()).await;
+    assert_eq!(alarms().await, 1);
+    assert!(!Path::new(&file).exists(), "no empty store in its place");
+    std::fs::rename(&away, &file).unwrap();
+    until("the end of it", || managed.trouble().is_none().then_some(())).await;
+    assert_eq!(house.ask(get(unread.as_str(), "/api/tags")).await.status, 200);
+    assert_eq!(alarms().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_keeps_the_keys_and_who_used_them() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let store = other(&house);
+    let (key, secret) = made(&store, "bot");
+    assert_eq!(house.ask(get(secret.as_str(), "/api/tags")).await.status, 200);
+    house.gateway.reload(house.gateway.state().config().clone()).unwrap();
+    assert_eq!(house.ask(get(secret.as_str(), "/api/tags")).await.status, 200);
+    house.gateway.managed().unwrap().keep_uses(std::time::Instant::now());
+    let used = store.find_keys(key.id.as_str()).unwrap()[0].used.unwrap();
+    assert_eq!(used.from.to_string(), "127.0.0.1");
+}
