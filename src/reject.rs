@@ -378,6 +378,11 @@ impl Reject {
         }
     }
 
+    fn code_to_tell(&self) -> Option<&str> {
+        let Self::BadCredentials(_, Some(code)) = self else { return None };
+        Some(code.as_str())
+    }
+
     /// How long to wait before trying again, where that is known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
@@ -416,6 +421,9 @@ impl Reject {
     #[must_use]
     pub fn response(&self, told: &Told<'_>) -> Response<Bytes> {
         let row = self.row();
+        // What the CLI prints of a refusal may be the address alone.
+        let signin_url = self.code_to_tell().map(|code| format!("{}#{code}", told.signin_url));
+        let told = &Told { signin_url: signin_url.as_deref().unwrap_or(told.signin_url), ..*told };
         let body = Bytes::from(told.dialect.error(row, &self.says(), told).to_string());
         let mut response = Response::new(body);
         *response.status_mut() =

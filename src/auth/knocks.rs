@@ -107,3 +107,58 @@ fn parse(text: &str) -> Option<KnockCode> {
     letters.insert(4, b'-');
     letters.try_into().ok().map(KnockCode)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::client_addr::{PeerAddr, TrustedProxies};
+
+    fn client(ip: &str) -> ClientAddr {
+        let peer = PeerAddr::new(ip.parse().unwrap());
+        TrustedProxies::default().client_addr(peer, &HeaderMap::new())
+    }
+
+    fn key(number: u32) -> PublicKey {
+        let mut bytes = [7; 32];
+        bytes[..4].copy_from_slice(&number.to_be_bytes());
+        PublicKey::new(bytes)
+    }
+
+    #[test]
+    fn a_code_is_good_once_for_an_hour_and_in_any_case() {
+        let (knocks, home, now) = (Knocks::default(), client("192.0.2.1"), Instant::now());
+        let code = knocks.knock(key(1), home, now).unwrap();
+        assert_eq!(knocks.knock(key(1), home, now), Some(code), "the same machine");
+        assert_ne!(knocks.knock(key(2), home, now), Some(code));
+        let lower = code.as_str().to_lowercase().replace('-', "");
+        let knock = knocks.take(&lower, now).unwrap();
+        assert_eq!((knock.key, knock.client), (key(1), home.ip()));
+        assert_eq!(knocks.take(code.as_str(), now), None, "taken");
+        knocks.put_back(code.as_str(), knock);
+        assert_eq!(knocks.take(code.as_str(), now + GOOD_FOR), None, "an hour later");
+        for wrong in ["", "ABCD", "ABCD-EFGH", "ABCD-EFGH-J", "ÄÄÄÄ"] {
+            assert_eq!(knocks.take(wrong, now), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_by_address_and_in_all() {
+        let (knocks, now) = (Knocks::default(), Instant::now());
+        let home = client("2001:db8::1");
+        for number in 0..3 {
+            assert!(knocks.knock(key(number), home, now).is_some());
+        }
+        let neighbour = client("2001:db8::2");
+        assert_eq!(knocks.knock(key(3), neighbour, now), None, "of one household");
+        let later = now + GOOD_FOR;
+        assert!(knocks.knock(key(3), neighbour, later).is_some(), "an hour later");
+        for number in 10..2010_u32 {
+            let [_, b, c, d] = number.to_be_bytes();
+            let client = client(&format!("10.{b}.{c}.{d}"));
+            assert!(knocks.knock(key(number), client, later).is_some());
+            assert!(knocks.lock().len() <= MOST);
+        }
+    }
+}

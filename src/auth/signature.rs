@@ -98,6 +98,11 @@ impl Proof {
 pub struct PublicKey([u8; 32]);
 
 impl PublicKey {
+    #[must_use]
+    pub fn new(key: [u8; 32]) -> Self {
+        Self(key)
+    }
+
     /// As `ssh-keygen -l` has it, and as the store finds it.
     #[must_use]
     pub fn digest(&self) -> [u8; 32] {

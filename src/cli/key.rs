@@ -240,8 +240,11 @@ fn hand_over(made: &[(ManagedKey, Secret)], is_roster: bool, format: Format) {
             );
         }
     }
-    let these = if made.len() == 1 { "the key is" } else { "the keys are" };
-    say_to(stderr, &format!("{these} shown this once, and kept nowhere: hand over now"));
+    let says = match made.len() {
+        1 => "the key is shown this once and kept nowhere: hand it over now",
+        _ => "the keys are shown this once and kept nowhere: hand them over now",
+    };
+    say_to(stderr, says);
 }
 
 fn list(

@@ -291,7 +291,7 @@ impl ManagedKey {
             "overlap_until": self.rotated.map(|it| it.overlap_until.to_string()),
             "used": self.used.map(|it| it.at.to_string()),
             "used_from": self.used.map(|it| it.from.to_string()),
-            "sha256": self.fingerprint(),
+            "fingerprint": self.fingerprint(),
         });
         if let (Value::Object(json), Value::Object(details), Value::Object(rest)) =
             (&mut json, self.details.to_json(), rest)

@@ -1,3 +1,5 @@
+//! Keys, the trail and the files of a store; faults of the disk; two processes at one store.
+
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;

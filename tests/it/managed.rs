@@ -1,8 +1,11 @@
 //! Managed keys: a change by whatever process counts from the next request on.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use portcullis::store::{Actor, KeyDetails, KeyState, ManagedKey, Secret, Store};
 
 use crate::house::{Backend, House, KEY, until};
@@ -185,7 +188,77 @@ async fn a_reload_keeps_the_keys_and_who_used_them() {
     assert_eq!(house.ask(get(secret.as_str(), "/api/tags")).await.status, 200);
     house.gateway.reload(house.gateway.state().config().clone()).unwrap();
     assert_eq!(house.ask(get(secret.as_str(), "/api/tags")).await.status, 200);
-    house.gateway.managed().unwrap().keep_uses(std::time::Instant::now());
+    house.gateway.managed().unwrap().keep_uses(Instant::now());
     let used = store.find_keys(key.id.as_str()).unwrap()[0].used.unwrap();
     assert_eq!(used.from.to_string(), "127.0.0.1");
+}
+
+/// A stock `ollama` with a key of its own.
+struct Machine(Ed25519KeyPair);
+
+impl Machine {
+    fn new(seed: u8) -> Self {
+        Self(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
+    }
+
+    /// A GET that this machine has signed, `shift` seconds from now.
+    fn asks(&self, path: &str, shift: i64) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let ts = i64::try_from(now).unwrap() + shift;
+        let before = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
+        let key = STANDARD.encode([before, self.0.public_key().as_ref()].concat());
+        let signature = STANDARD.encode(self.0.sign(format!("GET,{path}?ts={ts}").as_bytes()));
+        format!(
+            "GET {path}?ts={ts} HTTP/1.1\r\nHost: gate\r\nAuthorization: {key}:{signature}\r\n\r\n"
+        )
+    }
+}
+
+fn code_in(text: &str) -> Option<String> {
+    let rest = text.split("the code ").nth(1)?;
+    Some(rest.chars().take(9).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_knocks_is_told_a_code_and_is_let_in_by_it() {
+    let backend = Backend::ok().await;
+    let house = house(&backend).await;
+    let laptop = Machine::new(1);
+    let refused = house.ask(laptop.asks("/api/tags", 0)).await;
+    assert_eq!((refused.status, refused.code()), (401, "bad_credentials".to_owned()));
+    let code = code_in(&refused.text()).unwrap();
+    // Whatever the CLI prints of it, the code is in it.
+    for field in ["error", "status", "signin_url"] {
+        let told = refused.json()[field].as_str().unwrap().to_owned();
+        assert!(told.contains(&code), "{field}: {told}");
+    }
+    assert_eq!(code_in(&house.ask(laptop.asks("/api/ps", 1)).await.text()), Some(code.clone()));
+
+    // Nobody else is told: a forged signature, another time, no login, a wrong key.
+    let other = Machine::new(2).asks("/api/tags", 0);
+    let signature = other.split(':').nth(2).unwrap().split("\r\n").next().unwrap();
+    let mut forged = laptop.asks("/api/tags", 2);
+    let from = forged.find("Authorization: ").unwrap();
+    let colon = from + 16 + forged[from + 16..].find(':').unwrap();
+    forged.replace_range(colon + 1.., &format!("{signature}\r\n\r\n"));
+    let nobody = "GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n".to_owned();
+    for request in [forged, laptop.asks("/api/tags", 1000), nobody, get("wrong", "/api/tags")] {
+        let answer = house.ask(&request).await;
+        assert_eq!(answer.status, 401, "{request}");
+        assert_eq!(code_in(&answer.text()), None, "{request}");
+        assert!(!answer.text().contains(&code), "{request}");
+    }
+
+    let memory = house.gateway.memory();
+    assert_eq!(memory.knocks().take("ABCD-2345", Instant::now()), None);
+    let knock = memory.knocks().take(&code.to_lowercase(), Instant::now()).unwrap();
+    let store = house.gateway.managed().unwrap().store();
+    let key = store.allow_signing_key(knock.key.digest(), named("laptop"), &by()).unwrap();
+    let me = house.ask(laptop.asks("/_portcullis/me", 3)).await;
+    assert_eq!(me.json()["name"], "laptop", "{}", me.text());
+    // A signature lets in once from anywhere else than where it was seen; and revoked is revoked.
+    store.set_key_state(key.id, KeyState::Revoked, &by()).unwrap();
+    let revoked = house.ask(laptop.asks("/api/tags", 4)).await;
+    assert_eq!((revoked.status, code_in(&revoked.text())), (401, None));
+    assert!(!std::fs::exists(house.file("authorized_keys")).unwrap());
 }

@@ -62,7 +62,7 @@ pub(super) fn of_one(key: &ManagedKey) -> String {
                 format!("to {}, both count until {}", it.to, second(it.overlap_until))
             }),
         ),
-        ("sha256", format!("{}…", key.fingerprint())),
+        ("digest", format!("{}…", key.fingerprint())),
         ("note", details.note.clone()),
     ];
     let lines =
