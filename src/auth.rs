@@ -11,7 +11,7 @@ use crate::client_addr::ClientAddr;
 use crate::config::{Config, Pattern, Role, Roles, WeakHashes};
 use crate::live_file::{LiveFile, Report};
 use crate::reject::{Challenges, Reject};
-use crate::store::{Held, KeyRing};
+use crate::store::{Actor, Held, KeyDetails, KeyRing, ManagedKey, StoreError};
 use crate::tls::ClientCertificate;
 
 pub mod api_keys;
@@ -205,6 +205,30 @@ impl Memory {
     #[must_use]
     pub fn managed(&self) -> Option<&Arc<KeyRing>> {
         self.managed.as_ref()
+    }
+
+    /// Lets in the machine that was told this code. Blocks as the store does.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] for a code under which nobody waits; the code stays good where the
+    /// store did not take the key.
+    pub fn enrol(
+        &self,
+        code: &str,
+        details: KeyDetails,
+        by: &Actor,
+        now: Instant,
+    ) -> Result<ManagedKey, StoreError> {
+        let nobody = "nobody waits under this code: it is good once, for an hour, and ends with the \
+                      gate; let the machine ask again";
+        let refused = || StoreError::Refused(nobody.to_owned());
+        let ring = self.managed.as_ref().ok_or_else(refused)?;
+        let knock = self.knocks.take(code, now).ok_or_else(refused)?;
+        let enrolled = ring.store().allow_signing_key(knock.key.digest(), details, by);
+        if enrolled.is_err() {
+            self.knocks.put_back(code, knock);
+        }
+        enrolled
     }
 
     /// Machines that may be let in.

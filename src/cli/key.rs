@@ -323,10 +323,10 @@ fn the_one(store: &Store, asked: &str) -> anyhow::Result<KeyId> {
 }
 
 fn advised(error: StoreError) -> anyhow::Error {
-    match error {
-        StoreError::NoSuchKey(_) => anyhow!("{error}; `portcullis key list` shows them all"),
-        other => other.into(),
+    if matches!(error, StoreError::NoSuchKey(_)) {
+        return anyhow!("{error}; `portcullis key list` shows them all");
     }
+    error.into()
 }
 
 fn import(folder: &Path, file: &Path, terms: &Terms, by: &Actor) -> anyhow::Result<()> {

@@ -1,12 +1,16 @@
 //! Managed keys: a change by whatever process counts from the next request on.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use portcullis::store::{Actor, KeyDetails, KeyState, ManagedKey, Secret, Store};
+use portcullis::store::{
+    Actor, Finding, KeyDetails, KeyForm, KeyRing, KeyState, ManagedKey, Secret, Store,
+};
+use sha2::{Digest, Sha256};
 
 use crate::house::{Backend, House, KEY, until};
 
@@ -250,10 +254,12 @@ async fn a_machine_that_knocks_is_told_a_code_and_is_let_in_by_it() {
     }
 
     let memory = house.gateway.memory();
-    assert_eq!(memory.knocks().take("ABCD-2345", Instant::now()), None);
-    let knock = memory.knocks().take(&code.to_lowercase(), Instant::now()).unwrap();
     let store = house.gateway.managed().unwrap().store();
-    let key = store.allow_signing_key(knock.key.digest(), named("laptop"), &by()).unwrap();
+    let enrol = |code: &str, name| memory.enrol(code, named(name), &by(), Instant::now());
+    assert!(enrol("ABCD-2345", "laptop").unwrap_err().to_string().contains("ask again"));
+    assert!(enrol(&code, "a/b").unwrap_err().is_askers(), "and the code stays good");
+    let key = enrol(&code.to_lowercase(), "laptop").unwrap();
+    assert!(enrol(&code, "laptop").is_err(), "good once");
     let me = house.ask(laptop.asks("/_portcullis/me", 3)).await;
     assert_eq!(me.json()["name"], "laptop", "{}", me.text());
     // A signature lets in once from anywhere else than where it was seen; and revoked is revoked.
@@ -261,4 +267,48 @@ async fn a_machine_that_knocks_is_told_a_code_and_is_let_in_by_it() {
     let revoked = house.ask(laptop.asks("/api/tags", 4)).await;
     assert_eq!((revoked.status, code_in(&revoked.text())), (401, None));
     assert!(!std::fs::exists(house.file("authorized_keys")).unwrap());
+}
+
+/// How many keys there are; `PORTCULLIS_KEYS=1000000` for the promise of the whole.
+fn many() -> u32 {
+    std::env::var("PORTCULLIS_KEYS").map_or(5_000, |count| count.parse().unwrap())
+}
+
+fn digest_of(number: u32) -> [u8; 32] {
+    Sha256::digest(format!("sk-{number}")).into()
+}
+
+/// Bytes that this process has in memory.
+fn resident() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_one_of_many_keys_is_found_after_a_start_and_after_a_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(folder.path()).unwrap());
+    let all = (0..many()).map(|n| (digest_of(n), named(&format!("name{n}")))).collect();
+    store.import_keys(all, &by()).unwrap();
+    let (before, began) = (resident(), Instant::now());
+    let ring = Arc::new(KeyRing::open(Arc::clone(&store)).unwrap());
+    let told = format!(
+        "\n{} keys read in {} ms, {} bytes each\n",
+        ring.len(),
+        began.elapsed().as_millis(),
+        resident().saturating_sub(before) / u64::from(many()),
+    );
+    // Past the test's captured output, so that it is seen.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), told.as_bytes());
+    let from = [192, 0, 2, 1].into();
+    let (_, secret) = made(&store, "late");
+    for number in (0..many()).step_by(7) {
+        let found = ring.find(&digest_of(number), KeyForm::Secret, from, Instant::now()).await;
+        let Finding::Good(held) = found else { panic!("{number}: {found:?}") };
+        assert_eq!(*held.identity, *format!("name{number}"));
+    }
+    let late = ring.find(&secret.digest(), KeyForm::Secret, from, Instant::now()).await;
+    assert!(matches!(late, Finding::Good(_)), "{late:?}");
+    let none = ring.find(&digest_of(many()), KeyForm::Secret, from, Instant::now()).await;
+    assert!(matches!(none, Finding::Unknown), "{none:?}");
 }
