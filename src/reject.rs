@@ -424,15 +424,18 @@ impl Reject {
         // What the CLI prints of a refusal may be the address alone.
         let signin_url = self.code_to_tell().map(|code| format!("{}#{code}", told.signin_url));
         let told = &Told { signin_url: signin_url.as_deref().unwrap_or(told.signin_url), ..*told };
-        let body = Bytes::from(told.dialect.error(row, &self.says(), told).to_string());
+        let body = if let Self::UnknownModel(denied) = self {
+            told.dialect.missing(&denied.missing(), told)
+        } else {
+            told.dialect.error(row, &self.says(), told).to_string()
+        };
+        let body = Bytes::from(body);
         let mut response = Response::new(body);
         *response.status_mut() =
             StatusCode::from_u16(row.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
         if let Self::UnknownModel(_) = self {
-            // Not a word more than Ollama says, or a hidden model could be told from a missing one.
-            let kind = HeaderValue::from_static("application/json; charset=utf-8");
-            headers.insert(header::CONTENT_TYPE, kind);
+            headers.insert(header::CONTENT_TYPE, told.dialect.ollamas_type());
             return response;
         }
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -516,10 +519,6 @@ impl Dialect {
 
     fn error(self, row: Row, says: &str, told: &Told<'_>) -> Value {
         match self {
-            Self::Native if row.code == "unknown_model" => json!({"error": says}),
-            Self::OpenAi if row.code == "unknown_model" => json!({"error": {
-                "message": says, "type": "not_found_error", "param": null, "code": null,
-            }}),
             // The stock CLI prints `status` for most commands, and `signin_url` for `run`
             // [ollama api/client.go checkError, cmd/cmd.go handleCloudAuthorizationError].
             Self::Native if row.status == 401 => json!({
@@ -541,6 +540,32 @@ impl Dialect {
                 })
             }
         }
+    }
+
+    /// Word for word what an Ollama says that has no such model, or a hidden model could be told
+    /// from a missing one [ollama openai/openai.go NewError, anthropic/anthropic.go NewError; seen].
+    fn missing(self, says: &str, told: &Told<'_>) -> String {
+        match self {
+            Self::Native => json!({"error": says}).to_string(),
+            Self::OpenAi => {
+                let error = json!({
+                    "message": says, "type": "not_found_error", "param": null, "code": null,
+                });
+                format!("{}\n", json!({"error": error}))
+            }
+            Self::Anthropic => {
+                let error = json!({"type": "not_found_error", "message": says});
+                let id = told.request_id;
+                format!("{}\n", json!({"type": "error", "error": error, "request_id": id}))
+            }
+        }
+    }
+
+    fn ollamas_type(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Native => "application/json; charset=utf-8",
+            Self::OpenAi | Self::Anthropic => "application/json",
+        })
     }
 
     /// The last words of a stream that broke after its first byte.

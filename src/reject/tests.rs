@@ -288,5 +288,13 @@ fn a_hidden_model_is_told_of_as_ollama_tells_of_a_missing_one() {
     let expected = serde_json::json!({"error": {
         "message": "model 'big' not found", "type": "not_found_error", "param": null, "code": null,
     }});
-    assert_eq!(json(&reject, Dialect::OpenAi), expected);
+    let openai = reject.response(&told(Dialect::OpenAi));
+    assert_eq!(*openai.body(), format!("{expected}\n"));
+    assert_eq!(header(&openai, "content-type"), Some("application/json"));
+    let expected = serde_json::json!({
+        "type": "error",
+        "error": {"type": "not_found_error", "message": "model 'big' not found"},
+        "request_id": "r1",
+    });
+    assert_eq!(json(&reject, Dialect::Anthropic), expected);
 }
