@@ -50,6 +50,7 @@ pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     }
     findings.store(&loaded.config);
     findings.roles(&files, &loaded.config);
+    findings.rules(&files, &loaded.config);
     // The rest of what serving needs: the backend's key, its name.
     let state = State::new(loaded.config, None);
     let state = state.map_err(|error| findings.problems.push(Chain(&error).to_string()));
@@ -131,6 +132,22 @@ impl Findings {
                 self.warnings.push(format!(
                     "[roles]: {name} matches {patterns}; it has the lesser role, {held}"
                 ));
+            }
+        }
+    }
+
+    /// A rule for somebody who has no credential is mostly a slip in the name.
+    fn rules(&mut self, files: &Files, config: &Config) {
+        let mut names: Vec<_> = files.names().into_iter().map(|(name, _)| name).collect();
+        names.extend(config.keys.iter().map(|key| key.owner.clone().unwrap_or(key.name.clone())));
+        // Managed keys and certificates may have any name.
+        let is_closed = config.data_dir.is_none() && !config.certificates_log_in();
+        for rule in config.rules.iter().filter(|_| is_closed) {
+            for pattern in rule.names.iter().flatten() {
+                if !names.iter().any(|name| pattern.matches(name)) {
+                    let says = format!("{}: nobody who can log in is called {pattern}", rule.place);
+                    self.warnings.push(says);
+                }
             }
         }
     }
