@@ -19,6 +19,9 @@ pub use fields::{Field, OPTIONS, Shape};
 /// Longest request target, in bytes.
 pub const MAX_TARGET: usize = 8 * 1024;
 
+/// What is below it is not the backend's.
+pub const ADMIN: &str = "/api/v1";
+
 /// What an endpoint is for; decides the role that it takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -165,12 +168,16 @@ impl Asked {
     /// Decides on a canonical path. A known path with another method is 405, whoever asks.
     ///
     /// # Errors
-    /// [`Reject::MethodNotAllowed`].
+    /// [`Reject::MethodNotAllowed`]; [`Reject::UnknownEndpoint`] for the admin API's.
     pub fn find(method: &Method, path: &str, extra: &[ExtraEndpoint]) -> Result<Self, Reject> {
         if matches!(*method, Method::CONNECT | Method::TRACE) || method.as_str() == "TRACK" {
             return Err(Reject::MethodNotAllowed { allow: "GET, HEAD, POST, DELETE, OPTIONS" });
         }
         let Some(endpoint) = ENDPOINTS.iter().find(|row| row.matches(path)) else {
+            if path == ADMIN || path.strip_prefix(ADMIN).is_some_and(|it| it.starts_with('/')) {
+                // The admin API has a listener of its own.
+                return Err(Reject::UnknownEndpoint);
+            }
             let extra = extra.iter().any(|open| open.method == *method && open.path == path);
             return Ok(Self { path: Cow::Owned(path.to_owned()), endpoint: None, extra });
         };
@@ -343,7 +350,9 @@ pub fn loggable(raw: &str) -> Cow<'static, str> {
 }
 
 /// A key may hold any byte, so here every escape is decoded.
-fn decode_key(key: &str) -> Result<Vec<u8>, Reject> {
+/// # Errors
+/// [`Reject::BadPath`] for a `%` without two hex digits.
+pub fn decode_key(key: &str) -> Result<Vec<u8>, Reject> {
     let mut bytes = key.bytes();
     let mut decoded = Vec::with_capacity(key.len());
     while let Some(byte) = bytes.next() {

@@ -54,6 +54,21 @@ pub struct Call<'a> {
     pub reading: Reading,
 }
 
+/// A body that is for the gate itself, of at most so many bytes.
+///
+/// # Errors
+/// As for any body: 400, 408, 413, 503.
+pub async fn own_body(
+    body: Incoming,
+    most: u64,
+    bounds: &BodyBounds,
+    arrived: &Arrival,
+) -> Result<Bytes, Reject> {
+    let bounds = bounds.with(most, bounds.grace);
+    let taken = whole(body, &bounds, arrived).await?;
+    Ok(taken.whole().cloned().unwrap_or_default())
+}
+
 /// The bounds of bodies, shared by all requests.
 #[derive(Debug, Clone)]
 pub struct BodyBounds {

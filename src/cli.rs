@@ -9,8 +9,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Given};
 
+mod allow;
 mod ask;
 mod check;
+mod desk;
 mod doctor;
 mod explain;
 mod init;
@@ -20,6 +22,7 @@ mod store;
 mod supervisor;
 mod try_it;
 mod user;
+mod why;
 
 /// The gate in front of a self-hosted model server.
 #[derive(Debug, Parser)]
@@ -49,6 +52,10 @@ enum Command {
     Key(key::Options),
     /// Back up what survives a restart, and check it
     Store(store::Options),
+    /// Let the machine in that was told a code by a running gate
+    Allow(allow::Options),
+    /// Tell what a running gate decided about a request, and what would have allowed it
+    Why(why::Options),
     /// Ask a running gate whether it lives; exit status 0 if it does
     Health(Settings),
     /// Print a completion script for a shell
@@ -81,6 +88,9 @@ struct Settings {
     /// Public keys of machines whose `ollama` signs its requests
     #[arg(long, value_name = "FILE")]
     authorized_keys: Option<String>,
+    /// Where the admin API listens, as ADDRESS:PORT [default: 127.0.0.1:8881]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
     /// A folder for what survives a restart, such as managed keys
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
@@ -101,6 +111,7 @@ impl Settings {
             ("htpasswd", self.htpasswd.clone()),
             ("api_keys", self.api_keys.clone()),
             ("authorized_keys", self.authorized_keys.clone()),
+            ("admin", self.admin.clone()),
             ("data_dir", self.data_dir.clone()),
             ("tls_cert", self.tls_cert.clone()),
             ("tls_key", self.tls_key.clone()),
@@ -130,6 +141,8 @@ pub fn run() -> ExitCode {
         Command::User(options) => user::run(&options),
         Command::Key(options) => key::run(&options),
         Command::Store(options) => store::run(&options),
+        Command::Allow(options) => allow::run(&options),
+        Command::Why(options) => why::run(&options),
         Command::Health(settings) => ask::health(&settings.given()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());

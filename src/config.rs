@@ -4,7 +4,7 @@
 //! room nothing means "default" any more.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
 pub use rules::{FileKey, Group, Opening, Rule};
-pub use values::{BackendUrl, BadUrl};
+pub use values::{BackendUrl, BadUrl, duration};
 
 use keys::{Named, VARIABLE};
 use problems::{Found, Place, Source};
@@ -49,6 +49,8 @@ pub struct Config {
     pub listen: Vec<ListenAddr>,
     /// Plain HTTP beside TLS, which sends browsers there.
     pub redirect_listen: Option<ListenAddr>,
+    /// Where the admin API listens.
+    pub admin: Option<ListenAddr>,
     pub backend: Backend,
     pub htpasswd: Option<PathBuf>,
     pub api_keys: Option<PathBuf>,
@@ -177,6 +179,7 @@ impl Config {
         Self {
             listen: vec![ListenAddr::Tcp(SocketAddr::from(([0, 0, 0, 0], 8880)))],
             redirect_listen: None,
+            admin: Some(ADMIN),
             backend: Backend {
                 name: "ollama".to_owned(),
                 url: BackendUrl::Http { host: "127.0.0.1".to_owned(), port: 11434 },
@@ -516,6 +519,10 @@ impl Draft {
         }
     }
 }
+
+/// Where the admin API listens unless told otherwise: not on the network.
+pub const ADMIN: ListenAddr =
+    ListenAddr::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8881));
 
 /// The sources of credentials, of which a gate needs one.
 const LOGINS: [&str; 4] = ["htpasswd", "api_keys", "authorized_keys", "data_dir"];

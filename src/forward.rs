@@ -78,10 +78,19 @@ pub struct Answered {
 /// Sends the call. It goes out a second time only if nothing of it went out the first time.
 ///
 /// # Errors
-/// 502, 503, 504, and what broke the caller's own upload.
+/// 502, 503, 504, what broke the caller's own upload, and 401 for a key that was taken away meanwhile.
 pub async fn send(
     call: Call<'_>,
-    _admitted: &Ticket,
+    admitted: &Ticket,
+    lease: &Lease,
+    rules: &Forwarding,
+    origin: Origin,
+) -> Result<Answered, Reject> {
+    admitted.unless_ended(once(call, lease, rules, origin)).await
+}
+
+async fn once(
+    call: Call<'_>,
     lease: &Lease,
     rules: &Forwarding,
     origin: Origin,

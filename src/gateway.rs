@@ -14,6 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::access;
+use crate::admin::{self, FailedLogins};
 use crate::api::{self, Asked, Target};
 use crate::auth::{Identity, Memory, Presented};
 use crate::call::{self, Call};
@@ -31,6 +32,7 @@ use crate::store::{KeyRing, Store};
 use crate::tls::ClientCertificate;
 
 mod cors;
+mod desk;
 mod explain;
 mod lists;
 mod loaded;
@@ -66,6 +68,8 @@ pub enum Door {
     Plain,
     /// Plain HTTP beside TLS: nobody is served, browsers are sent on.
     Redirect,
+    /// To look after the gate, in plain HTTP.
+    Admin,
     /// With the certificate that the caller showed.
     Tls(Option<ClientCertificate>),
 }
@@ -73,7 +77,7 @@ pub enum Door {
 impl Door {
     pub(crate) fn scheme(&self) -> &'static str {
         match self {
-            Self::Plain | Self::Redirect => "http",
+            Self::Plain | Self::Redirect | Self::Admin => "http",
             Self::Tls(_) => "https",
         }
     }
@@ -84,7 +88,7 @@ impl Door {
     /// 401 where a connection needs one, and it does not count any more.
     fn certificate(&self, state: &State) -> Result<Option<&ClientCertificate>, Reject> {
         match self {
-            Self::Plain | Self::Redirect | Self::Tls(None) => Ok(None),
+            Self::Plain | Self::Redirect | Self::Admin | Self::Tls(None) => Ok(None),
             Self::Tls(Some(certificate)) if state.vouches_for(certificate) => Ok(Some(certificate)),
             Self::Tls(Some(_)) if state.tls().is_some_and(|tls| tls.needs_certificates()) => {
                 Err(Reject::BadCredentials(OUTDATED, None))
@@ -96,7 +100,7 @@ impl Door {
     /// A new connection would have to show another certificate, or none.
     fn is_outdated(&self, state: &State) -> bool {
         match self {
-            Self::Plain | Self::Redirect | Self::Tls(None) => false,
+            Self::Plain | Self::Redirect | Self::Admin | Self::Tls(None) => false,
             Self::Tls(Some(certificate)) => !state.vouches_for(certificate),
         }
     }
@@ -129,6 +133,7 @@ struct Live {
     ids: RequestIds,
     draining: AtomicBool,
     notices: Notices,
+    failed_logins: FailedLogins,
     began: Instant,
     /// Of the first socket of the network that callers come in by, whoever opened it.
     port: OnceLock<u16>,
@@ -158,6 +163,7 @@ impl Gateway {
             ids: RequestIds::new()?,
             draining: AtomicBool::new(false),
             notices: Notices::default(),
+            failed_logins: FailedLogins::default(),
             began: Instant::now(),
             port: OnceLock::new(),
         };
@@ -181,9 +187,10 @@ impl Gateway {
         }
         let asker = Asker { state: &state, parts: &parts, door: &link.door };
         let visit = Visit { live: &self.live, state: &state, link };
-        let came = {
-            let path = pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record));
-            held_off(path).await
+        let came = if let Door::Admin = link.door {
+            held_off(pin!(visit.administer(&parts, body, &arrived, &mut record))).await
+        } else {
+            held_off(pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record))).await
         };
         let mut closes = false;
         let mut response = match came {
@@ -225,8 +232,12 @@ impl Gateway {
         let asker = Asker { state: &state, parts, door: &link.door };
         let client = state.proxies().client_addr(PeerAddr::new(link.peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
-        let open = call::strict(parts)
-            .and_then(|target| open::to_anybody(&self.live, &state, parts, &target, &link.door));
+        let open = match link.door {
+            Door::Admin => Ok(None),
+            Door::Plain | Door::Redirect | Door::Tls(_) => call::strict(parts).and_then(|target| {
+                open::to_anybody(&self.live, &state, parts, &target, &link.door)
+            }),
+        };
         let mut response = match open {
             Ok(Some(answer)) => own(answer, record),
             Ok(None) => asker.refuse(&Reject::Overloaded("all connections are taken"), record),
@@ -331,6 +342,8 @@ impl Gateway {
         if let Some(keys) = self.managed() {
             // What waits for the disk goes on by itself.
             let _ = tokio::time::timeout(STORE_PATIENCE, keys.tend(now)).await;
+            let noted = self.keep_failed_logins(now);
+            let _ = tokio::time::timeout(STORE_PATIENCE, noted).await;
         }
         state.pool().tend(now);
         if let Some(tls) = state.tls().cloned() {
@@ -413,6 +426,8 @@ impl Visit<'_> {
         match door {
             Door::Redirect => redirect::answer(live, state, parts, target).map(Some),
             Door::Plain | Door::Tls(_) => open::to_anybody(live, state, parts, target, door),
+            // Has a path of its own, where nobody is answered.
+            Door::Admin => Err(Reject::UnknownEndpoint),
         }
     }
 
@@ -452,7 +467,12 @@ impl Asker<'_> {
 
     fn refuse(&self, reject: &Reject, mut record: Box<Record>) -> Response<Answer> {
         let headers = &self.parts.headers;
-        let signin_url = self.state.signin_url(self.door.scheme(), headers.get(header::HOST));
+        let signin_url = match self.door {
+            Door::Admin => String::new(),
+            Door::Plain | Door::Redirect | Door::Tls(_) => {
+                self.state.signin_url(self.door.scheme(), headers.get(header::HOST))
+            }
+        };
         let told = Told {
             dialect: self.dialect(),
             request_id: record.line.id.as_str(),
@@ -469,6 +489,9 @@ impl Asker<'_> {
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));
+        if let Door::Admin = self.door {
+            return admin::with_safe_headers(headers);
+        }
         if let Some(granted) = cors::Granted::to(&self.parts.headers, self.state.cors()) {
             granted.write(headers);
         }

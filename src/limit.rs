@@ -1,39 +1,61 @@
-//! Permit and now to a [`Ticket`]: how much at once. So far it counts what is in flight.
+//! Permit and now to a [`Ticket`]: how much at once, and whether it may go on. So far it counts what is
+//! in flight, and ends what runs by a key that was taken away.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use crate::access::{Entry, Permit};
+use crate::reject::Reject;
+use crate::store::KeyId;
+
+mod leash;
+
+use leash::{Leash, Leashes};
+
+const ENDED: Reject = Reject::BadCredentials("the key was revoked", None);
 
 /// What is in flight now; survives a reload.
 #[derive(Debug, Default, Clone)]
 pub struct Limits {
     in_flight: Arc<AtomicUsize>,
+    leashes: Leashes,
 }
 
 /// A request whose body may be sent; it counts as in flight.
 #[derive(Debug)]
 pub struct Entered {
     in_flight: Arc<AtomicUsize>,
+    /// Of who came with a managed key.
+    leash: Option<Box<Leash>>,
 }
 
 /// One admitted request; dropping it settles what was taken. Only [`Limits::admit`] makes one.
 #[derive(Debug)]
 pub struct Ticket {
     permit: Permit,
-    _entered: Entered,
+    entered: Entered,
 }
 
 impl Limits {
     #[must_use]
-    pub fn enter(&self, _may_send: &Entry) -> Entered {
+    pub fn enter(&self, may_send: &Entry) -> Entered {
+        let key = may_send.reach().who().managed_key();
+        let leash = key.map(|key| Box::new(self.leashes.take(key)));
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Entered { in_flight: Arc::clone(&self.in_flight) }
+        Entered { in_flight: Arc::clone(&self.in_flight), leash }
     }
 
     #[must_use]
     pub fn admit(&self, permit: Permit, entered: Entered) -> Ticket {
-        Ticket { permit, _entered: entered }
+        Ticket { permit, entered }
+    }
+
+    /// Ends what runs by this key, which is for ever; how many requests that were.
+    pub fn end(&self, key: KeyId) -> usize {
+        self.leashes.end(key)
     }
 
     /// Requests between the login and the end of their answer.
@@ -47,6 +69,30 @@ impl Ticket {
     #[must_use]
     pub fn permit(&self) -> &Permit {
         &self.permit
+    }
+
+    /// Ready, with what the caller is told, once the request may not go on.
+    pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<Reject> {
+        match &self.entered.leash {
+            Some(leash) if leash.is_cut(cx) => Poll::Ready(ENDED),
+            Some(_) | None => Poll::Pending,
+        }
+    }
+
+    /// The work's own end, or that of the leave to do it.
+    ///
+    /// # Errors
+    /// The work's, and 401 where the key was taken away.
+    pub async fn unless_ended<T>(
+        &self,
+        work: impl Future<Output = Result<T, Reject>>,
+    ) -> Result<T, Reject> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match self.poll_ended(cx) {
+            Poll::Ready(ended) => Poll::Ready(Err(ended)),
+            Poll::Pending => work.as_mut().poll(cx),
+        })
+        .await
     }
 }
 

@@ -44,7 +44,7 @@ pub struct Metered {
     /// Until its last byte has been read.
     connection: Option<Box<Connection>>,
     lease: Lease,
-    _ticket: Ticket,
+    ticket: Ticket,
     record: Box<Record>,
     idle: Duration,
     /// Since when a byte is waited for.
@@ -83,7 +83,7 @@ impl Metered {
         let mut metered = Box::new(Self {
             connection: Some(connection),
             lease,
-            _ticket: ticket,
+            ticket,
             record,
             idle,
             waits_since: None,
@@ -102,6 +102,9 @@ impl Metered {
             (State::Streaming, Some(connection)) => connection,
             (State::Ended | State::Streaming, _) => return Poll::Ready(None),
         };
+        if let Poll::Ready(ended) = self.ticket.poll_ended(cx) {
+            return self.broken(&ended);
+        }
         match connection.poll_data(cx) {
             Poll::Ready(Ok(Some(data))) => {
                 self.count(&data);

@@ -15,13 +15,18 @@ use serde::Serialize;
 use crate::api::{self, Asked};
 use crate::auth::{Credential, Identity, Name};
 use crate::client_addr::{ClientAddr, IpText};
-use crate::config::LogFormat;
+use crate::config::{LogFormat, Role};
 use crate::http1::Arrival;
 use crate::reject::{Fault, Reject};
+use crate::store::KeyId;
 
+mod decisions;
 mod outlet;
 
+pub use decisions::{Decisions, MOST_DECISIONS};
 pub use outlet::Outlet;
+
+use decisions::Refusal;
 
 /// Longest text of a caller's that a line repeats, in bytes.
 const LONGEST_TEXT: usize = 256;
@@ -41,6 +46,19 @@ impl RequestId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// `None` for a text that cannot be one.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let id: [u8; 16] = text.as_bytes().try_into().ok()?;
+        id.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)).then_some(Self(id))
+    }
+
+    /// Which request of its process this is.
+    fn number(self) -> u32 {
+        let digit = |b: u8| u32::from(b & 0xf) + if b > b'9' { 9 } else { 0 };
+        self.0.iter().skip(8).fold(0, |number, b| number << 4 | digit(*b))
     }
 }
 
@@ -81,6 +99,8 @@ pub enum Outcome {
     BackendTimeout,
     /// Cut at the end of a shutdown's patience.
     Drained,
+    /// Ended by whoever looks after the gate.
+    Stopped,
     Refused(&'static str),
 }
 
@@ -92,6 +112,7 @@ impl Outcome {
             Self::BackendFailed => "backend_failed",
             Self::BackendTimeout => "backend_timeout",
             Self::Drained => "drained",
+            Self::Stopped => "stopped",
             Self::Refused(_) => "refused",
         }
     }
@@ -106,7 +127,8 @@ impl fmt::Display for Outcome {
             | Self::ClientGone
             | Self::BackendFailed
             | Self::BackendTimeout
-            | Self::Drained => Ok(()),
+            | Self::Drained
+            | Self::Stopped => Ok(()),
         }
     }
 }
@@ -131,6 +153,10 @@ pub struct Line {
     pub queue: Duration,
     pub first_byte: Option<Duration>,
     pub total: Duration,
+    /// Not written, but told to whoever asks why.
+    role: Option<Role>,
+    key: Option<KeyId>,
+    refusal: Option<Box<Refusal>>,
 }
 
 /// Keeps the line of a request that is under way; dropping it writes the line.
@@ -160,6 +186,8 @@ impl Record {
     pub fn met(&mut self, who: &Identity) {
         self.line.name = Some(who.name().clone());
         self.line.credential = Some(who.credential());
+        self.line.role = Some(who.role());
+        self.line.key = who.managed_key();
     }
 
     pub fn asked(&mut self, asked: &Asked) {
@@ -188,14 +216,18 @@ impl Record {
         let row = reject.row();
         self.line.status = row.status;
         self.line.bytes_out = bytes as u64;
+        self.line.refusal = Some(Box::new(Refusal::of(reject)));
         self.end(Outcome::Refused(row.code));
         say(reject, self.line.id, &self.log);
     }
 
     /// The answer broke after its first byte, when the status had gone already.
     pub fn break_off(&mut self, reject: &Reject) {
-        let timeout = matches!(reject, Reject::BackendTimeout);
-        self.end(if timeout { Outcome::BackendTimeout } else { Outcome::BackendFailed });
+        self.end(match reject.row().code {
+            "backend_timeout" => Outcome::BackendTimeout,
+            "bad_credentials" => Outcome::Stopped,
+            _ => Outcome::BackendFailed,
+        });
         say(reject, self.line.id, &self.log);
     }
 
@@ -255,6 +287,7 @@ impl Drop for Record {
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
         self.log.post(&self.line);
+        self.log.shared.decisions.keep(&mut self.line);
     }
 }
 
@@ -263,8 +296,14 @@ impl Drop for Record {
 pub struct Log {
     lines: Outlet,
     write: fn(&Line, &mut String),
-    cutting: Arc<AtomicBool>,
-    overload: Arc<Seldom>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    cutting: AtomicBool,
+    overload: Seldom,
+    decisions: Decisions,
 }
 
 /// Something that is told once a second at most, however often it happens.
@@ -294,7 +333,7 @@ impl Log {
             LogFormat::Json => json_line,
         };
         let lines = Outlet::start("log", sink)?;
-        Ok(Self { lines, write, cutting: Arc::default(), overload: Arc::default() })
+        Ok(Self { lines, write, shared: Arc::default() })
     }
 
     fn post(&self, line: &Line) {
@@ -305,17 +344,23 @@ impl Log {
 
     /// From now on an answer that breaks off was cut by us.
     pub fn cut(&self) {
-        self.cutting.store(true, Ordering::Relaxed);
+        self.shared.cutting.store(true, Ordering::Relaxed);
     }
 
     fn is_cutting(&self) -> bool {
-        self.cutting.load(Ordering::Relaxed)
+        self.shared.cutting.load(Ordering::Relaxed)
     }
 
     /// That there is too much to do, whatever it is too much for.
     #[must_use]
     pub fn overload(&self) -> &Seldom {
-        &self.overload
+        &self.shared.overload
+    }
+
+    /// What was decided of late.
+    #[must_use]
+    pub fn decisions(&self) -> &Decisions {
+        &self.shared.decisions
     }
 
     /// Waits until everything posted so far is written, for as long as `patience`.
@@ -331,7 +376,7 @@ impl Line {
             Outcome::Refused(code) => Some(code),
             Outcome::BackendFailed => Some("backend_failed"),
             Outcome::BackendTimeout => Some("backend_timeout"),
-            Outcome::Done | Outcome::ClientGone | Outcome::Drained => None,
+            Outcome::Done | Outcome::ClientGone | Outcome::Drained | Outcome::Stopped => None,
         }
     }
 }
@@ -356,6 +401,9 @@ impl Default for Line {
             queue: Duration::ZERO,
             first_byte: None,
             total: Duration::ZERO,
+            role: None,
+            key: None,
+            refusal: None,
         }
     }
 }

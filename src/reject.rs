@@ -2,14 +2,16 @@
 //! dialect.
 
 use std::error::Error;
-use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::config::Role;
+mod denied;
+mod remedy;
+
+pub use denied::{Denied, ModelDenied, Why};
 
 /// Tells OpenAI's and Anthropic's SDKs whether to try again by themselves.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -60,6 +62,21 @@ pub enum Reject {
     BadExpectation,
     #[error("the target names another host than the Host header")]
     WrongHost,
+    #[error("a body of another kind than JSON")]
+    UnsupportedMediaType,
+    /// Of the admin API: names what is not there.
+    #[error("not found: {0}")]
+    NotFound(Box<str>),
+    #[error("nothing is kept without a data_dir")]
+    NoStore,
+    /// It contradicts what is there; says how.
+    #[error("conflict: {0}")]
+    Conflict(Box<str>),
+    /// The body is JSON and asks for what cannot be; says which field, in words that may repeat it.
+    #[error("invalid: {0}")]
+    Invalid(Box<str>),
+    #[error("the store failed")]
+    StoreFailed(#[source] Cause),
     #[error("the headers are too large")]
     HeadersTooLarge,
     #[error("too many failed attempts")]
@@ -94,102 +111,6 @@ impl KnockCode {
 /// Why a backend did not answer, for the log.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
-/// Who was denied what, and what it would have taken.
-#[derive(Debug, Clone)]
-pub struct Denied {
-    pub operation: &'static str,
-    pub name: String,
-    pub why: Why,
-}
-
-/// A model that a caller may not use.
-#[derive(Debug, Clone)]
-pub struct ModelDenied {
-    pub operation: &'static str,
-    /// As it was written.
-    pub model: String,
-    pub who: String,
-    pub is_cloud: bool,
-    /// Patterns of what may be used; `None` is every model that is not in the cloud.
-    pub allowed: Option<Vec<String>>,
-}
-
-/// Patterns that a refusal names, at most.
-const MOST_SHOWN: usize = 12;
-
-impl fmt::Display for ModelDenied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, who, is_cloud, allowed, .. } = self;
-        if *is_cloud {
-            return write!(
-                f,
-                "{model} runs on ollama.com under the account of this server's owner, which {who} may not use; \
-                 a rule with `cloud = true` would allow it"
-            );
-        }
-        let patterns = allowed.as_deref().unwrap_or_default();
-        if patterns.is_empty() {
-            return write!(f, "{who} may not use {model}, nor any other model here");
-        }
-        let shown = patterns.get(..MOST_SHOWN).unwrap_or(patterns).join(", ");
-        let more = if patterns.len() > MOST_SHOWN { ", …" } else { "" };
-        write!(f, "{who} may not use {model}; allowed are {shown}{more}")
-    }
-}
-
-impl ModelDenied {
-    /// In the words of an Ollama that has no such model [ollama server/routes.go GenerateHandler,
-    /// ChatHandler, ShowHandler, CopyHandler, handleScheduleError].
-    fn missing(&self) -> String {
-        let model = &self.model;
-        match self.operation {
-            "copy" => format!("model {model:?} not found"),
-            "embed" | "embeddings" | "v1_embeddings" => {
-                format!("model {model:?} not found, try pulling it first")
-            }
-            _ => format!("model '{model}' not found"),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// The rule opens other endpoints only.
-    Rule,
-    /// The rule refuses images, or tools.
-    Content(&'static str),
-    /// The role held is not the role needed.
-    Role { held: Role, needed: Role },
-    /// The key is restricted to other endpoints.
-    Endpoint,
-    /// A password or a certificate that a browser sent along for another site's page.
-    CrossSite,
-}
-
-impl fmt::Display for Denied {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { operation, name, why } = self;
-        match why {
-            Why::Role { held, needed } => write!(
-                f,
-                "{operation} needs the role {needed}; {name} has the role {held}. \
-                 Ask whoever runs this gate"
-            ),
-            Why::Rule => write!(
-                f,
-                "the rule for {name} does not open {operation}. Ask whoever runs this gate"
-            ),
-            Why::Content(what) => write!(f, "{name} may not send {what} with {operation}"),
-            Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
-            Why::CrossSite => write!(
-                f,
-                "{operation} with a password or a certificate from another site's page is refused; \
-                 list that site in cors.origins, or use a key"
-            ),
-        }
-    }
-}
-
 /// Whose mistake it was; decides how loud the log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -209,7 +130,7 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 27] = [
+pub const CODES: [&str; 33] = [
     "bad_request",
     "bad_path",
     "bad_body",
@@ -227,6 +148,12 @@ pub const CODES: [&str; 27] = [
     "target_too_long",
     "unsupported_encoding",
     "bad_expectation",
+    "unsupported_media_type",
+    "not_found",
+    "no_store",
+    "conflict",
+    "invalid",
+    "store_failed",
     "wrong_host",
     "headers_too_large",
     "too_many_failures",
@@ -269,6 +196,12 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::TargetTooLong,
         Reject::UnsupportedEncoding("why"),
         Reject::BadExpectation,
+        Reject::UnsupportedMediaType,
+        Reject::NotFound("what".into()),
+        Reject::NoStore,
+        Reject::Conflict("why".into()),
+        Reject::Invalid("why".into()),
+        Reject::StoreFailed("secret cause".into()),
         Reject::WrongHost,
         Reject::HeadersTooLarge,
         Reject::TooManyFailures { retry_after: Duration::from_millis(1001) },
@@ -305,6 +238,12 @@ impl Reject {
             Self::TargetTooLong => (414, "target_too_long", Caller, false),
             Self::UnsupportedEncoding(_) => (415, "unsupported_encoding", Caller, false),
             Self::BadExpectation => (417, "bad_expectation", Caller, false),
+            Self::UnsupportedMediaType => (415, "unsupported_media_type", Caller, false),
+            Self::NotFound(_) => (404, "not_found", Caller, false),
+            Self::NoStore => (404, "no_store", Caller, false),
+            Self::Conflict(_) => (409, "conflict", Caller, false),
+            Self::Invalid(_) => (422, "invalid", Caller, false),
+            Self::StoreFailed(_) => (503, "store_failed", Ours, true),
             Self::WrongHost => (421, "wrong_host", Caller, false),
             Self::HeadersTooLarge => (431, "headers_too_large", Caller, false),
             Self::TooManyFailures { .. } => (429, "too_many_failures", Caller, false),
@@ -359,7 +298,18 @@ impl Reject {
             }
             Self::TargetTooLong => "the request target is longer than 8 KiB".to_owned(),
             Self::BadExpectation => "the only expectation met here is 100-continue".to_owned(),
-            Self::WrongHost => "the request target names another host".to_owned(),
+            Self::UnsupportedMediaType => {
+                "the body has to be JSON, with `Content-Type: application/json`".to_owned()
+            }
+            Self::NotFound(why) | Self::Conflict(why) | Self::Invalid(why) => why.to_string(),
+            Self::NoStore => {
+                "this gate keeps no keys and no audit trail: it was started without a `data_dir`"
+                    .to_owned()
+            }
+            Self::StoreFailed(_) => {
+                "the store cannot be used right now; the gate's log has the reason".to_owned()
+            }
+            Self::WrongHost => "the request names another host than this one".to_owned(),
             Self::HeadersTooLarge => {
                 "the request headers are larger than 32 KiB or more than 100".to_owned()
             }
@@ -388,7 +338,7 @@ impl Reject {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooManyFailures { retry_after } => Some(*retry_after),
-            Self::NoBackend(_) => Some(Duration::from_secs(5)),
+            Self::NoBackend(_) | Self::StoreFailed(_) => Some(Duration::from_secs(5)),
             Self::Overloaded(_) => Some(Duration::from_secs(1)),
             Self::BadRequest(_)
             | Self::BadPath(_)
@@ -407,6 +357,11 @@ impl Reject {
             | Self::TargetTooLong
             | Self::UnsupportedEncoding(_)
             | Self::BadExpectation
+            | Self::UnsupportedMediaType
+            | Self::NotFound(_)
+            | Self::NoStore
+            | Self::Conflict(_)
+            | Self::Invalid(_)
             | Self::WrongHost
             | Self::HeadersTooLarge
             | Self::Internal
@@ -461,7 +416,8 @@ impl Reject {
 pub struct Told<'a> {
     pub dialect: Dialect,
     pub request_id: &'a str,
-    /// Where a person without a login can read on; in native 401 bodies, for the `ollama` CLI.
+    /// Where a person without a login can read on; in native 401 bodies, for the `ollama` CLI. Empty
+    /// for nowhere.
     pub signin_url: &'a str,
     pub challenges: Challenges,
 }
@@ -521,7 +477,7 @@ impl Dialect {
         match self {
             // The stock CLI prints `status` for most commands, and `signin_url` for `run`
             // [ollama api/client.go checkError, cmd/cmd.go handleCloudAuthorizationError].
-            Self::Native if row.status == 401 => json!({
+            Self::Native if row.status == 401 && !told.signin_url.is_empty() => json!({
                 "error": says,
                 "code": row.code,
                 "status": format!("{says}; see {}", told.signin_url),

@@ -35,6 +35,8 @@ const FLUSH: Duration = Duration::from_secs(2);
 /// Connections without a place that are read as far as their first request, to be told so. One that
 /// comes makes the oldest of them go, so that silent ones do not keep the health check out.
 const MOST_SURPLUS: usize = 16;
+/// Connections of the admin API at once.
+const MOST_ADMINS: usize = 64;
 /// At the limit of open files accepting is tried again after this long.
 const BREATHER: Duration = Duration::from_millis(100);
 
@@ -44,6 +46,8 @@ enum Entrance {
     Main,
     /// To be told where it is.
     Redirect,
+    /// To look after the gate.
+    Admin,
 }
 
 /// How far a shutdown has come.
@@ -105,7 +109,16 @@ impl Server {
         self.tasks.spawn(acceptor.accept(listener));
     }
 
-    /// Of the network, but for that of a redirect; Unix sockets have none.
+    /// Serves the admin API on this listener. It has places of its own, so that a gate that has no
+    /// place left can be looked after.
+    pub fn administer(&mut self, listener: Listener) {
+        let stages = self.stage.subscribe();
+        let places = Arc::new(Places::new());
+        let acceptor = Acceptor::new(Entrance::Admin, &self.gateway, stages, &places);
+        self.tasks.spawn(acceptor.accept(listener));
+    }
+
+    /// Of the network, but for that of a redirect and the admin API; Unix sockets have none.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
@@ -223,7 +236,7 @@ impl Acceptor {
     }
 
     fn welcome(&mut self, (socket, peer): (Socket, SocketAddr)) {
-        let terms = self.gateway.terms_for(PeerAddr::new(peer.ip()));
+        let terms = self.terms_for(PeerAddr::new(peer.ip()));
         let standing = self.standing(PeerAddr::new(peer.ip()), terms);
         let is_surplus = matches!(standing, Standing::Surplus(_));
         let (gateway, stages) = (Arc::clone(&self.gateway), self.stages.clone());
@@ -241,6 +254,13 @@ impl Acceptor {
             {
                 oldest.abort();
             }
+        }
+    }
+
+    fn terms_for(&self, peer: PeerAddr) -> Terms {
+        match self.entrance {
+            Entrance::Main | Entrance::Redirect => self.gateway.terms_for(peer),
+            Entrance::Admin => Terms { most: MOST_ADMINS, from_it: None, is_announced: false },
         }
     }
 

@@ -39,6 +39,46 @@ fn the_version_is_told() {
 }
 
 #[test]
+fn a_running_gate_is_asked_why_and_ends_what_runs_by_a_key() {
+    let house = House::new();
+    fs::write(house.path("keys"), format!("{KEY} # anna\n")).unwrap();
+    let data = ["--data-dir", "data"];
+    let serve =
+        ["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--api-keys", "keys"];
+    let mut gate = Gate::start(house.command(&[&serve[..], &data].concat()));
+    gate.address = after(&gate.says("listening"), "address=");
+    let admin = after(&gate.says("the admin API listens"), "address=");
+    let mode = fs::metadata(house.path("data/cli.key")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let ask = |arguments: &[&str]| house.run(&[arguments, &data, &["--admin", &admin]].concat());
+
+    let (_, refused) = gate.get("/api/tags", Some("wrong"));
+    let id = refused.split("x-request-id: ").nth(1).unwrap().split("\r\n").next().unwrap();
+    let why = ask(&["why", id]);
+    assert_eq!(why.status.code(), Some(0), "{}", text(&why));
+    for part in [id, "login     refused", "endpoint  not reached", "what would have allowed it: "] {
+        assert!(text(&why).contains(part), "{part}: {}", text(&why));
+    }
+    let never = ask(&["why", "0000000000000000"]);
+    assert!(never.status.code() == Some(1) && text(&never).contains("no request of that id"));
+    let nobody = ask(&["allow", "ABCD-2345", "laptop"]);
+    assert!(nobody.status.code() == Some(1) && text(&nobody).contains("no machine was told"));
+
+    assert_eq!(house.run(&[&["key", "create", "bot"], &data[..]].concat()).status.code(), Some(0));
+    let revoked = ask(&["key", "revoke", "bot", "--now"]);
+    assert_eq!(revoked.status.code(), Some(0), "{}", text(&revoked));
+    assert!(text(&revoked).contains("ended 0"), "{}", text(&revoked));
+
+    // A key of somebody who is no admin is not taken for one.
+    let mut command = house.command(&["why", id, "--admin", &admin]);
+    let other = command.env("PORTCULLIS_ADMIN_KEY", KEY).output().unwrap();
+    assert!(text(&other).contains("needs the role admin"), "{}", text(&other));
+    drop(gate);
+    let alone = ask(&["why", id]);
+    assert!(alone.status.code() == Some(1) && text(&alone).contains("no gate can be asked"));
+}
+
+#[test]
 fn a_command_that_is_not_known_is_a_mistake_in_the_line() {
     for arguments in [&["sevre"][..], &["serve", "--lisen", "x"], &[]] {
         let out = House::new().run(arguments);

@@ -95,7 +95,8 @@ fn files(with: &[With], pair: Option<SelfSigned>) -> Vec<NewFile> {
 fn configuration(with_pair: bool) -> String {
     let text = EXAMPLE
         .replace("\ndefault_role = \"operator\"", "\ndefault_role = \"user\"")
-        .replace("\napi_keys = \"\"", "\napi_keys = \"api_keys.txt\"");
+        .replace("\napi_keys = \"\"", "\napi_keys = \"api_keys.txt\"")
+        .replace("\ndata_dir = \"\"", "\ndata_dir = \"data\"");
     if !with_pair {
         return text;
     }

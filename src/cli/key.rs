@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::check::counted;
+use super::desk::Desk;
 use super::{say, say_to};
 use crate::auth::api_keys;
 use crate::config::Models;
@@ -95,6 +96,12 @@ enum Action {
         /// Their ids or names
         #[arg(required = true)]
         keys: Vec<String>,
+        /// Also end what runs by them, which the running gate is asked for
+        #[arg(long)]
+        now: bool,
+        /// Where that gate's admin API listens; without it where the configuration says
+        #[arg(long, value_name = "ADDR", requires = "now")]
+        admin: Option<String>,
     },
     /// Make a key that takes the place of another, and print it; both count for a while
     Rotate {
@@ -191,9 +198,15 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
             let store = Store::open_existing(&folder)?;
             show(&store.find_keys(key).map_err(advised)?, *format);
         }
-        Action::Disable { keys } => set(&folder, keys, KeyState::Disabled, &by)?,
-        Action::Enable { keys } => set(&folder, keys, KeyState::Active, &by)?,
-        Action::Revoke { keys } => set(&folder, keys, KeyState::Revoked, &by)?,
+        Action::Disable { keys } => drop(set(&folder, keys, KeyState::Disabled, &by)?),
+        Action::Enable { keys } => drop(set(&folder, keys, KeyState::Active, &by)?),
+        Action::Revoke { keys, now, admin } => {
+            let ids = set(&folder, keys, KeyState::Revoked, &by)?;
+            if *now {
+                let desk = Desk::new(admin.clone(), folder, options.place.config.clone());
+                end(&desk, &ids).context("the keys are revoked, but what runs was not ended")?;
+            }
+        }
         Action::Rotate { key, overlap, format } => {
             let store = Store::open_existing(&folder)?;
             let id = the_one(&store, key)?;
@@ -289,12 +302,23 @@ fn show(keys: &[ManagedKey], format: Format) {
     }
 }
 
-fn set(folder: &Path, keys: &[String], state: KeyState, by: &Actor) -> anyhow::Result<()> {
+/// Has the running gate end what runs by keys that are revoked.
+fn end(desk: &Desk, ids: &[KeyId]) -> anyhow::Result<()> {
+    for id in ids {
+        let path = format!("/api/v1/keys/{id}/revoke");
+        let said = desk.ask("POST", &path, Some(&json!({"now": true})))?;
+        let Some(ended) = said.body.get("ended") else { bail!("{}", said.error()) };
+        say(&format!("ended {ended} of {id}"));
+    }
+    Ok(())
+}
+
+fn set(folder: &Path, keys: &[String], state: KeyState, by: &Actor) -> anyhow::Result<Vec<KeyId>> {
     let store = Store::open_existing(folder)?;
     // All of them are looked for first: a slip in the last name changes nothing.
     let ids = keys.iter().map(|key| the_one(&store, key)).collect::<anyhow::Result<Vec<_>>>()?;
-    for id in ids {
-        let key = store.set_key_state(id, state, by)?;
+    for id in &ids {
+        let key = store.set_key_state(*id, state, by)?;
         let done = match state {
             KeyState::Active => "enabled",
             KeyState::Disabled => "disabled",
@@ -302,7 +326,7 @@ fn set(folder: &Path, keys: &[String], state: KeyState, by: &Actor) -> anyhow::R
         };
         say(&format!("{done} {} ({id})", key.details.name));
     }
-    Ok(())
+    Ok(ids)
 }
 
 /// By id, or by a name that only one key has that is not revoked.

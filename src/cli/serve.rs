@@ -14,6 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use super::supervisor::{News, tell};
 use crate::auth::Credential;
+use crate::client_addr::container_gateway;
 use crate::config::{self, Config, Given, ListenAddr, LogFormat, Role};
 use crate::gateway::Gateway;
 use crate::live_file::mode_warning;
@@ -103,6 +104,7 @@ pub(super) async fn serve(
     let mut signals = Signals::new().context("could not listen for signals")?;
     let log = Log::start(io::stdout(), config.log_format).context("could not start the log")?;
     let redirect = open(config.redirect_listen.as_slice())?;
+    let desk = open_desk(&config)?;
     let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
     let upstream = gateway.state().config().backend.url.to_string();
     let places: Vec<_> = listeners.iter().chain(&redirect).map(|it| it.address().clone()).collect();
@@ -112,6 +114,9 @@ pub(super) async fn serve(
     }
     for address in places {
         tracing::info!(%address, upstream, "listening");
+    }
+    for listener in desk {
+        serve_desk(listener, &gateway, &mut server);
     }
     for (_, report) in gateway.state().auth().files().reports() {
         if let Some(warning) = mode_warning(&report.path) {
@@ -139,6 +144,42 @@ pub(super) async fn serve(
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The usual address may be another gate's of this machine; one that was asked for has to be free.
+fn open_desk(config: &Config) -> anyhow::Result<Vec<Listener>> {
+    let Some(address) = &config.admin else { return Ok(Vec::new()) };
+    match Server::bind(std::slice::from_ref(address)) {
+        Ok(desk) => Ok(desk),
+        Err((_, error))
+            if *address == config::ADMIN && error.kind() == io::ErrorKind::AddrInUse =>
+        {
+            tracing::warn!(
+                "{address} is taken by another program, so this gate has no admin API; give it another \
+                 address with --admin"
+            );
+            Ok(Vec::new())
+        }
+        // Once more, for what it says of it.
+        Err(_) => open(std::slice::from_ref(address)),
+    }
+}
+
+fn serve_desk(listener: Listener, gateway: &Gateway, server: &mut Server) {
+    let address = listener.address().clone();
+    let is_open = address.tcp().is_some_and(|it| !it.ip().is_loopback());
+    if is_open && container_gateway().is_none() {
+        tracing::warn!(
+            %address, "the admin API can be asked from the network, in plain HTTP; listen on \
+             127.0.0.1, and reach it by ssh -L or a VPN"
+        );
+    }
+    match gateway.let_commands_in() {
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "cli.key cannot be written; commands need a key"),
+    }
+    server.administer(listener);
+    tracing::info!(%address, "the admin API listens");
 }
 
 enum Told {
@@ -186,6 +227,7 @@ fn reload(gateway: &Gateway, given: &Given) {
     let (old, new) = (before.config(), &loaded.config);
     let stays = new.listen != old.listen
         || new.redirect_listen != old.redirect_listen
+        || new.admin != old.admin
         || new.log_format != old.log_format
         || new.data_dir != old.data_dir;
     match gateway.reload(loaded.config) {
@@ -197,7 +239,7 @@ fn reload(gateway: &Gateway, given: &Given) {
     }
     if stays {
         tracing::warn!(
-            "`listen`, `redirect_listen`, `log_format` and `data_dir` change only with a restart"
+            "`listen`, `redirect_listen`, `admin`, `log_format` and `data_dir` change only with a restart"
         );
     }
     for warning in loaded.warnings {

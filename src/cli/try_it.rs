@@ -32,6 +32,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let upstream: BackendUrl = options.upstream.parse().context("--upstream")?;
     let mut config = Config::builtin();
     config.path_keys = true;
+    config.admin = None;
     config.listen =
         vec![ListenAddr::Tcp(options.listen.parse().context("--listen wants ADDRESS:PORT")?)];
     let folder = Folder::make()?;

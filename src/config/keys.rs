@@ -207,13 +207,16 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 66] = [
+static KEYS: [Key; 67] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
     row("redirect_listen", Kind::Text, r#""""#,
         |config, it| put(&mut config.redirect_listen, it.filled(values::listen)),
         "an address for plain HTTP beside TLS: browsers are sent on to https, and a credential is refused"),
+    row("admin", Kind::Text, r#""127.0.0.1:8881""#,
+        |config, it| put(&mut config.admin, it.filled(values::listen)),
+        "where the admin API listens, as ADDRESS:PORT or `unix:/path`, in plain HTTP; empty for nowhere").also_a_flag(),
     row("tls_cert", Kind::File, r#""""#,
         |config, it| put(&mut config.tls_cert, it.path()),
         "a file with the gate's certificate and those between it and an authority, as PEM; with `tls_key` the gate speaks https").also_a_flag(),
@@ -417,8 +420,7 @@ pub(super) const TABLES: [&str; 8] =
     ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 16] = [
-    "admin",
+pub(super) static LATER: [&str; 15] = [
     "upgrades",
     "queue_timeout",
     "time_zone",

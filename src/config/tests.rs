@@ -74,9 +74,10 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 66] = [
+const VALUES: [(&str, &str, &str, &str); 67] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
+    ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
     ("tls_cert", "'gate.pem'", "7", "a file's path"),
     ("tls_key", "'gate.key'", "['gate.key']", "a file's path"),
     ("upstream", "'http://gpu:11434'", "'gpu:11434'", "http://"),
@@ -321,8 +322,8 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("[timeouts]\nhtpasswd = 'x'", "htpasswd stands at the top of the file"),
         ("idle = '1s'", "timeouts.idle stands under [timeouts]"),
         ("key_file = 'x'", "backend.key_file stands under [[backend]]"),
-        ("admin = ['anna']", "roles.admin stands under [roles]"),
-        ("admins = ['anna']", "admin, if you mean that"),
+        ("operator = ['anna']", "roles.operator stands under [roles]"),
+        ("admins = ['anna']", "did you mean admin?"),
         ("completely_different = 1", "portcullis init"),
         ("'a\\u001bb' = 1", "there is no key"),
     ] {

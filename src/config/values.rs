@@ -141,7 +141,10 @@ pub(super) fn listen(text: &str) -> Result<ListenAddr, String> {
 }
 
 /// `500ms`, `10s`, `2m`, `1h`, `400d`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong with it, and how it is written.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(text);
     let millis = match unit {
         "ms" => Some(1),

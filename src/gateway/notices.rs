@@ -103,7 +103,7 @@ fn is_in_the_clear(link: &Link) -> bool {
     match link.door {
         // Whoever announces connections may have ended their TLS.
         Door::Plain | Door::Redirect => !link.is_announced,
-        Door::Tls(_) => false,
+        Door::Admin | Door::Tls(_) => false,
     }
 }
 

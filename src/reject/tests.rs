@@ -1,6 +1,7 @@
 //! The table is whole, and what a caller is told has the form that its clients know.
 
 use super::*;
+use crate::config::Role;
 
 /// One of each kind. The match has no `_`: whoever adds a variant adds it here too.
 fn checked() -> Vec<Reject> {
@@ -24,6 +25,12 @@ fn checked() -> Vec<Reject> {
             | Reject::TargetTooLong
             | Reject::UnsupportedEncoding(_)
             | Reject::BadExpectation
+            | Reject::UnsupportedMediaType
+            | Reject::NotFound(_)
+            | Reject::NoStore
+            | Reject::Conflict(_)
+            | Reject::Invalid(_)
+            | Reject::StoreFailed(_)
             | Reject::WrongHost
             | Reject::HeadersTooLarge
             | Reject::TooManyFailures { .. }
@@ -78,19 +85,21 @@ fn a_code_goes_with_the_status_that_is_promised() {
         (400, ["bad_request", "bad_path", "bad_body", "ambiguous_body"].as_slice()),
         (401, &["no_credentials", "bad_credentials"]),
         (403, &["forbidden", "model_forbidden", "tls_required"]),
-        (404, &["unknown_endpoint", "unknown_model"]),
+        (404, &["unknown_endpoint", "unknown_model", "not_found", "no_store"]),
         (405, &["method_not_allowed"]),
         (408, &["request_timeout"]),
         (413, &["body_too_large"]),
         (414, &["target_too_long"]),
-        (415, &["unsupported_encoding"]),
+        (409, &["conflict"]),
+        (415, &["unsupported_encoding", "unsupported_media_type"]),
+        (422, &["invalid"]),
         (417, &["bad_expectation"]),
         (421, &["wrong_host"]),
         (429, &["too_many_failures", "rate_limited", "quota_exhausted", "too_many_concurrent"]),
         (431, &["headers_too_large"]),
         (500, &["internal"]),
         (502, &["backend_failed"]),
-        (503, &["no_backend", "queue_timeout", "overloaded"]),
+        (503, &["no_backend", "queue_timeout", "overloaded", "store_failed"]),
         (504, &["backend_timeout"]),
         (505, &["bad_version"]),
         (508, &["loop_detected"]),

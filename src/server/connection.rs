@@ -91,6 +91,7 @@ pub(super) async fn serve(
     };
     let entered = match entrance {
         Entrance::Redirect => Some((socket, Protocol::Http1, Door::Redirect)),
+        Entrance::Admin => Some((socket, Protocol::Http1, Door::Admin)),
         Entrance::Main => enter(socket, peer, offer, &gateway, &stages).await,
     };
     let Some((socket, protocol, door)) = entered else { return };

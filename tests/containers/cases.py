@@ -201,6 +201,10 @@ def only_the_gate_is_published(seen):
     expect(gate["stop_grace_period"] == "40s", f"grace {gate['stop_grace_period']}")
     expect("healthcheck" in gate and gate["image"] and gate["build"], "health check, image or build")
     expect("portcullis_data" in seen["volumes"] and "ollama_data" in seen["volumes"], "volumes")
+    inside = gate["environment"]
+    expect(inside["PORTCULLIS_ADMIN"] == "0.0.0.0:8881", f"environment {inside}")
+    kept = [it["target"] for it in gate["volumes"] if it["source"] == "portcullis_data"]
+    expect([f"{it}/1000" for it in kept] == [inside["PORTCULLIS_DATA_DIR"]], f"{kept}, {inside}")
 
 
 def nvidia(services):

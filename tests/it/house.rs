@@ -37,6 +37,8 @@ pub struct House {
     server: Option<Server>,
     /// Of plain HTTP beside TLS.
     pub redirect: Option<SocketAddr>,
+    /// Of the admin API.
+    pub admin: Option<SocketAddr>,
 }
 
 impl House {
@@ -51,6 +53,7 @@ impl House {
         let mut config = Config::builtin();
         config.listen = vec!["127.0.0.1:0".parse().unwrap()];
         config.log_format = LogFormat::Json;
+        config.admin = None;
         config.backend.url = format!("http://{}", backend.address).parse().unwrap();
         let (users, keys) = (folder.path().join("htpasswd"), folder.path().join("api_keys.txt"));
         std::fs::write(&users, ANNA).unwrap();
@@ -79,7 +82,14 @@ impl House {
         if let Some(redirect) = redirect {
             server.redirect(redirect);
         }
-        Self { address, gateway, folder, log, server: Some(server), redirect: beside }
+        let desk = gateway.state().config().admin.clone();
+        let desk = desk.map(|it| Server::bind(&[it]).unwrap().remove(0));
+        let admin = desk.as_ref().and_then(|it| it.address().tcp());
+        if let Some(desk) = desk {
+            server.administer(desk);
+        }
+        let server = Some(server);
+        Self { address, gateway, folder, log, server, redirect: beside, admin }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

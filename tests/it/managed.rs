@@ -198,15 +198,15 @@ async fn a_reload_keeps_the_keys_and_who_used_them() {
 }
 
 /// A stock `ollama` with a key of its own.
-struct Machine(Ed25519KeyPair);
+pub struct Machine(Ed25519KeyPair);
 
 impl Machine {
-    fn new(seed: u8) -> Self {
+    pub fn new(seed: u8) -> Self {
         Self(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
     }
 
     /// A GET that this machine has signed, `shift` seconds from now.
-    fn asks(&self, path: &str, shift: i64) -> String {
+    pub fn asks(&self, path: &str, shift: i64) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let ts = i64::try_from(now).unwrap() + shift;
         let before = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
@@ -218,7 +218,7 @@ impl Machine {
     }
 }
 
-fn code_in(text: &str) -> Option<String> {
+pub fn code_in(text: &str) -> Option<String> {
     let rest = text.split("the code ").nth(1)?;
     Some(rest.chars().take(9).collect())
 }

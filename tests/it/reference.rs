@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use portcullis::admin::{Needs, ROUTES};
 use portcullis::api::{ENDPOINTS, ModelIn, Stream};
 use portcullis::config::markdown_reference;
 use portcullis::reject::{Fault, one_of_each};
@@ -21,7 +22,7 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 27] = [
+const WHEN: [(&str, &str); 33] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
     ("bad_body", "the body is not framed right, is not JSON, or has a wrong type in it"),
@@ -51,7 +52,20 @@ const WHEN: [(&str, &str); 27] = [
     ("target_too_long", "path and query are longer than 8 KiB"),
     ("unsupported_encoding", "a `Content-Encoding` that is not taken there; zstd is, on `/v1`"),
     ("bad_expectation", "an `Expect` other than `100-continue`"),
-    ("wrong_host", "an absolute target names another host than `Host`"),
+    (
+        "wrong_host",
+        "an absolute target names another host than `Host`; on the admin listener, a `Host` that is \
+         neither an IP address nor `localhost` nor that of `public_url`",
+    ),
+    ("unsupported_media_type", "the admin API takes bodies as `application/json` alone"),
+    ("not_found", "the admin API has no such key, decision or code"),
+    ("no_store", "the gate was started without a `data_dir`, so that it keeps no keys"),
+    ("conflict", "the admin API was asked for what contradicts what is there"),
+    (
+        "invalid",
+        "the admin API was sent JSON that asks for what cannot be; the text names the field",
+    ),
+    ("store_failed", "the store in `data_dir` cannot be used; the gate's log has the reason"),
     ("headers_too_large", "headers of more than 32 KiB, or more than 100 of them"),
     ("too_many_failures", "too many wrong passwords or keys within a minute"),
     ("internal", "something broke in the gate; its log has the reason"),
@@ -156,6 +170,35 @@ are not here are `unknown`: for operators, and for users only where `extra_endpo
 }
 
 #[test]
+fn the_admin_page_is_the_table_of_routes() {
+    let mut page = "\
+# Admin API
+
+JSON over HTTP on a listener of its own (`admin`); the same is described for programs, with every
+field, at `/api/v1/openapi.json`. *Needs* is who may ask: `viewer` or `admin`, or `admin` alone.
+
+| method | path | operation | needs | what it does |
+|---|---|---|---|---|
+"
+    .to_owned();
+    for route in &ROUTES {
+        let needs = match route.needs {
+            Needs::Viewer => "viewer, admin",
+            Needs::Admin => "admin",
+        };
+        let (method, path, operation, says) =
+            (&route.method, route.path, route.operation, route.says);
+        writeln!(page, "| {method} | `{path}` | {operation} | {needs} | {says} |").unwrap();
+    }
+    page.push_str(
+        "\nLists take `limit` (1 to 999, 100 unless told) and `after`, which is the `next` of the page \
+         before. Errors are as on the [codes](codes.md) page. Bodies are JSON with `Content-Type: \
+         application/json`; a field that is not known is refused by its name.\n",
+    );
+    compare("admin-api.md", &page);
+}
+
+#[test]
 fn the_configuration_page_is_the_table_of_keys() {
     compare("configuration.md", &markdown_reference());
 }
@@ -189,6 +232,8 @@ fn the_commands_page_is_what_help_says() {
         "store",
         "store backup",
         "store check",
+        "allow",
+        "why",
         "health",
         "completions",
         "man",

@@ -1,0 +1,105 @@
+//! Callers who are known, and may not do what they ask for: what they are told.
+
+use std::fmt;
+
+use crate::config::Role;
+
+/// Who was denied what, and what it would have taken.
+#[derive(Debug, Clone)]
+pub struct Denied {
+    pub operation: &'static str,
+    pub name: String,
+    pub why: Why,
+}
+
+/// A model that a caller may not use.
+#[derive(Debug, Clone)]
+pub struct ModelDenied {
+    pub operation: &'static str,
+    /// As it was written.
+    pub model: String,
+    pub who: String,
+    pub is_cloud: bool,
+    /// Patterns of what may be used; `None` is every model that is not in the cloud.
+    pub allowed: Option<Vec<String>>,
+}
+
+/// Patterns that a refusal names, at most.
+const MOST_SHOWN: usize = 12;
+
+impl fmt::Display for ModelDenied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, who, is_cloud, allowed, .. } = self;
+        if *is_cloud {
+            return write!(
+                f,
+                "{model} runs on ollama.com under the account of this server's owner, which {who} may not use; \
+                 a rule with `cloud = true` would allow it"
+            );
+        }
+        let patterns = allowed.as_deref().unwrap_or_default();
+        if patterns.is_empty() {
+            return write!(f, "{who} may not use {model}, nor any other model here");
+        }
+        let shown = patterns.get(..MOST_SHOWN).unwrap_or(patterns).join(", ");
+        let more = if patterns.len() > MOST_SHOWN { ", …" } else { "" };
+        write!(f, "{who} may not use {model}; allowed are {shown}{more}")
+    }
+}
+
+impl ModelDenied {
+    /// In the words of an Ollama that has no such model [ollama server/routes.go GenerateHandler,
+    /// ChatHandler, ShowHandler, CopyHandler, handleScheduleError].
+    pub(super) fn missing(&self) -> String {
+        let model = &self.model;
+        match self.operation {
+            "copy" => format!("model {model:?} not found"),
+            "embed" | "embeddings" | "v1_embeddings" => {
+                format!("model {model:?} not found, try pulling it first")
+            }
+            _ => format!("model '{model}' not found"),
+        }
+    }
+}
+
+/// What stood in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// A page of another site asked the admin API.
+    OtherSite,
+    /// The rule opens other endpoints only.
+    Rule,
+    /// The rule refuses images, or tools.
+    Content(&'static str),
+    /// The role held is not the role needed.
+    Role { held: Role, needed: Role },
+    /// The key is restricted to other endpoints.
+    Endpoint,
+    /// A password or a certificate that a browser sent along for another site's page.
+    CrossSite,
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { operation, name, why } = self;
+        match why {
+            Why::Role { held, needed } => write!(
+                f,
+                "{operation} needs the role {needed}; {name} has the role {held}. \
+                 Ask whoever runs this gate"
+            ),
+            Why::OtherSite => f.write_str("pages of other sites may not ask the admin API"),
+            Why::Rule => write!(
+                f,
+                "the rule for {name} does not open {operation}. Ask whoever runs this gate"
+            ),
+            Why::Content(what) => write!(f, "{name} may not send {what} with {operation}"),
+            Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
+            Why::CrossSite => write!(
+                f,
+                "{operation} with a password or a certificate from another site's page is refused; \
+                 list that site in cors.origins, or use a key"
+            ),
+        }
+    }
+}

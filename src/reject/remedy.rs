@@ -1,0 +1,118 @@
+//! What would have allowed a request, for whoever runs the gate.
+
+use super::{Denied, ModelDenied, Reject, Why};
+
+impl Reject {
+    /// What would have to be otherwise, and who could make it so; `None` where nothing would. Not for
+    /// the caller.
+    #[must_use]
+    pub fn remedy(&self) -> Option<String> {
+        let says = match self {
+            Self::Forbidden(denied) => return Some(of_denied(denied)),
+            Self::ModelForbidden(denied) | Self::UnknownModel(denied) => {
+                return Some(of_model(denied));
+            }
+            Self::BodyTooLarge { limit } => {
+                return Some(format!("`max_body` of more than the {limit} bytes that it is"));
+            }
+            Self::NoCredentials => "a credential with the request",
+            Self::BadCredentials(..) => {
+                "a credential that is known and counts; a line of the log says why a managed key did \
+                 not (`portcullis key show` and `portcullis user verify` tell more)"
+            }
+            Self::TooManyFailures { .. } => {
+                "waiting, or a credential that was right before; `failed_attempts_per_minute` is the \
+                 bound"
+            }
+            Self::TlsRequired => "the same request by https, with a new password or key",
+            Self::UnknownEndpoint => {
+                "another path; what is not in the table of endpoints is for operators, and for users \
+                 where `extra_endpoints` names it"
+            }
+            Self::MethodNotAllowed { .. } => "another method",
+            Self::WrongHost => "a Host that is this gate's",
+            Self::RequestTimeout => {
+                "a request that arrives in time; `timeouts.header` and `timeouts.body_grace` are the \
+                 bounds"
+            }
+            Self::LoopDetected => "an `upstream` that does not lead back to this gate",
+            Self::BackendFailed(_) | Self::NoBackend(_) => {
+                "a model server that answers; `portcullis doctor` looks for what is wrong with it"
+            }
+            Self::BackendTimeout => {
+                "a model server that answers sooner; `timeouts.first_byte` and `timeouts.idle` are \
+                 the bounds"
+            }
+            Self::Overloaded(_) => "fewer requests at once, or a gate with more memory and files",
+            Self::StoreFailed(_) => "a data folder that can be used; the log says what is wrong",
+            Self::NoStore => "a `data_dir`, which keeps managed keys and the audit trail",
+            Self::BadRequest(_)
+            | Self::BadPath(_)
+            | Self::BadBody(_)
+            | Self::AmbiguousBody(_)
+            | Self::UnsupportedEncoding(_)
+            | Self::TargetTooLong
+            | Self::BadExpectation
+            | Self::HeadersTooLarge
+            | Self::BadVersion
+            | Self::UnsupportedMediaType
+            | Self::NotFound(_)
+            | Self::Conflict(_)
+            | Self::Invalid(_) => "another request: this one is refused whoever sends it",
+            Self::Internal => return None,
+        };
+        Some(says.to_owned())
+    }
+}
+
+fn of_denied(Denied { operation, name, why }: &Denied) -> String {
+    match why {
+        Why::Role { needed, .. } => format!(
+            "the role {needed} for {name}: `{needed} = [\"{name}\"]` under [roles], or the role of \
+             the managed key"
+        ),
+        Why::Endpoint => format!(
+            "{operation} among the endpoints behind the key of {name} in `authorized_keys`, or none \
+             there"
+        ),
+        Why::Rule => format!("{operation} among the `endpoints` of the rule for {name}"),
+        Why::Content(what) => {
+            format!("a `policy` for {name} that does not say `{what} = \"refuse\"`")
+        }
+        Why::OtherSite => {
+            "the same request from no page, or from one of this listener's own".to_owned()
+        }
+        Why::CrossSite => {
+            "a page of the gate's own site, or one whose origin is listed by name in `cors.origins`"
+                .to_owned()
+        }
+    }
+}
+
+fn of_model(ModelDenied { model, who, is_cloud, .. }: &ModelDenied) -> String {
+    match is_cloud {
+        true => {
+            format!("`cloud = true` in the rule for {who}, and in the key if it says otherwise")
+        }
+        false => format!(
+            "{model} among the `models` of the rule for {who}, and of the key if it names any; \
+             `portcullis explain` tells which rule that is"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::reject::one_of_each;
+
+    #[test]
+    fn whoever_runs_the_gate_is_told_what_would_have_allowed_it() {
+        for reject in one_of_each() {
+            let code = reject.row().code;
+            let remedy = reject.remedy();
+            assert_eq!(remedy.is_none(), code == "internal", "{code}");
+            let secret = remedy.is_some_and(|remedy| remedy.contains("secret cause"));
+            assert!(!secret, "{code}");
+        }
+    }
+}
