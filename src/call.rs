@@ -203,8 +203,8 @@ impl<'a> Call<'a> {
             let passing = Box::new(Passing::new(body, bounds.grace, arrived));
             (Outgoing(Inner::Passing(passing)), Reading::default())
         } else {
-            let body = whole(body, bounds, &arrived).await?;
-            understood(body, &asked, parts, bounds).await?
+            // Boxed, so that requests without a body stay small.
+            Box::pin(read(body, &asked, parts, bounds, &arrived)).await?
         };
         Ok(Self { asked, parts, body, reading })
     }
@@ -254,6 +254,17 @@ impl<'a> Call<'a> {
         }
         Ok(())
     }
+}
+
+async fn read(
+    body: Incoming,
+    asked: &Asked,
+    parts: &Parts,
+    bounds: &BodyBounds,
+    arrived: &Arrival,
+) -> Result<(Outgoing, Reading), Reject> {
+    let body = whole(body, bounds, arrived).await?;
+    understood(body, asked, parts, bounds).await
 }
 
 /// The body as it will be sent on, and what it says.

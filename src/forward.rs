@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -86,7 +87,7 @@ pub async fn send(
     rules: &Forwarding,
     origin: Origin,
 ) -> Result<Answered, Reject> {
-    admitted.unless_ended(once(call, lease, rules, origin)).await
+    admitted.unless_ended(pin!(once(call, lease, rules, origin))).await
 }
 
 async fn once(

@@ -188,7 +188,8 @@ impl Gateway {
         let asker = Asker { state: &state, parts: &parts, door: &link.door };
         let visit = Visit { live: &self.live, state: &state, link };
         let came = if let Door::Admin = link.door {
-            held_off(pin!(visit.administer(&parts, body, &arrived, &mut record))).await
+            // Boxed, because everybody else's request would have the room for it.
+            held_off(Box::pin(visit.administer(&parts, body, &arrived, &mut record)).as_mut()).await
         } else {
             held_off(pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record))).await
         };

@@ -2,7 +2,7 @@
 //! in flight, and ends what runs by a key that was taken away.
 
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
@@ -85,9 +85,8 @@ impl Ticket {
     /// The work's, and 401 where the key was taken away.
     pub async fn unless_ended<T>(
         &self,
-        work: impl Future<Output = Result<T, Reject>>,
+        mut work: Pin<&mut impl Future<Output = Result<T, Reject>>>,
     ) -> Result<T, Reject> {
-        let mut work = pin!(work);
         poll_fn(|cx| match self.poll_ended(cx) {
             Poll::Ready(ended) => Poll::Ready(Err(ended)),
             Poll::Pending => work.as_mut().poll(cx),

@@ -126,6 +126,8 @@ impl Reading {
     /// empty one. How it is spelt is up to the caller: [`crate::config::ModelName`] compares.
     #[must_use]
     pub fn model(&self) -> Option<Cow<'_, str>> {
+        // Most requests without a model have no body.
+        self.found()?;
         if let Some(span) = self.found().and_then(|found| found.form_model) {
             return Some(Cow::Borrowed(self.written(span))).filter(|model| !model.is_empty());
         }
@@ -136,6 +138,7 @@ impl Reading {
     /// Where an existing model is copied from, or a new one made from.
     #[must_use]
     pub fn source(&self) -> Option<Cow<'_, str>> {
+        self.found()?;
         let filled = |field| self.string(field).filter(|text| !text.is_empty());
         filled(Field::Source).or_else(|| filled(Field::From))
     }
