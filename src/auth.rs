@@ -450,6 +450,14 @@ impl Auth {
         self.granted(grant::Found { name, role, grant }, credential)
     }
 
+    /// Who would ask with this key; for explanations alone.
+    #[must_use]
+    pub fn suppose_key(&self, key: &ManagedKey) -> Identity {
+        let who = self.identity(key.details.identity().into(), Credential::Key);
+        let role = key.details.role.unwrap_or(who.role);
+        Identity { role, grant: Some(Arc::new(key.grant())), ..who }
+    }
+
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over
     /// somebody's web page, or where the caller showed that it does not mean a password.
     #[must_use]

@@ -32,7 +32,7 @@ pub use policy::{Bounds, Change, Policy};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
-pub use rules::{FileKey, Group, Opening, Rule};
+pub use rules::{FileKey, Group, Opening, Rule, expiry};
 pub use values::{BackendUrl, BadUrl, duration};
 
 use keys::{Named, VARIABLE};

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+#[path = "binary/explain.rs"]
+mod explain;
 #[path = "binary/keys.rs"]
 mod keys;
 #[path = "binary/load.rs"]

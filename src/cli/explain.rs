@@ -3,21 +3,26 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderName, HeaderValue, Method, Request};
 
 use super::{Settings, say, say_to};
+use crate::auth::Identity;
 use crate::config;
 use crate::gateway::{Explained, State, explain};
 use crate::reject::Reject;
+use crate::store::Store;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// Who asks: a name of a users' or keys' file, or of a [[key]]
-    #[arg(long = "as", value_name = "NAME")]
-    who: String,
+    #[arg(long = "as", value_name = "NAME", required_unless_present = "key")]
+    who: Option<String>,
+    /// The managed key that is asked with, by id or name
+    #[arg(long, value_name = "ID", conflicts_with = "who")]
+    key: Option<String>,
     /// Such as POST
     method: Method,
     /// Such as /api/chat
@@ -80,9 +85,24 @@ fn decided(options: &Options) -> anyhow::Result<Explained> {
     }
     let (parts, ()) = request.into_parts();
     let state = State::new(loaded.config, None)?;
-    let who = state.auth().suppose(&options.who);
+    let who = asker(options, &state)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     Ok(runtime.block_on(explain(&state, who, &parts, Bytes::from(body))))
+}
+
+fn asker(options: &Options, state: &State) -> anyhow::Result<Identity> {
+    let Some(id) = &options.key else {
+        return Ok(state.auth().suppose(options.who.as_deref().unwrap_or_default()));
+    };
+    let Some(folder) = &state.config().data_dir else {
+        bail!("without `data_dir` there are no managed keys");
+    };
+    let keys = Store::open_existing(folder)?.find_keys(id)?;
+    match keys.as_slice() {
+        [] => bail!("there is no managed key {id}; `portcullis key list` tells them"),
+        [key] => Ok(state.auth().suppose_key(key)),
+        [_, _, ..] => bail!("several managed keys are called {id}; name one by its id"),
+    }
 }
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {

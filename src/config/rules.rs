@@ -186,8 +186,11 @@ pub(super) fn digest(text: &str) -> Result<[u8; 32], String> {
     Ok(digest)
 }
 
-/// A day, whose end is meant, or a moment.
-pub(super) fn expiry(text: &str) -> Result<jiff::Timestamp, String> {
+/// The moment from which something does not count: a day, to whose end it does, or a moment.
+///
+/// # Errors
+/// Says how to write it.
+pub fn expiry(text: &str) -> Result<jiff::Timestamp, String> {
     let says = "write it as a day, \"2027-01-31\" (it counts to the day's end in UTC), or as a \
                 moment, \"2027-01-31T18:00:00Z\"";
     if let Ok(moment) = text.parse::<jiff::Timestamp>() {

@@ -302,6 +302,17 @@ impl ManagedKey {
         json
     }
 
+    /// What it is good for.
+    #[must_use]
+    pub fn grant(&self) -> Grant {
+        Grant {
+            key_id: self.id.to_string(),
+            key_name: self.details.name.clone(),
+            models: self.details.models.clone(),
+            cloud: self.details.cloud,
+        }
+    }
+
     /// The first 8 hex digits of the digest.
     #[must_use]
     pub fn fingerprint(&self) -> String {

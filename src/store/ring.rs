@@ -88,14 +88,8 @@ struct Trouble {
 impl Held {
     fn of(key: &ManagedKey) -> Self {
         let details = &key.details;
-        let grant = Grant {
-            key_id: key.id.to_string(),
-            key_name: details.name.clone(),
-            models: details.models.clone(),
-            cloud: details.cloud,
-        };
         Self {
-            grant: Arc::new(grant),
+            grant: Arc::new(key.grant()),
             identity: details.identity().into(),
             role: details.role,
             id: key.id,

@@ -21,7 +21,7 @@ pub(super) fn of_keys(keys: &[ManagedKey]) -> String {
             details.owner.clone().unwrap_or_else(|| "-".to_owned()),
             details.role.map_or_else(|| "inherit".to_owned(), |role| role.to_string()),
             state(key, now),
-            details.expires.map_or_else(|| "never".to_owned(), day),
+            details.expires.map_or_else(|| "never".to_owned(), last_day),
             key.used.map_or_else(|| "-".to_owned(), |used| day(used.at)),
             details.note.clone(),
         ]);
@@ -76,6 +76,11 @@ fn state(key: &ManagedKey, now: Timestamp) -> String {
         None if key.rotated.is_some() => "rotating".to_owned(),
         None => KeyState::Active.as_str().to_owned(),
     }
+}
+
+/// The day that an expiry at the end of a day was written as.
+fn last_day(at: Timestamp) -> String {
+    day(Timestamp::from_nanosecond(at.as_nanosecond() - 1).unwrap_or(at))
 }
 
 fn day(at: Timestamp) -> String {

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use ipnet::IpNet;
-use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
-use crate::config::{Models, Role};
+use crate::config::{self, Models, Role};
 use crate::store::KeyState;
 
 /// A role, or `None` for what `[roles]` says.
@@ -55,7 +54,7 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Expiry(pub(super) Option<Timestamp>);
 
-/// A time from now, a day (from its beginning in UTC on the key is none) or a moment.
+/// A time from now, the last day on which the key counts (in UTC), or a moment.
 pub(super) fn expiry(text: &str) -> Result<Expiry, String> {
     expiry_from(Timestamp::now(), text)
 }
@@ -64,13 +63,11 @@ fn expiry_from(now: Timestamp, text: &str) -> Result<Expiry, String> {
     if text == "never" {
         return Ok(Expiry(None));
     }
-    let date = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|it| it.timestamp());
-    let moment = || text.parse::<Timestamp>().ok();
     let later = || {
         let span = text.parse::<Span>().ok().filter(|span| span.is_positive())?;
         now.to_zoned(TimeZone::UTC).checked_add(span).ok().map(|it| it.timestamp())
     };
-    let at = moment().or_else(date).or_else(later).ok_or_else(|| {
+    let at = config::expiry(text).ok().or_else(later).ok_or_else(|| {
         "expected a time such as 90d, a day such as 2027-01-31, or never".to_owned()
     })?;
     match at > now {
@@ -100,13 +97,13 @@ mod tests {
             ("90d", Some("2027-02-22T12:00:00Z")),
             ("12h", Some("2026-11-25T00:00:00Z")),
             ("1y", Some("2027-11-24T12:00:00Z")),
-            ("2027-01-31", Some("2027-01-31T00:00:00Z")),
+            ("2027-01-31", Some("2027-02-01T00:00:00Z")),
             ("2027-01-31T08:00:00+01:00", Some("2027-01-31T07:00:00Z")),
         ] {
             let at = at.map(|at| at.parse().unwrap());
             assert_eq!(expiry_from(now, text), Ok(Expiry(at)), "{text}");
         }
-        for bad in ["", "soon", "-1d", "2026-11-24", "2020-01-01", "90", "0s"] {
+        for bad in ["", "soon", "-1d", "2026-11-23", "2020-01-01", "90", "0s"] {
             assert!(expiry_from(now, bad).is_err(), "{bad}");
         }
     }
