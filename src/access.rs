@@ -114,7 +114,9 @@ pub fn admit(
         return denied(Why::CrossSite);
     }
     let reach = rules.reach_of(who);
-    if !reach.opens(asked) {
+    // Nobody can say which model an unknown endpoint uses, or whether it uses one.
+    let unseen = asked.is_unknown() && !reach.is_free() && !reach.names_path_of(asked);
+    if unseen || !reach.opens(asked) {
         let name = reach.who().name().to_string();
         let denied = Denied { operation: asked.operation(), name, why: Why::Rule };
         return Err(Reject::Forbidden(Box::new(denied)));
@@ -151,6 +153,10 @@ fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
         ModelIn::Form => bars(reading.model().as_deref()),
         ModelIn::Body => {
             bars(reading.model().as_deref())?;
+            if reading.makes_a_stub() && !reach.may_use_cloud() {
+                let model = reading.model().unwrap_or_default();
+                return Err(denied(reach, &call.asked, &model, true));
+            }
             // What a model is made from is used as well.
             reading.source().map_or(Ok(()), |from| bars(Some(&from)))
         }
@@ -165,19 +171,22 @@ fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<(), Reject> {
     let Ok(model) = ModelName::parse(name) else {
         return Err(Reject::BadBody("the model's name is none that a model can have"));
     };
-    reach.may_use(&model).map_err(|barred| {
-        let denied = ModelDenied {
-            operation: asked.operation(),
-            model: name.to_owned(),
-            who: reach.who().name().to_string(),
-            is_cloud: barred == Barred::Cloud,
-            allowed: reach.models_shown(),
-        };
-        match reach.hides_models() {
-            true => Reject::UnknownModel(Box::new(denied)),
-            false => Reject::ModelForbidden(Box::new(denied)),
-        }
-    })
+    let barred = reach.may_use(&model);
+    barred.map_err(|barred| denied(reach, asked, name, barred == Barred::Cloud))
+}
+
+fn denied(reach: &Reach, asked: &Asked, model: &str, is_cloud: bool) -> Reject {
+    let denied = ModelDenied {
+        operation: asked.operation(),
+        model: model.to_owned(),
+        who: reach.who().name().to_string(),
+        is_cloud,
+        allowed: reach.models_shown(),
+    };
+    match reach.hides_models() {
+        true => Reject::UnknownModel(Box::new(denied)),
+        false => Reject::ModelForbidden(Box::new(denied)),
+    }
 }
 
 /// Browsers send a remembered password, or a certificate, along with any page's request; a request that changes or

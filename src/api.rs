@@ -233,6 +233,12 @@ impl Asked {
         if self.extra { Role::User } else { self.class().needs() }
     }
 
+    /// Neither in the table nor in `extra_endpoints`.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.endpoint.is_none() && !self.extra
+    }
+
     /// The answer is generated token by token.
     #[must_use]
     pub fn generates(&self) -> bool {

@@ -137,6 +137,15 @@ impl Reach {
         narrowest.map(|patterns| patterns.iter().map(ToString::to_string).collect())
     }
 
+    /// Whether the rule names this endpoint by its path.
+    #[must_use]
+    pub fn names_path_of(&self, asked: &Asked) -> bool {
+        self.rule.endpoints.iter().flatten().any(|opening| match opening {
+            Opening::Class(_) => false,
+            Opening::Path(path) => path.matches(asked.path()),
+        })
+    }
+
     /// Whether the rule opens this endpoint.
     #[must_use]
     pub fn opens(&self, asked: &Asked) -> bool {

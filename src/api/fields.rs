@@ -11,6 +11,8 @@ pub enum Field {
     /// The old name of `model`.
     Name,
     From,
+    /// Where a stub's model runs.
+    RemoteHost,
     Source,
     Destination,
     Stream,
@@ -44,12 +46,13 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 18;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
         Self::Name,
         Self::From,
+        Self::RemoteHost,
         Self::Source,
         Self::Destination,
         Self::Stream,
@@ -73,6 +76,7 @@ impl Field {
             Self::Model => "model",
             Self::Name => "name",
             Self::From => "from",
+            Self::RemoteHost => "remote_host",
             Self::Source => "source",
             Self::Destination => "destination",
             Self::Stream => "stream",
@@ -93,7 +97,12 @@ impl Field {
     #[must_use]
     pub fn shape(self) -> Shape {
         match self {
-            Self::Model | Self::Name | Self::From | Self::Source | Self::Destination => Shape::Text,
+            Self::Model
+            | Self::Name
+            | Self::From
+            | Self::RemoteHost
+            | Self::Source
+            | Self::Destination => Shape::Text,
             Self::Stream => Shape::Flag,
             Self::StreamOptions | Self::Options => Shape::Object,
             Self::KeepAlive => Shape::Duration,
@@ -112,7 +121,8 @@ impl Asked {
     pub fn fields(&self) -> &'static [Field] {
         use Field::{
             Destination, From, Images, Input, KeepAlive, MaxCompletionTokens, MaxOutputTokens,
-            MaxTokens, Messages, Model, N, Name, Options, Source, Stream, StreamOptions, Tools,
+            MaxTokens, Messages, Model, N, Name, Options, RemoteHost, Source, Stream,
+            StreamOptions, Tools,
         };
         match self.operation() {
             "chat" => &[Model, Messages, Stream, Options, KeepAlive, Tools],
@@ -120,7 +130,7 @@ impl Asked {
             "embed" | "embeddings" => &[Model, Options, KeepAlive],
             "show" => &[Model, Name, Options],
             "pull" | "push" => &[Model, Name, Stream],
-            "create" => &[Model, Name, From, Stream, Messages],
+            "create" => &[Model, Name, From, RemoteHost, Stream, Messages],
             "delete" => &[Model, Name],
             "copy" => &[Source, Destination],
             "chat_completions" => {

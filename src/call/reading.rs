@@ -143,6 +143,12 @@ impl Reading {
         filled(Field::Source).or_else(|| filled(Field::From))
     }
 
+    /// Whether a model is made that runs elsewhere [ollama server/create.go, `remote_host`].
+    #[must_use]
+    pub fn makes_a_stub(&self) -> bool {
+        self.string(Field::RemoteHost).is_some_and(|host| !host.is_empty())
+    }
+
     /// Where a model is copied to.
     #[must_use]
     pub fn destination(&self) -> Option<Cow<'_, str>> {
@@ -408,6 +414,7 @@ fn misfit(field: Field) -> &'static str {
         Field::Model => "`model` must be a string",
         Field::Name => "`name` must be a string",
         Field::From => "`from` must be a string",
+        Field::RemoteHost => "`remote_host` must be a string",
         Field::Source => "`source` must be a string",
         Field::Destination => "`destination` must be a string",
         Field::Stream => "`stream` must be true or false",

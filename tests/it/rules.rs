@@ -157,6 +157,35 @@ async fn models_in_the_cloud_need_a_word_of_their_own() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stub_of_a_model_in_the_cloud_cannot_be_made_without_that_word() {
+    let stub = r#"{"model":"mine","from":"gpt-oss:120b","remote_host":"https://ollama.com"}"#;
+    let plain = r#"{"model":"mine","from":"small","remote_host":""}"#;
+    for (rules, body, status) in [
+        ("[[rule]]\nmodels = 'all'\n", stub, 403),
+        ("[[rule]]\nmodels = 'all'\ncloud = true\n", stub, 200),
+        ("[[rule]]\nmodels = 'all'\n", plain, 200),
+    ] {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(rules)).await;
+        assert_eq!(post(&house, "/api/create", body).await.status, status, "{rules} {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_endpoint_is_no_way_round_a_rule_about_models() {
+    for (rules, status) in [
+        (TWO.to_owned(), 403),
+        (format!("{TWO}endpoints = ['/v1/images/*', 'inference']\n"), 200),
+        ("[[rule]]\nmodels = 'all'\n".to_owned(), 200),
+    ] {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(&rules)).await;
+        let answer = post(&house, "/v1/images/generations", r#"{"model":"big"}"#).await;
+        assert_eq!(answer.status, status, "{rules}");
+    }
+}
+
 const TAGS: &str = r#"{"models":[{"name":"small:1b","model":"small:1b","size":1.50},{"name":"big:latest","model":"big:latest"},{"name":"small:1b","model":"big"},{"size":3},{"name":"stub","model":"stub","remote_host":"https://ollama.com"}]}"#;
 
 #[tokio::test(flavor = "multi_thread")]
