@@ -263,7 +263,7 @@ impl Gateway {
         }
     }
 
-    /// Whether a connection by this door would have to begin anew: see [`Door::is_outdated`].
+    /// Whether a connection by this door would have to begin anew: its certificate does not count any more.
     #[must_use]
     pub fn is_outdated(&self, door: &Door) -> bool {
         matches!(door, Door::Tls(Some(_))) && door.is_outdated(&self.state())

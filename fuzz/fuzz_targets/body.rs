@@ -31,7 +31,7 @@ fuzz_target!(|body: &[u8]| {
         if let Some(model) = reading.field(Field::Model).and_then(|it| reading.text(it)) {
             assert_eq!(tree["model"].as_str(), Some(&*model));
         }
-        let mut edits = vec![Edit::Insert { object, key: NEW, value: "1".to_owned() }];
+        let mut edits = vec![Edit::Insert { object, key: NEW.to_owned(), value: "1".to_owned() }];
         let mut expected = tree.clone();
         expected[NEW] = 1.into();
         if let Some(member) = reading.field(Field::Model) {

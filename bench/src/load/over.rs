@@ -10,7 +10,7 @@ pub(crate) enum Over {
     Plain,
     /// HTTP/1.1.
     Tls(Arc<ClientConfig>),
-    /// So many streams on each connection; the same request and [`Pace::Closed`] only.
+    /// So many streams on each connection; the same request and `Pace::Closed` only.
     Http2(Arc<ClientConfig>, usize),
 }
 
