@@ -115,7 +115,7 @@ pub fn admit(
     }
     let reach = rules.reach_of(who);
     // Nobody can say which model an unknown endpoint uses, or whether it uses one.
-    let unseen = asked.is_unknown() && !reach.is_free() && !reach.names_path_of(asked);
+    let unseen = asked.endpoint().is_none() && !reach.is_free() && !reach.names_path_of(asked);
     if unseen || !reach.opens(asked) {
         let name = reach.who().name().to_string();
         let denied = Denied { operation: asked.operation(), name, why: Why::Rule };
@@ -132,6 +132,11 @@ pub fn admit(
 pub fn authorize(entry: Entry, call: &mut Call<'_>, ground: &Ground<'_>) -> Result<Permit, Reject> {
     let Entry(reach) = entry;
     models_are_allowed(&reach, call)?;
+    if !reach.may_use_cloud() && call.reading.searches_the_web() {
+        let (operation, name) = (call.asked.operation(), reach.who().name().to_string());
+        let why = Why::Content("a web search, which runs on the account of this server's owner,");
+        return Err(Reject::Forbidden(Box::new(Denied { operation, name, why })));
+    }
     if reach.rule().policy.is_empty() || call.asked.class() != Class::Inference {
         return Ok(Permit { reach, changed: None });
     }

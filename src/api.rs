@@ -233,12 +233,6 @@ impl Asked {
         if self.extra { Role::User } else { self.class().needs() }
     }
 
-    /// Neither in the table nor in `extra_endpoints`.
-    #[must_use]
-    pub fn is_unknown(&self) -> bool {
-        self.endpoint.is_none() && !self.extra
-    }
-
     /// The answer is generated token by token.
     #[must_use]
     pub fn generates(&self) -> bool {
@@ -343,7 +337,10 @@ pub fn loggable(raw: &str) -> Cow<'static, str> {
     if let Some(row) = ENDPOINTS.iter().find(|row| row.path == path) {
         return Cow::Borrowed(row.path);
     }
-    if path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~:@".contains(&b)) {
+    let is_plain = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~:@".contains(&b));
+    // A managed key that somebody took for its id.
+    let holds_a_key = path.contains("/pc_");
+    if is_plain && !holds_a_key {
         return Cow::Owned(path.to_owned());
     }
     let known = |segment: &str| {

@@ -114,12 +114,12 @@ impl Changes<'_, '_> {
         let names = [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens];
         let fields = self.call.asked.fields();
         let known = || names.into_iter().filter(|field| fields.contains(field));
-        let mut sent = known().filter(|field| self.value(Place::Top(*field)).is_some()).peekable();
-        let (sent, first): (Vec<_>, _) = match sent.peek() {
-            Some(_) => (sent.collect(), None),
-            None => (Vec::new(), known().next()),
-        };
-        for field in sent.into_iter().chain(first) {
+        // A server may know the first of them only, so that one has to be there.
+        let first = known().next();
+        let is_meant =
+            |field: &Field| Some(*field) == first || self.value(Place::Top(*field)).is_some();
+        let meant: Vec<_> = known().filter(is_meant).collect();
+        for field in meant {
             self.one(Place::Top(field), change, Unlimited::UnlessPositive)?;
         }
         Ok(())
@@ -178,7 +178,8 @@ impl Changes<'_, '_> {
         let endless = match unlimited {
             Unlimited::Never => false,
             Unlimited::Negative => asked < 0.0,
-            Unlimited::UnlessPositive => asked <= 0.0,
+            // Ollama cuts the fraction off.
+            Unlimited::UnlessPositive => asked < 1.0,
         };
         let asked = if endless { f64::INFINITY } else { asked };
         let kept = asked.max(bounds.min.unwrap_or(f64::NEG_INFINITY));

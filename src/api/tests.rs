@@ -31,6 +31,7 @@ fn an_oddly_spelt_path_is_logged_without_what_may_be_a_key() {
     assert_eq!(loggable("/%6b/secret/api/tags"), "/…/…/api/tags");
     assert_eq!(loggable("/k%2fsecret/api/tags"), "/…/api/tags");
     assert_eq!(loggable("/api/%64elete"), "/api/…");
+    assert_eq!(loggable("/api/v1/keys/pc_secret/revoke"), "/api/v1/keys/…/…");
 }
 
 #[test]

@@ -223,6 +223,25 @@ impl Reading {
         self.found().is_some_and(|found| found.tools)
     }
 
+    /// Whether a tool of Ollama's own searches ollama.com under the account of the server's owner
+    /// [ollama middleware/anthropic.go hasWebSearchTool].
+    #[must_use]
+    pub fn searches_the_web(&self) -> bool {
+        let Some(tools) = self.field(Field::Tools).filter(|_| self.has_tools()) else {
+            return false;
+        };
+        let tools: Vec<serde_json::Map<String, serde_json::Value>> =
+            match serde_json::from_str(self.written(tools.value)) {
+                Ok(tools) => tools,
+                // What is no list of objects is no tool either.
+                Err(_) => return false,
+            };
+        tools.iter().flatten().any(|(key, value)| {
+            let kind = value.as_str().filter(|_| key.eq_ignore_ascii_case("type"));
+            kind.is_some_and(|kind| kind.to_ascii_lowercase().starts_with("web_search"))
+        })
+    }
+
     /// What stands there, as it is written.
     #[must_use]
     pub fn written(&self, span: Span) -> &str {

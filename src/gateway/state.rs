@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http::HeaderValue;
 use http::request::Parts;
+use http::{HeaderName, HeaderValue};
 
 use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
@@ -214,9 +214,15 @@ fn forwarding(config: &Config, before: Option<&State>) -> Result<Forwarding, Sta
         preserve_host: backend.preserve_host,
         host,
         backend_key: backend.key_file.as_ref().map(backend_key).transpose()?,
-        key_headers: config.credential_headers.clone(),
+        key_headers: kept_back(config),
         via,
     })
+}
+
+/// Headers that carry callers' keys, or say for whom a front end asks.
+fn kept_back(config: &Config) -> Vec<HeaderName> {
+    let users = config.rules.iter().filter_map(|rule| rule.acts_for.clone());
+    config.credential_headers.iter().cloned().chain(users).collect()
 }
 
 /// Random, so that two gates in a row are two gates.

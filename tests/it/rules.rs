@@ -173,6 +173,31 @@ async fn a_stub_of_a_model_in_the_cloud_cannot_be_made_without_that_word() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_web_search_on_the_owners_account_needs_the_word_for_the_cloud() {
+    let search =
+        r#"{"model":"m","max_tokens":9,"tools":[{"name":"f"},{"Type":"web_search_20250305"}]}"#;
+    let plain = r#"{"model":"m","max_tokens":9,"tools":[{"type":"custom","name":"web_search"}]}"#;
+    for (rules, body, status) in
+        [("", search, 403), ("[[rule]]\ncloud = true\n", search, 200), ("", plain, 200)]
+    {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(rules)).await;
+        assert_eq!(post(&house, "/v1/messages", body).await.status, status, "{rules} {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_header_of_a_front_end_goes_no_further_whoever_sends_it() {
+    let backend = Backend::ok().await;
+    let rules = "[[rule]]\nnames = ['ui']\nacts_for = 'x-remote-user'\n";
+    let house = House::with(&backend, with_rules(rules)).await;
+    let ask =
+        request("POST", "/api/chat", &bearer(), "X-Remote-User: admin\r\n", r#"{"model":"m"}"#);
+    assert_eq!(house.ask(ask).await.status, 200);
+    assert_eq!(backend.seen()[0].header("x-remote-user"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_endpoint_is_no_way_round_a_rule_about_models() {
     for (rules, status) in [
         (TWO.to_owned(), 403),
@@ -346,6 +371,8 @@ async fn a_limit_on_the_answer_cannot_be_passed_by_saying_nothing() {
             r#"{"model":"m","max_completion_tokens":1e9}"#,
             "/max_completion_tokens",
         ),
+        ("/v1/chat/completions", r#"{"model":"m","max_completion_tokens":1}"#, "/max_tokens"),
+        ("/api/chat", r#"{"model":"m","options":{"num_predict":0.5}}"#, "/options/num_predict"),
         ("/v1/completions", r#"{"model":"m","max_tokens":null}"#, "/max_tokens"),
         ("/v1/responses", r#"{"model":"m"}"#, "/max_output_tokens"),
         ("/v1/messages", r#"{"model":"m"}"#, "/max_tokens"),
