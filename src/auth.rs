@@ -453,9 +453,9 @@ impl Auth {
     /// Who would ask with this key; for explanations alone.
     #[must_use]
     pub fn suppose_key(&self, key: &ManagedKey) -> Identity {
-        let who = self.identity(key.details.identity().into(), Credential::Key);
-        let role = key.details.role.unwrap_or(who.role);
-        Identity { role, grant: Some(Arc::new(key.grant())), ..who }
+        let (name, role) = (key.details.identity().into(), key.details.role);
+        let found = grant::Found { name, role, grant: Arc::new(key.grant()) };
+        self.granted(found, Credential::Key)
     }
 
     /// The schemes to name in a 401: only `Bearer` where a browser's dialog would open over

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde_json::{Value, json};
@@ -438,9 +439,7 @@ fn insert(
         models.as_ref().map(|models| models_to_json(models).to_string()),
         cloud,
         expires.map(Timestamp::as_second),
-        networks.as_ref().map(|nets| {
-            json!(nets.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
-        }),
+        networks.as_deref().map(networks_to_json),
         words,
         key.state.as_str(),
         key.created.as_second(),
@@ -453,6 +452,10 @@ fn insert(
     ])?;
     note(transaction, key, None, (action, by))?;
     Ok(())
+}
+
+fn networks_to_json(networks: &[IpNet]) -> String {
+    json!(networks.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
 }
 
 fn update(
@@ -472,9 +475,7 @@ fn update(
         models.as_ref().map(|models| models_to_json(models).to_string()),
         cloud,
         expires.map(Timestamp::as_second),
-        networks.as_ref().map(|nets| {
-            json!(nets.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
-        }),
+        networks.as_deref().map(networks_to_json),
         note,
         key.state.as_str(),
         key.rotated.map(|it| it.to.to_string()),
