@@ -12,6 +12,7 @@ mod files;
 mod key;
 mod keys;
 mod ring;
+mod row;
 mod secret;
 mod schema;
 mod writer;
@@ -22,6 +23,7 @@ pub use key::{
 };
 pub use keys::{Imported, KeyPage, KeyQuery};
 pub use ring::{Finding, Held, KeyRing};
+pub use row::{Usage, UsageRow};
 pub use secret::{Secret, is_miscopied};
 
 use files::{DATABASE, FileId};
