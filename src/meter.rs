@@ -18,6 +18,14 @@ use crate::pool::{Connection, Lease};
 use crate::record::{Outcome, Record};
 use crate::reject::{Dialect, Reject, Told};
 
+mod events;
+mod frame;
+mod reader;
+mod scan;
+mod template;
+
+pub use reader::{Counts, Reader};
+
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]
 pub enum Answer {

@@ -1,0 +1,355 @@
+//! Counts tokens from an answer as it passes, in every dialect, keeping none of it.
+
+use std::time::Duration;
+
+use super::events::{Events, What};
+use super::frame::{Frame, Kind, Numbers};
+use super::scan::{Number, Scanner};
+use super::template::Template;
+use crate::store::Usage;
+
+const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
+/// Bytes of text to a token, where nobody counted.
+const BYTES_A_TOKEN: u64 = 4;
+
+/// In which form an answer says what it came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    framing: Framing,
+    dialect: Dialect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// An object a line.
+    Lines,
+    Events,
+    /// One object, on however many lines.
+    Whole,
+    /// Words, and nothing about them.
+    Plain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Ollama,
+    OpenAi,
+    Responses,
+    Messages,
+    /// A prompt and no completion.
+    Embeddings,
+}
+
+impl Counts {
+    /// How the answer to this operation counts, by its status and its `Content-Type`; `None` where
+    /// there is nothing to count.
+    #[must_use]
+    pub fn of(operation: &str, status: u16, content_type: &[u8]) -> Option<Self> {
+        let dialect = match operation {
+            "generate" | "chat" => Dialect::Ollama,
+            "chat_completions" | "completions" | "transcriptions" => Dialect::OpenAi,
+            "responses" => Dialect::Responses,
+            "messages" => Dialect::Messages,
+            "embed" | "embeddings" | "v1_embeddings" => Dialect::Embeddings,
+            _ => return None,
+        };
+        if !(200..300).contains(&status) {
+            return None;
+        }
+        let media_type = content_type.split(|b| *b == b';').next().unwrap_or_default();
+        let is = |it: &str| media_type.trim_ascii().eq_ignore_ascii_case(it.as_bytes());
+        let framing = if is("application/x-ndjson") {
+            Framing::Lines
+        } else if is("text/event-stream") {
+            Framing::Events
+        } else if is("application/json") {
+            Framing::Whole
+        } else if is("text/plain") {
+            Framing::Plain
+        } else {
+            return None;
+        };
+        Some(Self { framing, dialect })
+    }
+}
+
+/// Reads one answer.
+#[derive(Debug)]
+pub struct Reader {
+    counts: Counts,
+    /// Of the prompt, where the answer does not tell.
+    prompt_estimate: u64,
+    /// Bytes of a byte order mark that have come; all three, where none can come any more.
+    mark: usize,
+    events: Events,
+    /// The next byte begins a line.
+    at_line: bool,
+    scanner: Scanner,
+    /// What the frame under way has said.
+    frame: Frame,
+    template: Template,
+    /// What all frames have told.
+    numbers: Numbers,
+    /// Frames with a text of the model.
+    chunks: u64,
+    text_bytes: u64,
+    has_ended: bool,
+    is_settled: bool,
+}
+
+impl Reader {
+    /// `prompt_estimate`: tokens of the prompt, where the answer does not tell.
+    #[must_use]
+    pub fn new(counts: Counts, prompt_estimate: u64) -> Self {
+        Self {
+            counts,
+            prompt_estimate,
+            mark: 0,
+            events: Events::default(),
+            at_line: true,
+            scanner: Scanner::default(),
+            frame: Frame::default(),
+            template: Template::default(),
+            numbers: Numbers::default(),
+            chunks: 0,
+            text_bytes: 0,
+            has_ended: false,
+            is_settled: false,
+        }
+    }
+
+    /// The first token of a stream has been seen. An answer in one piece never begins.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.chunks > 0 && matches!(self.counts.framing, Framing::Lines | Framing::Events)
+    }
+
+    /// The answer is over, as its dialect says so: what comes now is not counted.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.has_ended
+    }
+
+    /// The next bytes of the answer.
+    pub fn see(&mut self, piece: &[u8]) {
+        let mut rest = self.behind_mark(piece);
+        while !rest.is_empty() && !self.has_ended {
+            let used = match self.counts.framing {
+                Framing::Lines => self.line(rest),
+                Framing::Events => self.event(rest),
+                Framing::Whole => self.whole(rest),
+                Framing::Plain => {
+                    self.text_bytes += rest.len() as u64;
+                    rest.len()
+                }
+            };
+            rest = rest.get(used..).unwrap_or_default();
+        }
+    }
+
+    /// What the answer came to, whole or cut short.
+    #[must_use]
+    pub fn finish(&self) -> Usage {
+        let is_ollama = self.counts.dialect == Dialect::Ollama;
+        let told = |number| self.numbers.get(number).told();
+        let is_absent = |number| self.numbers.get(number).is_absent();
+        let is_settled =
+            self.is_settled || (self.has_ended && self.counts.dialect == Dialect::OpenAi);
+        // Ollama leaves out what is zero: it loaded the model, or unloaded it.
+        let is_nothing = is_ollama && is_settled && self.chunks == 0 && is_absent(Number::Eval);
+        let mut estimated = !is_settled;
+        let mut guess = |count: u64| {
+            estimated = true;
+            count
+        };
+        let prompt = match self.told_prompt() {
+            Some(prompt) if is_settled || prompt > 0 => prompt,
+            None if is_nothing && is_absent(Number::EvalPrompt) => 0,
+            Some(_) | None => guess(self.prompt_estimate),
+        };
+        let completion = match self.told_completion() {
+            _ if self.counts.dialect == Dialect::Embeddings => 0,
+            Some(completion) if is_settled && (completion > 0 || !self.has_begun()) => completion,
+            None if is_nothing => 0,
+            told => guess(told.unwrap_or(0).max(self.produced())),
+        };
+        let cached = told(Number::Cached)
+            .or_else(|| told(Number::CacheRead))
+            .or_else(|| told(Number::TimedCached));
+        let generation = told(Number::Generation).or_else(|| told(Number::TimedGeneration));
+        Usage {
+            prompt,
+            completion,
+            cached: cached.map(|cached| cached.min(prompt)),
+            reasoning: told(Number::Reasoning),
+            estimated,
+            load: told(Number::Load).map(Duration::from_nanos),
+            generation: generation.map(Duration::from_nanos),
+        }
+    }
+
+    fn told_prompt(&self) -> Option<u64> {
+        let told = |number| self.numbers.get(number).told();
+        let more = |number| told(number).unwrap_or(0);
+        let usage = told(Number::Prompt)
+            .map(|it| it + more(Number::CacheRead) + more(Number::CacheWritten));
+        usage
+            .or_else(|| told(Number::EvalPrompt))
+            .or_else(|| told(Number::TimedPrompt).map(|it| it + more(Number::TimedCached)))
+    }
+
+    fn told_completion(&self) -> Option<u64> {
+        [Number::Completion, Number::Eval, Number::TimedCompletion]
+            .into_iter()
+            .find_map(|number| self.numbers.get(number).told())
+    }
+
+    /// What was seen of the completion.
+    fn produced(&self) -> u64 {
+        match self.counts.framing {
+            Framing::Lines | Framing::Events => self.chunks,
+            Framing::Whole | Framing::Plain => self.text_bytes.div_ceil(BYTES_A_TOKEN),
+        }
+    }
+
+    fn behind_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
+        while let Some(expected) = BYTE_ORDER_MARK.get(self.mark) {
+            match piece.split_first() {
+                Some((byte, rest)) if byte == expected => {
+                    self.mark += 1;
+                    piece = rest;
+                }
+                Some(_) => self.mark = BYTE_ORDER_MARK.len(),
+                None => break,
+            }
+        }
+        piece
+    }
+
+    fn line(&mut self, rest: &[u8]) -> usize {
+        let at_line = std::mem::replace(&mut self.at_line, true);
+        if at_line && let Some(used) = self.like_the_last(rest) {
+            return used;
+        }
+        let end = memchr::memchr(b'\n', rest);
+        let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+        if at_line {
+            self.begin_frame();
+        }
+        self.json(line);
+        self.at_line = end.is_some();
+        if at_line && self.at_line && self.scanner.passed() == line.len() {
+            self.template.learn(line, 0, &self.frame);
+        }
+        line.len() + usize::from(self.at_line)
+    }
+
+    fn event(&mut self, rest: &[u8]) -> usize {
+        let at_start = self.events.is_at_start();
+        let within = self.scanner.passed() > 0 && !self.scanner.is_closed();
+        if at_start
+            && !within
+            && let Some(used) = self.like_the_last(rest)
+        {
+            return used;
+        }
+        let (used, what) = self.events.next(rest);
+        match what {
+            What::Other => {}
+            What::EventOver => self.begin_frame(),
+            What::Done => self.has_ended = true,
+            What::Data(data) => {
+                if !within {
+                    self.begin_frame();
+                }
+                self.json(data);
+                let line = rest.get(..used).unwrap_or_default();
+                let is_whole = at_start && !within && used < rest.len();
+                if is_whole && self.scanner.passed() == data.len() {
+                    self.template.learn(line, line.len() - data.len(), &self.frame);
+                }
+            }
+        }
+        used
+    }
+
+    /// A line that says nothing but another text; with its line break.
+    fn like_the_last(&mut self, rest: &[u8]) -> Option<usize> {
+        let length = self.template.matches(rest)?;
+        let end = match rest.get(length..)? {
+            [b'\n', ..] => 1,
+            [b'\r', b'\n', ..] => 2,
+            _ => return None,
+        };
+        self.chunks += 1;
+        Some(length + end)
+    }
+
+    fn whole(&mut self, rest: &[u8]) -> usize {
+        if self.scanner.is_closed() {
+            self.begin_frame();
+        }
+        self.json(rest)
+    }
+
+    fn begin_frame(&mut self) {
+        self.scanner.reset();
+        self.frame = Frame::default();
+    }
+
+    fn json(&mut self, bytes: &[u8]) -> usize {
+        if self.scanner.is_closed() {
+            return bytes.len();
+        }
+        let used = self.scanner.read(bytes, &mut self.frame);
+        if self.scanner.is_closed() {
+            self.take_frame();
+        }
+        used
+    }
+
+    fn take_frame(&mut self) {
+        let frame = &self.frame;
+        self.chunks += u64::from(frame.texts > 0);
+        self.text_bytes += frame.text_bytes;
+        if frame.has_usage {
+            // Ollama's first guess of a message stands until the true counts come, one by one.
+            let keeps = self.counts.dialect == Dialect::Messages;
+            self.numbers.take(&frame.numbers, &Number::USAGE, keeps);
+        }
+        if frame.has_timings {
+            self.numbers.take(&frame.numbers, &Number::TIMINGS, false);
+        }
+        let is_whole = self.counts.framing == Framing::Whole;
+        match self.counts.dialect {
+            Dialect::Ollama => {
+                if frame.is_done {
+                    self.numbers.take(&frame.numbers, &Number::OLLAMA, false);
+                    self.is_settled = true;
+                }
+                self.has_ended |= frame.is_done || frame.is_error;
+            }
+            Dialect::OpenAi => {
+                // The one extra event of a stream, or the whole answer.
+                self.is_settled |= frame.has_usage && (is_whole || frame.choices == Some(false));
+                self.has_ended |= is_whole;
+            }
+            Dialect::Responses => {
+                self.is_settled |= frame.has_usage && (is_whole || frame.kind == Kind::End);
+                self.has_ended |= is_whole || frame.kind == Kind::End;
+            }
+            Dialect::Messages => {
+                self.is_settled |= frame.has_usage && frame.kind != Kind::Start;
+                self.has_ended |= is_whole || frame.kind == Kind::End;
+            }
+            Dialect::Embeddings => {
+                self.numbers.take(&frame.numbers, &Number::OLLAMA, false);
+                self.is_settled = true;
+                self.has_ended |= is_whole;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
