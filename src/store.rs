@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod audit;
+mod calendar;
 mod files;
 mod key;
 mod keys;
@@ -15,6 +16,8 @@ mod ring;
 mod row;
 mod secret;
 mod schema;
+mod sums;
+mod usage;
 mod writer;
 
 pub use audit::{Actor, AuditEntry, AuditQuery, Event};
@@ -25,6 +28,9 @@ pub use keys::{Imported, KeyPage, KeyQuery};
 pub use ring::{Finding, Held, KeyRing};
 pub use row::{Usage, UsageRow};
 pub use secret::{Secret, is_miscopied};
+pub use usage::{
+    By, LoadedBy, Reload, RowsQuery, Spent, Tally, UsageEntry, UsageFilter, UsageQuery, UsageSum,
+};
 
 use files::{DATABASE, FileId};
 use rusqlite::{Connection, OpenFlags, Transaction};

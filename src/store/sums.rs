@@ -1,0 +1,341 @@
+//! Sums over the rows of the ledger, from those by hours and by days where these will do.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use rusqlite::types::Value;
+use rusqlite::{OptionalExtension, Row, Transaction, params_from_iter};
+
+use super::calendar::Calendar;
+use super::usage::{By, LAST_MOMENT, Spent, Tally, UsageFilter, UsageQuery, UsageSum, place_at};
+use super::{Store, StoreError};
+
+/// A range up to this long is summed from its hours, a longer one from its whole days.
+const BY_HOURS: i64 = 62 * 24 * 3600;
+/// Half a day after its beginning it is the same day in all zones that people move between.
+const NOON: i64 = 12 * 3600;
+/// Most lines of one answer.
+const MOST: usize = 1_000_000;
+/// Columns of all three tables.
+const COLUMNS: [(&str, By); 5] = [
+    ("name", By::Name),
+    ("key", By::Key),
+    ("model", By::Model),
+    ("operation", By::Operation),
+    ("backend", By::Backend),
+];
+
+impl Store {
+    /// Sums, in the order of their columns.
+    ///
+    /// # Errors
+    /// Where it cannot be read; [`StoreError::Refused`] for more lines than anybody reads.
+    pub fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
+        self.sum(query, Grain::Best)
+    }
+
+    /// What was used since then by each account, key, model and operation, to restore limits: ask with
+    /// the beginning of a day and of a month.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn spent_since(&self, since: Timestamp) -> Result<Vec<Spent>, StoreError> {
+        let query = UsageQuery {
+            by: vec![By::Name, By::Key, By::Model, By::Operation],
+            since,
+            until: Timestamp::MAX,
+            zone: TimeZone::UTC,
+            only: UsageFilter::default(),
+        };
+        // Days of another zone, from before it was changed, would not do.
+        Ok(self.sum(&query, Grain::Hours)?.into_iter().map(spent).collect())
+    }
+
+    fn sum(&self, query: &UsageQuery, grain: Grain) -> Result<Vec<UsageSum>, StoreError> {
+        let summed = self.read(|transaction| {
+            let mut sums = Sums::new(query);
+            if let Some(filter) = Filter::of(transaction, &query.only)? {
+                for piece in pieces(transaction, query, grain)? {
+                    sums.read(transaction, &piece, &filter)?;
+                }
+            }
+            Ok(sums)
+        })?;
+        summed.told()
+    }
+}
+
+fn spent(sum: UsageSum) -> Spent {
+    let mut columns = sum.columns.into_iter();
+    let mut next = || columns.next().flatten();
+    Spent {
+        name: next().unwrap_or_default(),
+        key: next(),
+        model: next(),
+        operation: next().unwrap_or_default(),
+        requests: sum.tally.requests,
+        tokens: sum.tally.tokens(),
+        backend_time: sum.tally.backend_time,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grain {
+    Best,
+    Hours,
+}
+
+/// One table's share of a range.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    table: Table,
+    from: i64,
+    to: i64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Table {
+    /// From place to place.
+    Rows,
+    /// From second to second.
+    Hours,
+    Days,
+}
+
+impl Table {
+    fn select(self) -> &'static str {
+        match self {
+            Self::Rows => {
+                "count(*), sum(estimated), sum(prompt), sum(completion), sum(ifnull(cached, 0)),
+                 sum(ifnull(reasoning, 0)), sum(backend_time)
+                 FROM usage WHERE place >= ?1 AND place < ?2"
+            }
+            Self::Hours => {
+                "sum(requests), sum(estimated), sum(prompt), sum(completion), sum(cached),
+                 sum(reasoning), sum(backend_time) FROM usage_hour WHERE start >= ?1 AND start < ?2"
+            }
+            Self::Days => {
+                "sum(requests), sum(estimated), sum(prompt), sum(completion), sum(cached),
+                 sum(reasoning), sum(backend_time) FROM usage_day WHERE start >= ?1 AND start < ?2"
+            }
+        }
+    }
+
+    /// A second of the hour or the day.
+    fn second(self) -> &'static str {
+        match self {
+            // By quarters: hours of all zones are made of them.
+            Self::Rows => "((place >> 20) / 900000) * 900",
+            Self::Hours | Self::Days => "start",
+        }
+    }
+}
+
+/// Rows up to a whole hour, hours up to a whole day, and back again at the end.
+fn pieces(
+    transaction: &Transaction<'_>,
+    query: &UsageQuery,
+    grain: Grain,
+) -> rusqlite::Result<Vec<Piece>> {
+    let ask = |sql: &str, from: i64| -> rusqlite::Result<Option<i64>> {
+        transaction.query_row(sql, [from], |row| row.get(0))
+    };
+    let since = query.since.as_millisecond().clamp(0, LAST_MOMENT);
+    let until = query.until.as_millisecond().clamp(0, LAST_MOMENT);
+    let calendar = Calendar::new(query.zone.clone());
+    let (since_second, until_second) = (since.div_euclid(1000), until.div_euclid(1000));
+    let oldest_row = ask("SELECT min(place) FROM usage WHERE place >= ?1", 0)?;
+    // Of what is older than the rows that are kept, the hour counts whole.
+    let has_row = oldest_row.is_some_and(|place| place <= place_at(since));
+    let first_hour = if has_row {
+        calendar.hour_from(since_second + i64::from(since % 1000 != 0))
+    } else {
+        calendar.hour(since_second)
+    };
+    let last_hour = calendar.hour(until_second);
+    if since >= until {
+        return Ok(Vec::new());
+    }
+    if first_hour > last_hour {
+        let (from, to) = (place_at(since), place_at(until));
+        return Ok(vec![Piece { table: Table::Rows, from, to }]);
+    }
+    let hours_only =
+        grain == Grain::Hours || query.by.contains(&By::Hour) || last_hour - first_hour <= BY_HOURS;
+    let oldest_hour = ask("SELECT min(start) FROM usage_hour WHERE start >= ?1", 0)?;
+    let (first_day, last_day) = if hours_only {
+        (last_hour, last_hour)
+    } else {
+        // And of what is older than the hours that are kept, the day.
+        let first = if oldest_hour.is_none_or(|oldest| oldest > first_hour) {
+            ask("SELECT max(start) FROM usage_day WHERE start <= ?1", first_hour)?
+        } else {
+            None
+        };
+        let first = match first {
+            Some(first) => Some(first),
+            None => ask("SELECT min(start) FROM usage_day WHERE start >= ?1", first_hour)?,
+        };
+        let last = ask("SELECT max(start) FROM usage_day WHERE start <= ?1", last_hour)?;
+        let first = first.unwrap_or(last_hour).min(last_hour);
+        (first, last.unwrap_or(first).max(first))
+    };
+    let rows = |from, to| Piece { table: Table::Rows, from, to };
+    let hour_place = |hour: i64| place_at(hour.saturating_mul(1000));
+    Ok(vec![
+        rows(place_at(since), hour_place(first_hour)),
+        Piece { table: Table::Hours, from: first_hour, to: first_day },
+        Piece { table: Table::Days, from: first_day, to: last_day },
+        Piece { table: Table::Hours, from: last_day, to: last_hour },
+        rows(hour_place(last_hour), place_at(until)),
+    ])
+}
+
+/// What is asked for, by the numbers of the words.
+struct Filter {
+    sql: String,
+    words: Vec<i64>,
+}
+
+impl Filter {
+    /// `None` where a word is asked for that no row has.
+    fn of(transaction: &Transaction<'_>, only: &UsageFilter) -> rusqlite::Result<Option<Self>> {
+        let mut filter = Self { sql: String::new(), words: Vec::new() };
+        for (column, by) in COLUMNS {
+            let Some(word) = only.of(by) else { continue };
+            let found = transaction
+                .query_row("SELECT id FROM usage_word WHERE word = ?1", [word], |row| row.get(0))
+                .optional()?;
+            let Some(found) = found else { return Ok(None) };
+            filter.words.push(found);
+            filter.sql.push_str(&format!(" AND {column} = ?{}", filter.words.len() + 2));
+        }
+        Ok(Some(filter))
+    }
+}
+
+type Columns = Vec<Option<String>>;
+type Models = BTreeMap<Option<String>, Tally>;
+
+/// The answer as it grows.
+struct Sums<'a> {
+    query: &'a UsageQuery,
+    calendar: Calendar,
+    words: HashMap<i64, Option<String>>,
+    lines: BTreeMap<Columns, Models>,
+}
+
+impl<'a> Sums<'a> {
+    fn new(query: &'a UsageQuery) -> Self {
+        let calendar = Calendar::new(query.zone.clone());
+        Self { query, calendar, words: HashMap::new(), lines: BTreeMap::new() }
+    }
+
+    fn read(
+        &mut self,
+        transaction: &Transaction<'_>,
+        piece: &Piece,
+        filter: &Filter,
+    ) -> rusqlite::Result<()> {
+        if piece.from >= piece.to {
+            return Ok(());
+        }
+        let by_time = self.query.by.iter().any(|by| matches!(by, By::Day | By::Hour));
+        let mut sql = String::from("SELECT ");
+        sql.push_str(if by_time { piece.table.second() } else { "0" });
+        for (column, by) in COLUMNS {
+            // Prices are by model.
+            let is_asked = by == By::Model || self.query.by.contains(&by);
+            sql.push_str(", ");
+            sql.push_str(if is_asked { column } else { "0" });
+        }
+        sql.push_str(", ");
+        sql.push_str(piece.table.select());
+        sql.push_str(&filter.sql);
+        sql.push_str(" GROUP BY 1, 2, 3, 4, 5, 6");
+        let mut statement = transaction.prepare(&sql)?;
+        let values = [piece.from, piece.to].into_iter().chain(filter.words.iter().copied());
+        let mut rows = statement.query(params_from_iter(values.map(Value::Integer)))?;
+        while let Some(row) = rows.next()? {
+            self.add(transaction, piece.table, row)?;
+            if self.lines.len() > MOST {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn add(
+        &mut self,
+        transaction: &Transaction<'_>,
+        table: Table,
+        row: &Row<'_>,
+    ) -> rusqlite::Result<()> {
+        let mut columns = Vec::with_capacity(self.query.by.len());
+        for by in &self.query.by {
+            let second = || -> rusqlite::Result<i64> {
+                Ok(match table {
+                    Table::Rows | Table::Hours => row.get(0)?,
+                    Table::Days => row.get::<_, i64>(0)?.saturating_add(NOON),
+                })
+            };
+            columns.push(match by {
+                By::Day => Some(self.calendar.day_name(second()?)),
+                By::Hour => Some(self.calendar.hour_name(second()?)),
+                By::Name => word(transaction, &mut self.words, row.get(1)?)?,
+                By::Key => word(transaction, &mut self.words, row.get(2)?)?,
+                By::Model => word(transaction, &mut self.words, row.get(3)?)?,
+                By::Operation => word(transaction, &mut self.words, row.get(4)?)?,
+                By::Backend => word(transaction, &mut self.words, row.get(5)?)?,
+            });
+        }
+        let model = word(transaction, &mut self.words, row.get(3)?)?;
+        self.lines.entry(columns).or_default().entry(model).or_default().add(&tally(row)?);
+        Ok(())
+    }
+
+    fn told(self) -> Result<Vec<UsageSum>, StoreError> {
+        if self.lines.len() > MOST {
+            let says = format!("more than {MOST} lines; ask for a shorter time or fewer columns");
+            return Err(StoreError::Refused(says));
+        }
+        let sum = |(columns, models): (Columns, Models)| {
+            let mut whole = Tally::default();
+            models.values().for_each(|tally| whole.add(tally));
+            UsageSum { columns, tally: whole, models: models.into_iter().collect() }
+        };
+        Ok(self.lines.into_iter().map(sum).collect())
+    }
+}
+
+/// What a number stands for; 0 for nothing.
+fn word(
+    transaction: &Transaction<'_>,
+    words: &mut HashMap<i64, Option<String>>,
+    number: i64,
+) -> rusqlite::Result<Option<String>> {
+    if let Some(known) = words.get(&number) {
+        return Ok(known.clone());
+    }
+    let found: Option<String> = transaction
+        .prepare_cached("SELECT word FROM usage_word WHERE id = ?1")?
+        .query_row([number], |row| row.get(0))
+        .optional()?;
+    words.insert(number, found.clone());
+    Ok(found)
+}
+
+fn tally(row: &Row<'_>) -> rusqlite::Result<Tally> {
+    let count = |column: usize| row.get::<_, i64>(column).map(|n| u64::try_from(n).unwrap_or(0));
+    Ok(Tally {
+        requests: count(6)?,
+        estimated: count(7)?,
+        prompt: count(8)?,
+        completion: count(9)?,
+        cached: count(10)?,
+        reasoning: count(11)?,
+        backend_time: Duration::from_micros(count(12)?),
+    })
+}
