@@ -10,14 +10,20 @@ use std::time::Duration;
 mod audit;
 mod calendar;
 mod files;
+mod fold;
+mod folder;
+mod journal;
 mod key;
 mod keys;
+mod ledger;
 mod ring;
 mod row;
+mod rows;
 mod secret;
 mod schema;
 mod sums;
 mod usage;
+mod words;
 mod writer;
 
 pub use audit::{Actor, AuditEntry, AuditQuery, Event};
@@ -25,6 +31,7 @@ pub use key::{
     Grant, KeyDetails, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey, NotAnId, Rotated,
 };
 pub use keys::{Imported, KeyPage, KeyQuery};
+pub use ledger::{Ledger, LedgerMode, LedgerSettings, LedgerTrouble, MOST_WAITING, Written};
 pub use ring::{Finding, Held, KeyRing};
 pub use row::{Usage, UsageRow};
 pub use secret::{Secret, is_miscopied};

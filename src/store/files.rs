@@ -75,7 +75,7 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
 }
 
 /// What root makes in somebody's folder, that somebody has to be able to write.
-fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
+pub(super) fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let owner = fs::metadata(folder.unwrap_or_else(|| Path::new(".")))?;
     let made = file.metadata()?;
@@ -150,7 +150,7 @@ pub(super) fn lock(folder: &Path) -> Result<File, StoreError> {
     lock().map_err(|error| failed(folder, &error))
 }
 
-fn failed(folder: &Path, error: &io::Error) -> StoreError {
+pub(super) fn failed(folder: &Path, error: &io::Error) -> StoreError {
     use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem, StorageFull};
     let kind = error.kind();
     if kind == StorageFull {

@@ -1,16 +1,19 @@
 //! Sums over the rows of the ledger, from those by hours and by days where these will do.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use rusqlite::types::Value;
-use rusqlite::{OptionalExtension, Row, Transaction, params_from_iter};
+use rusqlite::{Row, Transaction, params_from_iter};
 
 use super::calendar::Calendar;
-use super::usage::{By, LAST_MOMENT, Spent, Tally, UsageFilter, UsageQuery, UsageSum, place_at};
-use super::{Store, StoreError};
+use super::usage::{
+    By, LAST_MOMENT, Spent, Tally, UsageEntry, UsageFilter, UsageQuery, UsageSum, place_at,
+};
+use super::words::{Filter, Words};
+use super::{Store, StoreError, files, fold};
 
 /// A range up to this long is summed from its hours, a longer one from its whole days.
 const BY_HOURS: i64 = 62 * 24 * 3600;
@@ -19,13 +22,7 @@ const NOON: i64 = 12 * 3600;
 /// Most lines of one answer.
 const MOST: usize = 1_000_000;
 /// Columns of all three tables.
-const COLUMNS: [(&str, By); 5] = [
-    ("name", By::Name),
-    ("key", By::Key),
-    ("model", By::Model),
-    ("operation", By::Operation),
-    ("backend", By::Backend),
-];
+const COLUMNS: [By; 5] = [By::Name, By::Key, By::Model, By::Operation, By::Backend];
 
 impl Store {
     /// Sums, in the order of their columns.
@@ -54,16 +51,19 @@ impl Store {
     }
 
     fn sum(&self, query: &UsageQuery, grain: Grain) -> Result<Vec<UsageSum>, StoreError> {
-        let summed = self.read(|transaction| {
-            let mut sums = Sums::new(query);
+        let journal = self.unfolded()?;
+        let mut sums = Sums::new(query);
+        let marks = self.read(|transaction| {
             if let Some(filter) = Filter::of(transaction, &query.only)? {
                 for piece in pieces(transaction, query, grain)? {
                     sums.read(transaction, &piece, &filter)?;
                 }
             }
-            Ok(sums)
+            fold::marks(transaction)
         })?;
-        summed.told()
+        let read = journal.each(&marks, |entry| sums.add_entry(&entry));
+        read.map_err(|error| files::failed(self.folder(), &error))?;
+        sums.told()
     }
 }
 
@@ -120,6 +120,18 @@ impl Table {
                 "sum(requests), sum(estimated), sum(prompt), sum(completion), sum(cached),
                  sum(reasoning), sum(backend_time) FROM usage_day WHERE start >= ?1 AND start < ?2"
             }
+        }
+    }
+
+    fn column(self, by: By) -> &'static str {
+        match (by, self) {
+            (By::Model, Self::Rows) => "iif(status = 404, 0, model)",
+            (By::Model, Self::Hours | Self::Days) => "model",
+            (By::Name, _) => "name",
+            (By::Key, _) => "key",
+            (By::Operation, _) => "operation",
+            (By::Backend, _) => "backend",
+            (By::Day | By::Hour, _) => self.second(),
         }
     }
 
@@ -193,29 +205,6 @@ fn pieces(
     ])
 }
 
-/// What is asked for, by the numbers of the words.
-struct Filter {
-    sql: String,
-    words: Vec<i64>,
-}
-
-impl Filter {
-    /// `None` where a word is asked for that no row has.
-    fn of(transaction: &Transaction<'_>, only: &UsageFilter) -> rusqlite::Result<Option<Self>> {
-        let mut filter = Self { sql: String::new(), words: Vec::new() };
-        for (column, by) in COLUMNS {
-            let Some(word) = only.of(by) else { continue };
-            let found = transaction
-                .query_row("SELECT id FROM usage_word WHERE word = ?1", [word], |row| row.get(0))
-                .optional()?;
-            let Some(found) = found else { return Ok(None) };
-            filter.words.push(found);
-            filter.sql.push_str(&format!(" AND {column} = ?{}", filter.words.len() + 2));
-        }
-        Ok(Some(filter))
-    }
-}
-
 type Columns = Vec<Option<String>>;
 type Models = BTreeMap<Option<String>, Tally>;
 
@@ -223,14 +212,14 @@ type Models = BTreeMap<Option<String>, Tally>;
 struct Sums<'a> {
     query: &'a UsageQuery,
     calendar: Calendar,
-    words: HashMap<i64, Option<String>>,
+    words: Words,
     lines: BTreeMap<Columns, Models>,
 }
 
 impl<'a> Sums<'a> {
     fn new(query: &'a UsageQuery) -> Self {
         let calendar = Calendar::new(query.zone.clone());
-        Self { query, calendar, words: HashMap::new(), lines: BTreeMap::new() }
+        Self { query, calendar, words: Words::default(), lines: BTreeMap::new() }
     }
 
     fn read(
@@ -245,18 +234,18 @@ impl<'a> Sums<'a> {
         let by_time = self.query.by.iter().any(|by| matches!(by, By::Day | By::Hour));
         let mut sql = String::from("SELECT ");
         sql.push_str(if by_time { piece.table.second() } else { "0" });
-        for (column, by) in COLUMNS {
+        for by in COLUMNS {
             // Prices are by model.
             let is_asked = by == By::Model || self.query.by.contains(&by);
             sql.push_str(", ");
-            sql.push_str(if is_asked { column } else { "0" });
+            sql.push_str(if is_asked { piece.table.column(by) } else { "0" });
         }
         sql.push_str(", ");
         sql.push_str(piece.table.select());
-        sql.push_str(&filter.sql);
+        sql.push_str(&filter.sql(|by| piece.table.column(by)));
         sql.push_str(" GROUP BY 1, 2, 3, 4, 5, 6");
         let mut statement = transaction.prepare(&sql)?;
-        let values = [piece.from, piece.to].into_iter().chain(filter.words.iter().copied());
+        let values = [piece.from, piece.to].into_iter().chain(filter.words());
         let mut rows = statement.query(params_from_iter(values.map(Value::Integer)))?;
         while let Some(row) = rows.next()? {
             self.add(transaction, piece.table, row)?;
@@ -284,16 +273,37 @@ impl<'a> Sums<'a> {
             columns.push(match by {
                 By::Day => Some(self.calendar.day_name(second()?)),
                 By::Hour => Some(self.calendar.hour_name(second()?)),
-                By::Name => word(transaction, &mut self.words, row.get(1)?)?,
-                By::Key => word(transaction, &mut self.words, row.get(2)?)?,
-                By::Model => word(transaction, &mut self.words, row.get(3)?)?,
-                By::Operation => word(transaction, &mut self.words, row.get(4)?)?,
-                By::Backend => word(transaction, &mut self.words, row.get(5)?)?,
+                By::Name => self.words.find(transaction, row.get(1)?)?,
+                By::Key => self.words.find(transaction, row.get(2)?)?,
+                By::Model => self.words.find(transaction, row.get(3)?)?,
+                By::Operation => self.words.find(transaction, row.get(4)?)?,
+                By::Backend => self.words.find(transaction, row.get(5)?)?,
             });
         }
-        let model = word(transaction, &mut self.words, row.get(3)?)?;
+        let model = self.words.find(transaction, row.get(3)?)?;
         self.lines.entry(columns).or_default().entry(model).or_default().add(&tally(row)?);
         Ok(())
+    }
+
+    fn add_entry(&mut self, entry: &UsageEntry) {
+        let time = entry.time;
+        let is_asked = self.query.only.lets(entry, entry.summed_model())
+            && (self.query.since..self.query.until).contains(&time);
+        if !is_asked || self.lines.len() > MOST {
+            return;
+        }
+        let column = |by: &By| match by {
+            By::Name => Some(entry.name.clone()),
+            By::Key => entry.key.clone(),
+            By::Model => entry.summed_model().map(str::to_owned),
+            By::Backend => Some(entry.backend.clone()),
+            By::Operation => Some(entry.operation.clone()),
+            By::Day => Some(self.calendar.day_name(time.as_second())),
+            By::Hour => Some(self.calendar.hour_name(time.as_second())),
+        };
+        let columns = self.query.by.iter().map(column).collect();
+        let model = entry.summed_model().map(str::to_owned);
+        self.lines.entry(columns).or_default().entry(model).or_default().add(&entry.tally());
     }
 
     fn told(self) -> Result<Vec<UsageSum>, StoreError> {
@@ -308,23 +318,6 @@ impl<'a> Sums<'a> {
         };
         Ok(self.lines.into_iter().map(sum).collect())
     }
-}
-
-/// What a number stands for; 0 for nothing.
-fn word(
-    transaction: &Transaction<'_>,
-    words: &mut HashMap<i64, Option<String>>,
-    number: i64,
-) -> rusqlite::Result<Option<String>> {
-    if let Some(known) = words.get(&number) {
-        return Ok(known.clone());
-    }
-    let found: Option<String> = transaction
-        .prepare_cached("SELECT word FROM usage_word WHERE id = ?1")?
-        .query_row([number], |row| row.get(0))
-        .optional()?;
-    words.insert(number, found.clone());
-    Ok(found)
 }
 
 fn tally(row: &Row<'_>) -> rusqlite::Result<Tally> {

@@ -205,6 +205,26 @@ impl UsageFilter {
     }
 }
 
+impl UsageEntry {
+    pub(super) fn tally(&self) -> Tally {
+        let Usage { prompt, completion, cached, reasoning, estimated, .. } = self.usage;
+        Tally {
+            requests: 1,
+            estimated: u64::from(estimated),
+            prompt,
+            completion,
+            cached: cached.unwrap_or(0),
+            reasoning: reasoning.unwrap_or(0),
+            backend_time: self.backend_time,
+        }
+    }
+
+    /// Names of models that there are not have no end, and sums of them tell nothing.
+    pub(super) fn summed_model(&self) -> Option<&str> {
+        self.model.as_deref().filter(|_| self.status != 404)
+    }
+}
+
 /// Later ones, in milliseconds since 1970, are taken for it.
 pub(super) const LAST_MOMENT: i64 = (1 << 43) - 1;
 /// Of the request's id, to tell rows of one millisecond apart.

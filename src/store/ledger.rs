@@ -1,0 +1,401 @@
+//! The ledger: a row is in the journal before the answer it is about is over, and in the store soon after.
+//!
+//! One thread adds to the journal, another one brings what is there into the store. Neither ever
+//! holds up who posts a row.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use jiff::tz::TimeZone;
+use tokio::sync::oneshot;
+use tracing::{error, info};
+
+use super::calendar::Calendar;
+use super::folder::Folder;
+use super::journal::{self, Journal, Make, record};
+use super::{Store, StoreError, UsageRow};
+
+/// So many rows wait in memory for a journal that cannot be written, before the ledger is full.
+pub const MOST_WAITING: usize = 10_000;
+/// Those of requests that had begun by then have room as well.
+const ROOM: usize = 2 * MOST_WAITING;
+/// So much of a journal waits for a store that is away.
+const MOST_BYTES: u64 = 256 << 20;
+/// Rows of one write.
+const AT_ONCE: usize = 512;
+/// Between two attempts to write to a journal that could not be written.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What a row has to survive when the last bytes of its answer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerMode {
+    /// The end of this process, however it ends.
+    Journal,
+    /// The end of the machine too.
+    Durable,
+}
+
+/// How a ledger is kept.
+#[derive(Debug, Clone)]
+pub struct LedgerSettings {
+    pub mode: LedgerMode,
+    /// How long rows are kept; sums by days for ten years.
+    pub keep: Duration,
+    /// Whose hours and days are summed.
+    pub zone: TimeZone,
+}
+
+/// Takes rows, and loses none that it took but for a journal that is full. Dropping it writes
+/// what waits.
+#[derive(Debug)]
+pub struct Ledger {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// Ready as soon as the row is in the journal, or cannot be now.
+#[derive(Debug)]
+pub struct Written(Option<oneshot::Receiver<()>>);
+
+/// What keeps rows from where they belong. None is lost by that yet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerTrouble {
+    #[error("usage cannot be written to its journal, and waits in memory: {0}")]
+    Journal(String),
+    #[error("usage cannot be brought into the store, and waits in its journal: {0}")]
+    Store(StoreError),
+}
+
+impl Ledger {
+    /// Begins with what an earlier process left in the journal.
+    ///
+    /// # Errors
+    /// Where the system has no thread to give.
+    pub fn start(store: &Arc<Store>, settings: LedgerSettings) -> Result<Self, StoreError> {
+        Self::start_on(store, settings, Box::new(journal::make))
+    }
+
+    pub(super) fn start_on(
+        store: &Arc<Store>,
+        settings: LedgerSettings,
+        make: Make,
+    ) -> Result<Self, StoreError> {
+        let LedgerSettings { mode, keep, zone } = settings;
+        let shared = Arc::new(Shared::default());
+        shared.lock().bytes = journal::size(store.folder());
+        let folder = Folder::new(Arc::clone(store), Arc::clone(&shared), Calendar::new(zone), keep);
+        spawn("fold", move || folder.run())?;
+        let journal = Journal::new(store.folder(), mode == LedgerMode::Durable, make);
+        let writer = Writer { shared: Arc::clone(&shared), journal, bytes: Vec::new() };
+        let writer = spawn("ledger", move || writer.run())?;
+        Ok(Self { shared, writer: Some(writer) })
+    }
+
+    /// Takes a row. The last bytes of the answer wait for what this gives back, if they do.
+    pub fn post(&self, row: UsageRow) -> Written {
+        self.shared.post(row)
+    }
+
+    /// Nothing more should be let in that has to be counted.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.waiting.load(Ordering::Relaxed) >= MOST_WAITING
+    }
+
+    /// Rows that are lost since the start.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// Rows that are in memory and not in the journal.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Rows that are in the journal and not in the store.
+    #[must_use]
+    pub fn lag(&self) -> u64 {
+        self.shared.lock().lag()
+    }
+
+    #[must_use]
+    pub fn trouble(&self) -> Option<LedgerTrouble> {
+        let state = self.shared.lock();
+        let journal = state.journal_trouble.clone().map(LedgerTrouble::Journal);
+        journal.or_else(|| state.store_trouble.clone().map(LedgerTrouble::Store))
+    }
+
+    /// Waits until what was posted is in the journal, and in the store if that does not hold up; whether
+    /// it is in the journal. Blocks.
+    #[must_use]
+    pub fn flush(&self, patience: Duration) -> bool {
+        let ends = Instant::now() + patience;
+        let mut state = self.shared.lock();
+        state.is_urgent = true;
+        self.shared.to_fold.notify_all();
+        loop {
+            let is_written = self.waiting() == 0;
+            let is_folded = state.lag() == 0 || state.store_trouble.is_some();
+            let left = ends.saturating_duration_since(Instant::now());
+            if is_written && is_folded || left.is_zero() {
+                return is_written;
+            }
+            let waited = self.shared.settled.wait_timeout(state, left);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.shared.lock().is_over = true;
+        self.shared.posted.notify_all();
+        if let Some(writer) = self.writer.take() {
+            // A panic of that thread has been told already.
+            let _ = writer.join();
+        }
+        self.shared.to_fold.notify_all();
+    }
+}
+
+impl Future for Written {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        match &mut self.0 {
+            None => Poll::Ready(()),
+            Some(written) => Pin::new(written).poll(context).map(drop),
+        }
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
+    spawned.map_err(|error| StoreError::Failed(error.to_string()))
+}
+
+/// What the threads and those who post share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    posted: Condvar,
+    to_fold: Condvar,
+    settled: Condvar,
+    waiting: AtomicUsize,
+    lost: AtomicU64,
+}
+
+#[derive(Default)]
+pub(super) struct State {
+    queue: Vec<Pending>,
+    /// Whoever posts has to wake the writer.
+    is_asleep: bool,
+    is_over: bool,
+    has_written_all: bool,
+    has_told_of_loss: bool,
+    pub(super) is_urgent: bool,
+    /// The file of the journal that is being added to, and up to where it is good.
+    pub(super) at: Option<(String, u64)>,
+    /// Of all files of the journal.
+    pub(super) bytes: u64,
+    /// Rows, since the start.
+    pub(super) written: u64,
+    pub(super) folded: u64,
+    /// Rows of earlier processes.
+    pub(super) old: u64,
+    journal_trouble: Option<String>,
+    pub(super) store_trouble: Option<StoreError>,
+}
+
+struct Pending {
+    row: UsageRow,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl State {
+    pub(super) fn lag(&self) -> u64 {
+        self.written.saturating_sub(self.folded) + self.old
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn post(&self, row: UsageRow) -> Written {
+        let mut state = self.lock();
+        if state.is_over || self.waiting.load(Ordering::Relaxed) >= ROOM {
+            let is_first = !std::mem::replace(&mut state.has_told_of_loss, true);
+            drop(state);
+            self.lost.fetch_add(1, Ordering::Relaxed);
+            if is_first {
+                error!(rows = ROOM, "usage is lost: its journal cannot be written, memory is full");
+            }
+            return Written(None);
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        // There is no telling how long a journal in trouble would have to be waited for.
+        let (done, written) = match state.journal_trouble {
+            None => {
+                let (done, written) = oneshot::channel();
+                (Some(done), Some(written))
+            }
+            Some(_) => (None, None),
+        };
+        state.queue.push(Pending { row, done });
+        let is_asleep = std::mem::take(&mut state.is_asleep);
+        drop(state);
+        if is_asleep {
+            self.posted.notify_one();
+        }
+        Written(written)
+    }
+
+    /// Adds what was posted to what is left; whether there is anything to do, now or later.
+    fn take(&self, rows: &mut Vec<Pending>) -> bool {
+        let mut state = self.lock();
+        if rows.is_empty() {
+            while state.queue.is_empty() && !state.is_over {
+                state.is_asleep = true;
+                state = self.posted.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            std::mem::swap(&mut state.queue, rows);
+        } else {
+            let again = |state: &mut State| !state.is_over;
+            let waited = self.posted.wait_timeout_while(state, AGAIN, again);
+            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            rows.append(&mut state.queue);
+        }
+        !rows.is_empty()
+    }
+
+    /// Waits for something to fold, and then for more of it; whether this is the last time.
+    pub(super) fn wait_to_fold(&self, look: Duration, gather: Duration) -> bool {
+        let idle = |state: &mut State| !state.has_written_all && !state.is_urgent;
+        let none = |state: &mut State| idle(state) && state.lag() == 0;
+        let waited = self.to_fold.wait_timeout_while(self.lock(), look, none);
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = if waited.timed_out() {
+            state
+        } else {
+            let waited = self.to_fold.wait_timeout_while(state, gather, idle);
+            waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        state.is_urgent = false;
+        state.has_written_all
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.lock().is_over
+    }
+
+    pub(super) fn settle(&self, settle: impl FnOnce(&mut State)) {
+        settle(&mut self.lock());
+        self.settled.notify_all();
+    }
+}
+
+/// The thread that adds to the journal.
+struct Writer {
+    shared: Arc<Shared>,
+    journal: Journal,
+    bytes: Vec<u8>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut rows = Vec::new();
+        while self.shared.take(&mut rows) {
+            if let Err(error) = self.write(&mut rows) {
+                self.fail(&mut rows, &error);
+                if self.shared.is_over() {
+                    self.lose(&rows);
+                    break;
+                }
+            }
+        }
+        self.journal.close();
+        let mut state = self.shared.lock();
+        state.at = None;
+        state.has_written_all = true;
+        drop(state);
+        self.shared.to_fold.notify_all();
+    }
+
+    /// Leaves what could not be written.
+    fn write(&mut self, rows: &mut Vec<Pending>) -> io::Result<()> {
+        while !rows.is_empty() {
+            let count = rows.len().min(AT_ONCE);
+            self.bytes.clear();
+            for pending in rows.iter().take(count) {
+                record::write(&pending.row, &mut self.bytes);
+            }
+            let length = self.bytes.len() as u64;
+            if self.shared.lock().bytes + length > MOST_BYTES {
+                let says = format!("it has {} MiB, which the store is to take", MOST_BYTES >> 20);
+                return Err(io::Error::other(says));
+            }
+            let appended = self.journal.append(&self.bytes);
+            let mut state = self.shared.lock();
+            state.at = self.journal.at().map(|(name, length)| (name.to_owned(), length));
+            appended?;
+            let was_idle = state.lag() == 0;
+            state.written += count as u64;
+            state.bytes += length;
+            drop(state);
+            for pending in rows.drain(..count) {
+                // Whoever posted it need not have waited.
+                let _ = pending.done.map(|done| done.send(()));
+            }
+            self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+            if was_idle {
+                self.shared.to_fold.notify_one();
+            }
+        }
+        let mut state = self.shared.lock();
+        state.has_told_of_loss = false;
+        let was_trouble = state.journal_trouble.take().is_some();
+        drop(state);
+        self.shared.settled.notify_all();
+        if was_trouble {
+            info!(lost = self.shared.lost.load(Ordering::Relaxed), "usage is written again");
+        }
+        Ok(())
+    }
+
+    fn fail(&self, rows: &mut [Pending], error: &io::Error) {
+        let says = error.to_string();
+        let before = self.shared.lock().journal_trouble.replace(says.clone());
+        for pending in rows {
+            pending.done = None;
+        }
+        if before.as_ref() != Some(&says) {
+            error!(error = says, "usage cannot be written to its journal, and waits in memory");
+        }
+    }
+
+    fn lose(&self, rows: &[Pending]) {
+        let left = self.shared.lock().queue.len() + rows.len();
+        self.shared.lost.fetch_add(left as u64, Ordering::Relaxed);
+        error!(rows = left, "usage is lost: its journal could not be written to the end");
+    }
+}
+
+#[cfg(test)]
+mod tests;
