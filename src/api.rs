@@ -14,7 +14,7 @@ use crate::reject::Reject;
 
 mod fields;
 
-pub use fields::{Field, OPTIONS, Shape};
+pub use fields::{Field, OPTIONS, RUNNER_OPTIONS, Shape};
 
 /// Longest request target, in bytes.
 pub const MAX_TARGET: usize = 8 * 1024;

@@ -25,6 +25,7 @@ use crate::reject::Reject;
 mod packed;
 pub mod reading;
 pub mod rewrite;
+mod usage_wish;
 
 use reading::Reading;
 use rewrite::Edit;

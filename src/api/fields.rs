@@ -194,3 +194,8 @@ pub const OPTIONS: [&str; 32] = [
     "use_mlock",
     "num_gqa",
 ];
+
+/// The options for which Ollama loads a model anew where they differ from those that it runs with
+/// [server/sched.go needsReload; api/types.go Runner].
+pub const RUNNER_OPTIONS: [&str; 7] =
+    ["num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"];

@@ -5,12 +5,13 @@
 //! body that could be read in two ways is refused, and what is left means the same to everybody.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header;
 use http::request::Parts;
 
-use crate::api::{Asked, Field, ModelIn, OPTIONS, Shape};
+use crate::api::{Asked, Field, ModelIn, OPTIONS, RUNNER_OPTIONS, Shape};
 use crate::reject::Reject;
 
 mod form;
@@ -22,6 +23,9 @@ use scan::{Kind, Passed, Scanner};
 
 /// Members of an object whose keys are compared; no request has half as many.
 const MAX_MEMBERS: usize = 128;
+/// A report of options, and one value in it.
+const LONGEST_OPTIONS: usize = 200;
+const LONGEST_OPTION: usize = 20;
 
 const AMBIGUOUS_KEY: Reject =
     Reject::AmbiguousBody("a key stands twice in the body; the case of its letters does not count");
@@ -47,8 +51,16 @@ struct Found {
     form_model: Option<Span>,
     options: Vec<Member>,
     include_usage: Option<Member>,
-    images: bool,
+    images: Images,
     tools: bool,
+}
+
+/// The images that come along.
+#[derive(Debug, Clone, Copy, Default)]
+struct Images {
+    any: bool,
+    /// In base64, or where else they are.
+    bytes: u64,
 }
 
 /// A key and its value.
@@ -167,6 +179,11 @@ impl Reading {
         self.flag(self.found()?.include_usage?)
     }
 
+    /// Where `stream_options.include_usage` stands, whatever its value.
+    pub(super) fn usage_wish(&self) -> Option<Member> {
+        self.found()?.include_usage
+    }
+
     /// A field of this endpoint, whatever its value; also where it is `null`.
     #[must_use]
     pub fn field(&self, field: Field) -> Option<Member> {
@@ -215,7 +232,55 @@ impl Reading {
     /// Whether an image comes along, also within a message.
     #[must_use]
     pub fn has_images(&self) -> bool {
-        self.found().is_some_and(|found| found.images)
+        self.found().is_some_and(|found| found.images.any)
+    }
+
+    /// How long the body is without its images: about what the model has to read. 0 for a form.
+    #[must_use]
+    pub fn prompt_bytes(&self) -> u64 {
+        let Some(found) = self.found().filter(|found| !found.object.is_empty()) else { return 0 };
+        (found.body.len() as u64).saturating_sub(found.images.bytes)
+    }
+
+    /// The most tokens that the answer may have, over all answers, if the caller set a bound.
+    #[must_use]
+    pub fn asked_maximum(&self) -> Option<u64> {
+        // Zero and less stand for no bound; a fraction is cut off, as Ollama does.
+        let bound = |member| self.number(member).filter(|it| *it >= 1.0).map(|it| it as u64);
+        let fields = [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens];
+        let most = fields.into_iter().filter_map(|field| bound(self.field(field)?)).max();
+        let most = most.or_else(|| bound(self.option("num_predict")?))?;
+        let answers = self.field(Field::N).and_then(bound).unwrap_or(1);
+        Some(most.saturating_mul(answers))
+    }
+
+    /// What was asked of the runner that may load the model anew: `num_ctx=8192 num_gpu=0`.
+    #[must_use]
+    pub fn runner_options(&self) -> Option<Box<str>> {
+        if self.options().is_empty() {
+            return None;
+        }
+        let mut text = String::new();
+        for name in RUNNER_OPTIONS {
+            let Some(option) = self.option(name) else { continue };
+            let value = self.written(option.value);
+            let is_plain = self.number(option).is_some() || self.flag(option).is_some();
+            let fits = text.len() + name.len() + value.len() + 2 <= LONGEST_OPTIONS;
+            if is_plain && value.len() <= LONGEST_OPTION && fits {
+                let blank = if text.is_empty() { "" } else { " " };
+                // Writing into a String cannot fail.
+                let _ = write!(text, "{blank}{name}={value}");
+            }
+        }
+        Some(text.into_boxed_str()).filter(|text| !text.is_empty())
+    }
+
+    /// Whether these very bytes were read.
+    #[must_use]
+    pub fn is_of(&self, body: &Bytes) -> bool {
+        self.found().is_some_and(|found| {
+            found.body.as_ptr() == body.as_ptr() && found.body.len() == body.len()
+        })
     }
 
     #[must_use]
@@ -318,7 +383,7 @@ impl Found {
         let member = Member::new(key, passed);
         self.fits(field, kind, member)?;
         match (field, kind) {
-            (Field::Images, Kind::List(true)) => self.images = true,
+            (Field::Images, Kind::List(true)) => self.images.are_in(member.value),
             (Field::Tools, Kind::List(true)) => self.tools = true,
             _ => {}
         }
@@ -394,29 +459,48 @@ impl Member {
     }
 }
 
+impl Images {
+    fn are_in(&mut self, value: Span) {
+        self.any = true;
+        self.bytes += value.range().len() as u64;
+    }
+}
+
 /// Looks for images where the endpoints would: in a message or an item, and in the parts that it
 /// has for a content.
-fn conversation(scanner: &mut Scanner<'_>, images: &mut bool) -> Result<(), Reject> {
+fn conversation(scanner: &mut Scanner<'_>, images: &mut Images) -> Result<(), Reject> {
     match scanner.peek() {
         Some(b'[') => scanner.list(|scanner| conversation(scanner, images)).map(drop),
         Some(b'{') => {
-            let part = scanner.object(|scanner, key| {
+            // Of an image of Anthropic's, which says only beside it that it is one.
+            let (mut is_one, mut source) = (false, Span::default());
+            scanner.object(|scanner, key| {
                 let name = scan::decode(scanner.written(key));
                 let is = |it| scan::is_folded(&name, it);
                 if is("content") || is("output") {
                     return conversation(scanner, images);
                 }
                 let Passed { kind, span } = scanner.pass()?;
-                *images |= match kind {
-                    Kind::List(any) | Kind::Object(any) => any && (is("images") || is("image_url")),
-                    Kind::Text => {
-                        is("image_url") || (is("type") && is_image(scanner.written(span)))
+                match kind {
+                    Kind::List(true) | Kind::Object(true) if is("images") || is("image_url") => {
+                        images.are_in(span);
                     }
-                    Kind::Null | Kind::Flag | Kind::Number => false,
-                };
+                    Kind::Object(true) if is("source") => source = span,
+                    Kind::Text if is("image_url") => images.are_in(span),
+                    Kind::Text if is("type") => is_one |= is_image(scanner.written(span)),
+                    Kind::Null
+                    | Kind::Flag
+                    | Kind::Number
+                    | Kind::Text
+                    | Kind::List(_)
+                    | Kind::Object(_) => {}
+                }
                 Ok(())
-            });
-            part.map(drop)
+            })?;
+            if is_one {
+                images.are_in(source);
+            }
+            Ok(())
         }
         _ => scanner.pass().map(drop),
     }

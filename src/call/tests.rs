@@ -96,3 +96,75 @@ proptest! {
         }
     }
 }
+
+/// The body that is sent on once the backend was asked for its usage; `None` where it was not.
+fn asked_for_usage(path: &str, body: &'static str, edits: &[Edit]) -> Option<String> {
+    let asked = Asked::find(&http::Method::POST, path, &[]).unwrap();
+    let body = Bytes::from_static(body.as_bytes());
+    let reading = Reading::of_json(&body, &asked).unwrap();
+    let parts = Request::new(()).into_parts().0;
+    let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
+    let bounds = BodyBounds::new(1_000, 1 << 20, Duration::ZERO);
+    call.edit(edits, &bounds).unwrap();
+    let is_asked = call.ask_usage(&bounds);
+    let sent = std::str::from_utf8(call.body.whole().unwrap()).unwrap().to_owned();
+    is_asked.then_some(sent)
+}
+
+#[test]
+fn a_backend_is_asked_for_the_usage_of_a_stream_once() {
+    let chat = |body| asked_for_usage("/v1/chat/completions", body, &[]);
+    for (body, sent) in [
+        (
+            r#"{"stream":true,"model":"m"}"#,
+            r#"{"stream_options":{"include_usage":true},"stream":true,"model":"m"}"#,
+        ),
+        (
+            r#" { "stream" : true , "stream_options" : null }"#,
+            r#" { "stream" : true , "stream_options" : {"include_usage":true} }"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"x":1,"include_usage":false}}"#,
+            r#"{"stream":true,"stream_options":{"x":1,"include_usage":true}}"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"x":1}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true,"x":1}}"#,
+        ),
+        (
+            r#"{"stream":true,"stream_options":{"include_usage":null}}"#,
+            r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+        ),
+    ] {
+        assert_eq!(chat(body).as_deref(), Some(sent), "{body}");
+    }
+    for body in [
+        "{}",
+        r#"{"stream":false}"#,
+        r#"{"stream":null}"#,
+        r#"{"stream":true,"stream_options":{"include_usage":true}}"#,
+    ] {
+        assert_eq!(chat(body), None, "{body}");
+    }
+    for path in ["/v1/completions", "/v1/messages", "/v1/responses", "/api/chat"] {
+        assert_eq!(asked_for_usage(path, r#"{"stream":true}"#, &[]), None, "{path}");
+    }
+}
+
+#[test]
+fn a_body_that_a_policy_changed_is_asked_for_in_the_right_place() {
+    let path = "/v1/chat/completions";
+    let body = r#"{"max_tokens":9,"stream":true,"stream_options":{"include_usage":false}}"#;
+    let asked = Asked::find(&http::Method::POST, path, &[]).unwrap();
+    let reading = Reading::of_json(&Bytes::from_static(body.as_bytes()), &asked).unwrap();
+    let most = reading.field(crate::api::Field::MaxTokens).unwrap();
+    let edits = [Edit::Replace { value: most.value, with: "100000".to_owned() }];
+    assert_eq!(
+        asked_for_usage(path, body, &edits).unwrap(),
+        r#"{"max_tokens":100000,"stream":true,"stream_options":{"include_usage":true}}"#
+    );
+}

@@ -459,3 +459,77 @@ fn is_json(theirs: &Result<serde_json::Value, serde_json::Error>) -> bool {
         |_| true,
     )
 }
+
+#[test]
+fn images_are_not_of_the_prompt() {
+    let long = "A".repeat(1000);
+    for (path, body) in [
+        ("/api/generate", format!(r#"{{"prompt":"hi","images":["{long}"]}}"#)),
+        ("/api/chat", format!(r#"{{"messages":[{{"content":"hi","images":["{long}"]}}]}}"#)),
+        (
+            "/v1/chat/completions",
+            format!(
+                r#"{{"messages":[{{"content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{long}"}}}}]}}]}}"#
+            ),
+        ),
+        (
+            "/v1/responses",
+            format!(
+                r#"{{"input":[{{"content":[{{"type":"input_image","image_url":"data:,{long}"}}]}}]}}"#
+            ),
+        ),
+        (
+            "/v1/messages",
+            format!(
+                r#"{{"messages":[{{"content":[{{"source":{{"type":"base64","data":"{long}"}},"type":"image"}}]}}]}}"#
+            ),
+        ),
+    ] {
+        let reading = read(path, &body).unwrap();
+        let kept = body.len() as u64 - reading.prompt_bytes();
+        assert!(reading.has_images() && (1000..1060).contains(&kept), "{path}: {kept}");
+    }
+    let body = format!(r#"{{"messages":[{{"content":"{long}","source":{{"a":"{long}"}}}}]}}"#);
+    assert_eq!(chat(&body).prompt_bytes(), body.len() as u64);
+    assert_eq!(chat("").prompt_bytes(), 0);
+}
+
+#[test]
+fn the_asked_maximum_is_found_in_every_dialect() {
+    let most = |path, body| read(path, body).unwrap().asked_maximum();
+    assert_eq!(most("/api/chat", r#"{"options":{"num_predict":7}}"#), Some(7));
+    assert_eq!(most("/api/generate", r#"{"options":{"num_predict":7.9}}"#), Some(7));
+    assert_eq!(most("/v1/completions", r#"{"max_tokens":7,"n":3}"#), Some(21));
+    assert_eq!(
+        most("/v1/chat/completions", r#"{"max_tokens":7,"max_completion_tokens":9}"#),
+        Some(9)
+    );
+    assert_eq!(most("/v1/responses", r#"{"max_output_tokens":7}"#), Some(7));
+    assert_eq!(most("/v1/messages", r#"{"max_tokens":7}"#), Some(7));
+    assert_eq!(most("/v1/messages", r#"{"max_tokens":1e300}"#), Some(u64::MAX));
+    for body in ["{}", r#"{"options":{}}"#, r#"{"options":{"num_predict":-1}}"#] {
+        assert_eq!(most("/api/chat", body), None, "{body}");
+    }
+    assert_eq!(most("/v1/chat/completions", r#"{"max_tokens":0}"#), None);
+    assert_eq!(most("/v1/chat/completions", r#"{"max_tokens":null}"#), None);
+}
+
+#[test]
+fn what_may_load_a_model_anew_is_told_and_nothing_else() {
+    let told = |body: &str| chat(body).runner_options().map(String::from);
+    assert_eq!(
+        told(
+            r#"{"options":{"num_gpu":0,"temperature":1,"stop":["a"],"num_ctx":8192,"use_mmap":true}}"#
+        )
+        .as_deref(),
+        Some("num_ctx=8192 num_gpu=0 use_mmap=true")
+    );
+    for body in [
+        "{}",
+        r#"{"options":{"temperature":1}}"#,
+        r#"{"options":{"num_ctx":"8192","num_gpu":null,"num_batch":[1],"main_gpu":{}}}"#,
+        r#"{"options":{"num_ctx":0.00000000000000000000000000001}}"#,
+    ] {
+        assert_eq!(told(body), None, "{body}");
+    }
+}
