@@ -22,9 +22,11 @@ mod events;
 mod frame;
 mod reader;
 mod scan;
+mod sieve;
 mod template;
 
 pub use reader::{Counts, Reader};
+pub use sieve::Sieve;
 
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]

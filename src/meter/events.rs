@@ -21,6 +21,8 @@ pub(super) enum What<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Events {
     line: Line,
+    /// The event has data, from an earlier line.
+    has_data: bool,
     /// A line break that is two bytes long may be cut in two.
     after_return: bool,
 }
@@ -49,6 +51,11 @@ impl Events {
         self.line == Line::Name(0) && !self.after_return
     }
 
+    /// Behind the first half of what may be one line break.
+    pub(super) fn is_after_return(&self) -> bool {
+        self.after_return
+    }
+
     /// Takes what comes next, at least a byte; says how many.
     pub(super) fn next<'a>(&mut self, rest: &'a [u8]) -> (usize, What<'a>) {
         let after_return = std::mem::take(&mut self.after_return);
@@ -58,7 +65,10 @@ impl Events {
                 self.after_return = *end == b'\r';
                 let was_blank = self.line == Line::Name(0);
                 self.line = Line::Name(0);
-                (1, if was_blank { What::EventOver } else { What::Other })
+                self.has_data &= !was_blank;
+                let length = if rest.starts_with(b"\r\n") { 2 } else { 1 };
+                self.after_return &= rest.len() == 1;
+                (length, if was_blank { What::EventOver } else { What::Other })
             }
             Some(_) | None => self.within_line(rest),
         }
@@ -79,9 +89,10 @@ impl Events {
                     return (end, What::Other);
                 }
                 Line::Value if *byte == b' ' => Line::Value,
-                Line::Value if *byte == b'[' => Line::Word(1),
+                Line::Value if *byte == b'[' && !self.has_data => Line::Word(1),
                 Line::Value | Line::Data => {
                     self.line = Line::Data;
+                    self.has_data = true;
                     return (end, What::Data(segment.get(at..).unwrap_or_default()));
                 }
                 Line::Word(n) if DONE.get(n) == Some(byte) => {

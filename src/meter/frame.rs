@@ -96,6 +96,16 @@ pub(super) enum Kind {
     End,
 }
 
+/// The list of choices of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choices {
+    Absent,
+    /// It has begun, and nothing in it.
+    Begun,
+    Empty,
+    Any,
+}
+
 /// A place in a frame that is filled anew in each of its kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
@@ -124,8 +134,7 @@ pub(super) struct Frame {
     pub(super) is_done: bool,
     pub(super) is_error: bool,
     pub(super) kind: Kind,
-    /// Whether there are any, where there is a list of them.
-    pub(super) choices: Option<bool>,
+    pub(super) choices: Choices,
     /// How many texts of the model, empty ones aside; a call of a tool is one.
     pub(super) texts: u32,
     pub(super) text_bytes: u64,
@@ -143,7 +152,7 @@ impl Default for Frame {
             is_done: false,
             is_error: false,
             kind: Kind::Other,
-            choices: None,
+            choices: Choices::Absent,
             texts: 0,
             text_bytes: 0,
             holes: [NO_HOLE; MOST_HOLES],
@@ -203,7 +212,7 @@ impl Frame {
     /// A value begins in this place.
     pub(super) fn begins_value(&mut self, place: Option<Place>) {
         match place {
-            Some(Place::Choices) => self.choices = Some(true),
+            Some(Place::Choices) => self.choices = Choices::Any,
             Some(Place::ToolCalls) => self.texts = self.texts.saturating_add(1),
             Some(_) | None => {}
         }
@@ -222,7 +231,7 @@ impl Frame {
                 self.has_timings = true;
                 self.numbers.take(&Numbers::default(), &Number::TIMINGS, false);
             }
-            Place::Choices => self.choices = Some(false),
+            Place::Choices => self.choices = Choices::Begun,
             Place::Top
             | Place::Response
             | Place::Message
@@ -233,6 +242,12 @@ impl Frame {
             | Place::Item
             | Place::Parts
             | Place::Part => {}
+        }
+    }
+
+    pub(super) fn leaves(&mut self, place: Option<Place>) {
+        if place == Some(Place::Choices) && self.choices == Choices::Begun {
+            self.choices = Choices::Empty;
         }
     }
 
@@ -249,7 +264,7 @@ impl Frame {
             Says::Inner(Place::CompletionDetails) => {
                 self.numbers.set(Number::Reasoning, Count::ABSENT);
             }
-            Says::Inner(Place::Choices) => self.choices = None,
+            Says::Inner(Place::Choices) => self.choices = Choices::Absent,
             Says::Nothing
             | Says::Kind
             | Says::Stamp

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::events::{Events, What};
-use super::frame::{Frame, Kind, Numbers};
+use super::frame::{Choices, Frame, Kind, Numbers};
 use super::scan::{Number, Scanner};
 use super::template::Template;
 use crate::store::Usage;
@@ -331,7 +331,7 @@ impl Reader {
             }
             Dialect::OpenAi => {
                 // The one extra event of a stream, or the whole answer.
-                self.is_settled |= frame.has_usage && (is_whole || frame.choices == Some(false));
+                self.is_settled |= frame.has_usage && (is_whole || frame.choices == Choices::Empty);
                 self.has_ended |= is_whole;
             }
             Dialect::Responses => {

@@ -199,7 +199,7 @@ impl Scanner {
             }
             Some(b'{') => self.enter(false, frame),
             Some(b'[') => self.enter(true, frame),
-            Some(b'}' | b']') => self.leave(),
+            Some(b'}' | b']') => self.leave(frame),
             Some(b',') => {
                 self.awaits_key = self.place().is_some_and(|place| !place.is_list());
                 self.says = self.place().map_or(Says::Nothing, Place::element);
@@ -315,7 +315,8 @@ impl Scanner {
         frame.enters(place);
     }
 
-    fn leave(&mut self) {
+    fn leave(&mut self, frame: &mut Frame) {
+        frame.leaves(self.place());
         self.depth = self.depth.saturating_sub(1);
         self.value_over();
     }
