@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use http::{HeaderName, Method};
 use ipnet::IpNet;
+use jiff::tz::TimeZone;
 
 mod file;
 mod keys;
@@ -23,6 +24,7 @@ mod roles;
 mod rules;
 mod values;
 mod written;
+mod zone;
 
 pub use keys::{Key, Kind, reference};
 pub use listen::ListenAddr;
@@ -86,6 +88,11 @@ pub struct Config {
     pub log_format: LogFormat,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
+    /// Whose hours, days and months are counted.
+    pub time_zone: TimeZone,
+    pub ledger: LedgerMode,
+    /// How long rows of usage are kept.
+    pub keep: Duration,
     pub tls_cert: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
     pub tls: Tls,
@@ -115,6 +122,15 @@ pub enum WeakHashes {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// What a row of usage has to survive when the last bytes of its answer go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LedgerMode {
+    /// The end of the process, however it ends.
+    Journal,
+    /// The end of the machine too.
+    Durable,
 }
 
 /// An endpoint outside the table that users may ask for.
@@ -217,6 +233,9 @@ impl Config {
             log_format: LogFormat::Text,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
+            time_zone: TimeZone::UTC,
+            ledger: LedgerMode::Journal,
+            keep: Duration::from_secs(400 * 24 * 3600),
             tls_cert: None,
             tls_key: None,
             tls: Tls::default(),

@@ -31,7 +31,7 @@ pub use key::{
     Grant, KeyDetails, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey, NotAnId, Rotated,
 };
 pub use keys::{Imported, KeyPage, KeyQuery};
-pub use ledger::{Ledger, LedgerMode, LedgerSettings, LedgerTrouble, MOST_WAITING, Written};
+pub use ledger::{Ledger, LedgerSettings, LedgerTrouble, MOST_WAITING, Written};
 pub use ring::{Finding, Held, KeyRing};
 pub use row::{Usage, UsageRow};
 pub use secret::{Secret, is_miscopied};

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::problems::Found;
 use super::written::{Written, put};
-use super::{ClientAuth, Config, Cors, LogFormat, Role, WeakHashes, rules, values};
+use super::{
+    ClientAuth, Config, Cors, LedgerMode, LogFormat, Role, WeakHashes, rules, values, zone,
+};
 
 /// One row of the table.
 #[derive(Debug)]
@@ -46,6 +48,7 @@ pub enum Kind {
     Policy,
     Groups,
     Expiry,
+    Zone,
 }
 
 /// Every key that this version knows.
@@ -99,6 +102,7 @@ impl Kind {
             Self::Policy => "a table such as { num_ctx = { max = 8192 }, tools = \"refuse\" }",
             Self::Groups => "a list of names such as [\"s01*\", \"anna\"]",
             Self::Expiry => "a day such as \"2027-01-31\"",
+            Self::Zone => "a time zone such as \"Europe/Berlin\"",
             Self::Pairs => "a list such as [{ cert = \"gate.pem\", key = \"gate.key\" }]",
         }
     }
@@ -207,7 +211,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[rustfmt::skip]
-static KEYS: [Key; 67] = [
+static KEYS: [Key; 70] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -298,6 +302,15 @@ static KEYS: [Key; 67] = [
     row("drain_timeout", Kind::Duration, r#""30s""#,
         |config, it| put(&mut config.drain_timeout, it.duration(DAY)),
         "how long running requests may take to end when stopping, a day at most"),
+    row("time_zone", Kind::Zone, r#""UTC""#,
+        |config, it| put(&mut config.time_zone, it.parsed(zone::named)),
+        "whose days and months are counted, as `Europe/Berlin`"),
+    row("ledger", Kind::Choice(r#""journal" or "durable""#), r#""journal""#,
+        |config, it| put(&mut config.ledger, it.one_of(&[("journal", LedgerMode::Journal), ("durable", LedgerMode::Durable)])),
+        "before an answer ends, its usage is in a `journal`, which outlives the gate, or on the disk (`durable`), which outlives the machine"),
+    row("keep", Kind::Duration, r#""400d""#,
+        |config, it| put(&mut config.keep, it.kept()),
+        "how long each request's usage is kept, a day at least; sums by days are kept for ten years"),
     row("roles.viewer", Kind::Names, "[]",
         |config, it| it.names(&mut config.roles, Role::Viewer),
         "names who may ask the backend for nothing; `*` stands for any run of characters"),
@@ -420,12 +433,9 @@ pub(super) const TABLES: [&str; 8] =
     ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 15] = [
+pub(super) static LATER: [&str; 12] = [
     "upgrades",
     "queue_timeout",
-    "time_zone",
-    "ledger",
-    "keep",
     "prices",
     "audit",
     "alias",

@@ -74,7 +74,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 67] = [
+const VALUES: [(&str, &str, &str, &str); 70] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -103,6 +103,9 @@ const VALUES: [(&str, &str, &str, &str); 67] = [
     ("h2c", "true", "'on'", "true or false, without quotes, found a text"),
     ("log_format", "'json'", "'xml'", "\"text\" or \"json\""),
     ("drain_delay", "'5s'", "5", "a duration such as \"30s\", found a number"),
+    ("time_zone", "'Europe/Berlin'", "'Europe/Belrin'", "did you mean Europe/Berlin?"),
+    ("ledger", "'durable'", "'sync'", "\"journal\" or \"durable\""),
+    ("keep", "'30d'", "'23h'", "at least a day"),
     ("drain_timeout", "'2m'", "'25h'", "at most 24 hours"),
     ("roles.viewer", "['v']", "1", "a list such as"),
     ("roles.user", "['u*']", "['']", "empty"),
@@ -273,7 +276,7 @@ fn the_lines_that_init_changes_stand_once_in_the_example() {
 #[test]
 fn all_problems_are_told_at_once_in_the_order_of_their_lines() {
     let text = "path_keys = 1\nlisten = [\n  'x',\n  '127.0.0.1:1',\n  'y',\n]\nhtpaswd = 'f'\n\
-                [timeouts]\nidel = '1s'\n[cors]\nledger = 1\n[audit]\ncontent = 'x'\n";
+                [timeouts]\nidel = '1s'\n[cors]\nqueue_timeout = 1\n[audit]\ncontent = 'x'\n";
     let told = problems(text);
     let expected = [
         ("p.toml:1: ", "true or false"),
@@ -281,7 +284,7 @@ fn all_problems_are_told_at_once_in_the_order_of_their_lines() {
         ("p.toml:5: ", "ADDRESS:PORT"),
         ("p.toml:7: ", "did you mean htpasswd?"),
         ("p.toml:9: ", "did you mean timeouts.idle?"),
-        ("p.toml:11: ", "cors.ledger is not yet known"),
+        ("p.toml:11: ", "cors.queue_timeout is not yet known"),
         ("p.toml:12: ", "audit is not yet known"),
     ];
     assert_eq!(told.len(), expected.len(), "{told:#?}");

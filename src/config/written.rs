@@ -85,6 +85,7 @@ impl Form {
             | Kind::Size
             | Kind::Pairs
             | Kind::Expiry
+            | Kind::Zone
             | Kind::Duration => Ok(Self::Text(text.to_owned())),
         }
     }
@@ -188,6 +189,15 @@ impl Written {
             return Err(self.wrong(format!("at most {most}")));
         }
         Ok(duration)
+    }
+
+    pub(super) fn kept(&self) -> Result<Duration, Found> {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        match self.parsed(values::duration)? {
+            short if short < DAY => Err(self.wrong("at least a day, as 1d")),
+            long if long > 3650 * DAY => Err(self.wrong("at most ten years, as 3650d")),
+            kept => Ok(kept),
+        }
     }
 
     pub(super) fn timeout(&self) -> Result<Duration, Found> {

@@ -21,6 +21,7 @@ use super::calendar::Calendar;
 use super::folder::Folder;
 use super::journal::{self, Journal, Make, record};
 use super::{Store, StoreError, UsageRow};
+use crate::config::LedgerMode;
 
 /// So many rows wait in memory for a journal that cannot be written, before the ledger is full.
 pub const MOST_WAITING: usize = 10_000;
@@ -32,15 +33,6 @@ const MOST_BYTES: u64 = 256 << 20;
 const AT_ONCE: usize = 512;
 /// Between two attempts to write to a journal that could not be written.
 const AGAIN: Duration = Duration::from_secs(1);
-
-/// What a row has to survive when the last bytes of its answer go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LedgerMode {
-    /// The end of this process, however it ends.
-    Journal,
-    /// The end of the machine too.
-    Durable,
-}
 
 /// How a ledger is kept.
 #[derive(Debug, Clone)]
@@ -398,4 +390,4 @@ impl Writer {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

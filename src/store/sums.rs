@@ -17,6 +17,8 @@ use super::{Store, StoreError, files, fold};
 
 /// A range up to this long is summed from its hours, a longer one from its whole days.
 const BY_HOURS: i64 = 62 * 24 * 3600;
+const HOURS: &str = "usage_hour";
+const DAYS: &str = "usage_day";
 /// Half a day after its beginning it is the same day in all zones that people move between.
 const NOON: i64 = 12 * 3600;
 /// Most lines of one answer.
@@ -145,64 +147,90 @@ impl Table {
     }
 }
 
-/// Rows up to a whole hour, hours up to a whole day, and back again at the end.
+/// Rows up to the first hour that begins inside, hours up to the first day, and back again at the end.
+/// Where rows are kept no longer, the hour counts whole, and where hours are not, the day.
 fn pieces(
     transaction: &Transaction<'_>,
     query: &UsageQuery,
     grain: Grain,
 ) -> rusqlite::Result<Vec<Piece>> {
-    let ask = |sql: &str, from: i64| -> rusqlite::Result<Option<i64>> {
-        transaction.query_row(sql, [from], |row| row.get(0))
-    };
+    let kept = Kept { transaction };
     let since = query.since.as_millisecond().clamp(0, LAST_MOMENT);
     let until = query.until.as_millisecond().clamp(0, LAST_MOMENT);
-    let calendar = Calendar::new(query.zone.clone());
-    let (since_second, until_second) = (since.div_euclid(1000), until.div_euclid(1000));
-    let oldest_row = ask("SELECT min(place) FROM usage WHERE place >= ?1", 0)?;
-    // Of what is older than the rows that are kept, the hour counts whole.
-    let has_row = oldest_row.is_some_and(|place| place <= place_at(since));
-    let first_hour = if has_row {
-        calendar.hour_from(since_second + i64::from(since % 1000 != 0))
-    } else {
-        calendar.hour(since_second)
-    };
-    let last_hour = calendar.hour(until_second);
     if since >= until {
         return Ok(Vec::new());
     }
-    if first_hour > last_hour {
-        let (from, to) = (place_at(since), place_at(until));
+    let (from, to) = (place_at(since), place_at(until));
+    let (since, before_until, until) = ((since + 999) / 1000, until / 1000, (until + 999) / 1000);
+    let mut first_hour = match kept.has_row_before(from)? {
+        true => kept.next(HOURS, since)?,
+        false => kept.last(HOURS, since)?,
+    };
+    let has_last_hour = kept.has_hour_before(until)?;
+    let last_hour = match has_last_hour && kept.has_row_from(to)? {
+        true => kept.last(HOURS, before_until)?,
+        false => until,
+    };
+    let by_hours = grain == Grain::Hours || query.by.contains(&By::Hour);
+    let (mut first_day, mut last_day) = (last_hour, last_hour);
+    if !by_hours && !kept.has_hour_before(since)? {
+        first_day = kept.last(DAYS, since)?.min(last_hour);
+        first_hour = first_day;
+    } else if !by_hours && last_hour - first_hour > BY_HOURS {
+        first_day = kept.next(DAYS, first_hour)?.min(last_hour);
+    } else if first_hour > last_hour {
         return Ok(vec![Piece { table: Table::Rows, from, to }]);
     }
-    let hours_only =
-        grain == Grain::Hours || query.by.contains(&By::Hour) || last_hour - first_hour <= BY_HOURS;
-    let oldest_hour = ask("SELECT min(start) FROM usage_hour WHERE start >= ?1", 0)?;
-    let (first_day, last_day) = if hours_only {
-        (last_hour, last_hour)
-    } else {
-        // And of what is older than the hours that are kept, the day.
-        let first = if oldest_hour.is_none_or(|oldest| oldest > first_hour) {
-            ask("SELECT max(start) FROM usage_day WHERE start <= ?1", first_hour)?
-        } else {
-            None
-        };
-        let first = match first {
-            Some(first) => Some(first),
-            None => ask("SELECT min(start) FROM usage_day WHERE start >= ?1", first_hour)?,
-        };
-        let last = ask("SELECT max(start) FROM usage_day WHERE start <= ?1", last_hour)?;
-        let first = first.unwrap_or(last_hour).min(last_hour);
-        (first, last.unwrap_or(first).max(first))
-    };
-    let rows = |from, to| Piece { table: Table::Rows, from, to };
+    if first_day < last_hour && has_last_hour {
+        last_day = kept.last(DAYS, last_hour)?.max(first_day);
+    }
     let hour_place = |hour: i64| place_at(hour.saturating_mul(1000));
     Ok(vec![
-        rows(place_at(since), hour_place(first_hour)),
+        Piece { table: Table::Rows, from, to: hour_place(first_hour).min(to) },
         Piece { table: Table::Hours, from: first_hour, to: first_day },
         Piece { table: Table::Days, from: first_day, to: last_day },
         Piece { table: Table::Hours, from: last_day, to: last_hour },
-        rows(hour_place(last_hour), place_at(until)),
+        Piece { table: Table::Rows, from: hour_place(last_hour).max(from), to },
     ])
+}
+
+/// What is in the tables. Hours and days are looked for where they begin: the zone may have been another
+/// one then.
+struct Kept<'a> {
+    transaction: &'a Transaction<'a>,
+}
+
+impl Kept<'_> {
+    fn ask(&self, sql: &str, at: i64) -> rusqlite::Result<Option<i64>> {
+        self.transaction.prepare_cached(sql)?.query_row([at], |row| row.get(0))
+    }
+
+    fn has_row_before(&self, place: i64) -> rusqlite::Result<bool> {
+        Ok(self.ask("SELECT min(place) FROM usage WHERE place <= ?1", place)?.is_some())
+    }
+
+    fn has_row_from(&self, place: i64) -> rusqlite::Result<bool> {
+        Ok(self.ask("SELECT max(place) FROM usage WHERE place >= ?1", place)?.is_some())
+    }
+
+    fn has_hour_before(&self, second: i64) -> rusqlite::Result<bool> {
+        Ok(self.ask("SELECT min(start) FROM usage_hour WHERE start <= ?1", second)?.is_some())
+    }
+
+    /// The first that begins then or later.
+    fn next(&self, table: &str, second: i64) -> rusqlite::Result<i64> {
+        let sql = format!("SELECT min(start) FROM {table} WHERE start >= ?1");
+        Ok(self.ask(&sql, second)?.unwrap_or(LAST_MOMENT))
+    }
+
+    /// The last that begins then or earlier, or else the first one later.
+    fn last(&self, table: &str, second: i64) -> rusqlite::Result<i64> {
+        let sql = format!("SELECT max(start) FROM {table} WHERE start <= ?1");
+        match self.ask(&sql, second)? {
+            Some(last) => Ok(last),
+            None => self.next(table, second),
+        }
+    }
 }
 
 type Columns = Vec<Option<String>>;
@@ -332,3 +360,6 @@ fn tally(row: &Row<'_>) -> rusqlite::Result<Tally> {
         backend_time: Duration::from_micros(count(12)?),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,15 +1,19 @@
 //! The ledger with disks that fail, processes that end anywhere, and two at one store.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
 use jiff::Timestamp;
+use proptest::prelude::*;
+use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::super::Usage;
+use super::super::fold::{self, Group};
 use super::super::journal::Paper;
 use super::super::usage::{RowsQuery, UsageFilter, UsageQuery};
+use super::super::{Usage, files};
 use super::*;
 
 /// Far more than anything here takes.
@@ -299,4 +303,323 @@ fn a_damaged_journal_is_put_aside_and_not_away() {
     until(|| !path.exists());
     assert_has(&store, 0..100);
     assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes);
+}
+
+// ---- the disk of the journal ----
+
+/// Everything posted meanwhile is there, once, after the disk has come to its senses.
+#[track_caller]
+fn assert_outlives(fault: Fault, mode: LedgerMode) {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, mode);
+    drop(ledger.post(row(0)));
+    until(|| ledger.waiting() == 0);
+    room.set(fault);
+    for number in 1..600 {
+        drop(ledger.post(row(number)));
+    }
+    until(|| matches!(ledger.trouble(), Some(LedgerTrouble::Journal(_))));
+    assert!(ledger.waiting() > 0 && !ledger.is_full());
+    // Nobody waits for what is not to be expected.
+    let mut late = ledger.post(row(600));
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    assert!(Pin::new(&mut late).poll(&mut context).is_ready());
+    room.set(Fault::None);
+    until(|| ledger.waiting() == 0);
+    assert_eq!(ledger.trouble(), None);
+    assert!(ledger.flush(PATIENCE));
+    assert_eq!((ledger.lag(), ledger.lost()), (0, 0));
+    assert_has(&store, 0..601);
+    assert_eq!(store.check().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn rows_outlive_a_full_disk() {
+    // In the head of a record, in the middle of one, and between two.
+    for room in [0, 3, 100, records(1..3).len(), 5_000] {
+        assert_outlives(Fault::Full(room), LedgerMode::Journal);
+    }
+}
+
+#[test]
+fn rows_outlive_a_full_disk_that_takes_nothing_back() {
+    for room in [0, 3, records(1..3).len(), 5_000] {
+        assert_outlives(Fault::FullAndStuck(room), LedgerMode::Journal);
+    }
+}
+
+#[test]
+fn rows_outlive_a_broken_disk() {
+    assert_outlives(Fault::Broken, LedgerMode::Journal);
+}
+
+#[test]
+fn a_file_that_was_not_synced_is_not_trusted() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Durable);
+    drop(ledger.post(row(0)));
+    until(|| ledger.waiting() == 0);
+    let before: BTreeSet<_> = room.journals().into_iter().collect();
+    room.set(Fault::NotSynced);
+    drop(ledger.post(row(1)));
+    until(|| ledger.trouble().is_some());
+    room.set(Fault::None);
+    until(|| ledger.waiting() == 0);
+    let open = ledger.shared.lock().at.clone().unwrap().0;
+    assert!(!before.contains(&room.path().join(open)));
+    assert_has(&store, 0..2);
+    assert_outlives(Fault::NotSynced, LedgerMode::Durable);
+}
+
+#[test]
+fn a_full_ledger_says_so_and_counts_what_it_loses() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    room.set(Fault::Full(0));
+    let mut number = 0;
+    let mut post = |ledger: &Ledger| {
+        drop(ledger.post(row(number)));
+        number += 1;
+    };
+    while ledger.waiting() < MOST_WAITING {
+        assert!(!ledger.is_full());
+        post(&ledger);
+    }
+    assert!(ledger.is_full());
+    // Requests that had begun by then.
+    while ledger.waiting() < ROOM {
+        post(&ledger);
+    }
+    assert_eq!(ledger.lost(), 0);
+    (0..7).for_each(|_| post(&ledger));
+    assert_eq!(ledger.lost(), 7);
+    room.set(Fault::None);
+    until(|| ledger.waiting() == 0);
+    assert!(!ledger.is_full());
+    drop(ledger);
+    assert_eq!(store.usage(&all()).unwrap()[0].tally.requests, ROOM as u64);
+}
+
+#[test]
+fn a_journal_that_a_store_does_not_take_has_an_end() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    // As if so much of it were there already.
+    ledger.shared.lock().bytes = MOST_BYTES;
+    drop(ledger.post(row(0)));
+    until(|| ledger.trouble().is_some());
+    assert!(ledger.trouble().unwrap().to_string().contains("256 MiB"));
+    ledger.shared.lock().bytes = 0;
+    until(|| ledger.waiting() == 0);
+    assert_has(&store, 0..1);
+}
+
+// ---- the store ----
+
+#[test]
+fn a_store_that_another_process_holds_holds_up_nobody() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    let other = Connection::open(room.path().join(files::DATABASE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    for number in 0..300 {
+        drop(ledger.post(row(number)));
+    }
+    until(|| ledger.waiting() == 0);
+    assert_has(&store, 0..300);
+    until(|| matches!(ledger.trouble(), Some(LedgerTrouble::Store(StoreError::Busy))));
+    assert_eq!((ledger.lag(), ledger.lost()), (300, 0));
+    other.execute_batch("COMMIT").unwrap();
+    until(|| {
+        assert!(ledger.flush(PATIENCE));
+        ledger.lag() == 0
+    });
+    assert_has(&store, 0..300);
+}
+
+#[test]
+fn a_store_that_is_away_is_not_begun_anew() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    let (file, away) = (room.path().join(files::DATABASE), room.path().join("away"));
+    fs::rename(&file, &away).unwrap();
+    for number in 0..20 {
+        drop(ledger.post(row(number)));
+    }
+    until(|| matches!(ledger.trouble(), Some(LedgerTrouble::Store(StoreError::Gone { .. }))));
+    assert!(!file.exists());
+    fs::rename(&away, &file).unwrap();
+    until(|| {
+        assert!(ledger.flush(PATIENCE));
+        ledger.lag() == 0
+    });
+    assert_eq!(ledger.trouble(), None);
+    assert_has(&store, 0..20);
+}
+
+#[test]
+fn keys_are_changed_while_rows_come() {
+    use super::super::{Actor, KeyDetails};
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    thread::scope(|scope| {
+        scope.spawn(|| (0..6000).for_each(|number| drop(ledger.post(row(number)))));
+        let by = Actor { who: "cli:anna".to_owned(), client: None };
+        for number in 0..10 {
+            let details = KeyDetails { name: format!("bot{number}"), ..KeyDetails::default() };
+            store.create_key(details, &by).unwrap();
+        }
+    });
+    assert!(ledger.flush(PATIENCE));
+    assert_has(&store, 0..6000);
+    assert_eq!(store.count_keys().unwrap(), 10);
+}
+
+// ---- a process that ends anywhere ----
+
+#[test]
+fn what_is_in_the_store_already_does_not_count_twice() {
+    let room = Room::new();
+    let bytes = records(0..30);
+    // Killed behind the transaction and before the file was taken away; then a backup of the store
+    // from before is put in its place.
+    let path = room.leave("usage-1-1.journal", &bytes);
+    let store = room.store();
+    let backup = room.folder.path().join("backup.db");
+    store.backup(&backup).unwrap();
+    for kept in [true, true, false] {
+        drop(room.ledger(&store, LedgerMode::Journal));
+        until(|| !path.exists());
+        assert_has(&store, 0..30);
+        fs::write(&path, &bytes).unwrap();
+        if !kept {
+            let other = Connection::open(room.path().join(files::DATABASE)).unwrap();
+            other.execute_batch("DELETE FROM usage_journal").unwrap();
+        }
+    }
+    // The same rows in another file: a write that failed late was made again.
+    let again = room.leave("usage-1-2.journal", &bytes);
+    drop(room.ledger(&store, LedgerMode::Journal));
+    until(|| !again.exists() && !path.exists());
+    assert_has(&store, 0..30);
+    assert!(backup.exists());
+}
+
+#[test]
+fn a_group_that_was_folded_in_part_goes_on_where_it_was() {
+    let room = Room::new();
+    let path = room.leave("usage-1-1.journal", &records(0..40));
+    let store = room.store();
+    let part = journal::read(&mut File::open(&path).unwrap(), 0, None).unwrap();
+    let rows: Vec<_> = part.rows.into_iter().take(25).collect();
+    let group = Group { segment: "usage-1-1.journal".to_owned(), from: 0, rows };
+    let calendar = Calendar::new(TimeZone::UTC);
+    store.write(move |transaction| fold::fold(transaction, &group, &calendar)).unwrap();
+    assert_has(&store, 0..40);
+    drop(room.ledger(&store, LedgerMode::Journal));
+    until(|| !path.exists());
+    assert_has(&store, 0..40);
+}
+
+#[test]
+fn two_processes_write_beside_each_other_and_each_ends_its_own() {
+    let room = Room::new();
+    let (old, new) = (room.store(), room.store());
+    let (first, second) =
+        (room.ledger(&old, LedgerMode::Journal), room.ledger(&new, LedgerMode::Journal));
+    for number in 0..3000 {
+        let ledger = if number % 2 == 0 { &first } else { &second };
+        drop(ledger.post(row(number)));
+    }
+    assert!(first.flush(PATIENCE) && second.flush(PATIENCE));
+    drop(first);
+    assert_has(&new, 0..3000);
+    drop(second);
+    until(|| room.journals().is_empty());
+    assert_has(&old, 0..3000);
+}
+
+proptest! {
+    #[test]
+    fn a_row_is_read_as_it_was_written(
+        texts in prop::collection::vec("\\PC{0,80}", 5),
+        numbers in prop::collection::vec(any::<u32>(), 12),
+        options in prop::collection::vec(prop::option::of(any::<u32>()), 6),
+        (status, is_inference, estimated) in (any::<u16>(), any::<bool>(), any::<bool>()),
+        client in prop::option::of(any::<std::net::IpAddr>()),
+    ) {
+        let time = |number: u32| Duration::from_micros(number.into());
+        let count = |number: Option<u32>| number.map(u64::from);
+        let row = UsageRow {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(u64::from(numbers[0]) * 300),
+            client,
+            name: texts[0].as_str().into(),
+            key: options[0].map(|_| texts[1].as_str().into()),
+            model: options[1].map(|_| texts[2].clone()),
+            backend: texts[3].as_str().into(),
+            runner_options: options[2].map(|_| texts[4].as_str().into()),
+            is_inference,
+            status,
+            usage: Usage {
+                prompt: numbers[1].into(),
+                completion: numbers[2].into(),
+                cached: count(options[3]),
+                reasoning: count(options[4]),
+                estimated,
+                load: options[5].map(time),
+                generation: options[0].map(time),
+            },
+            bytes_in: u64::from(numbers[3]) << 20,
+            bytes_out: numbers[4].into(),
+            queue: time(numbers[5]),
+            first_byte: options[1].map(time),
+            first_token: options[2].map(time),
+            total: time(numbers[6]),
+            backend_time: time(numbers[7]),
+            ..row(numbers[8])
+        };
+        let mut bytes = Vec::new();
+        record::write(&row, &mut bytes);
+        let (entry, length) = record::read(&bytes).unwrap();
+        prop_assert_eq!(length, bytes.len());
+        prop_assert_eq!(SystemTime::from(entry.time), row.time);
+        prop_assert_eq!(entry.place & 0xf_ffff, u64::from(numbers[8]) & 0xf_ffff);
+        let cut = |text: &str| text[..text.floor_char_boundary(256)].to_owned();
+        prop_assert_eq!(entry.id.as_bytes(), &row.id[..]);
+        prop_assert_eq!(&entry.name, &cut(&row.name));
+        prop_assert_eq!(&entry.key, &row.key.as_deref().map(cut));
+        prop_assert_eq!(&entry.model, &row.model.as_deref().map(cut));
+        prop_assert_eq!(&entry.backend, &cut(&row.backend));
+        prop_assert_eq!(&entry.runner_options, &row.runner_options.as_deref().map(cut));
+        prop_assert_eq!((entry.client, entry.status), (row.client, row.status));
+        prop_assert_eq!((&*entry.operation, &*entry.outcome), (row.operation, row.outcome));
+        prop_assert_eq!(entry.is_inference, row.is_inference);
+        prop_assert_eq!(entry.usage, row.usage);
+        prop_assert_eq!((entry.bytes_in, entry.bytes_out), (row.bytes_in, row.bytes_out));
+        prop_assert_eq!((entry.queue, entry.total), (row.queue, row.total));
+        prop_assert_eq!(entry.backend_time, row.backend_time);
+        prop_assert_eq!(entry.first_byte, row.first_byte);
+        prop_assert_eq!(entry.first_token, row.first_token);
+    }
+
+    #[test]
+    fn no_bytes_are_too_odd(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Some((_, length)) = record::read(&bytes) {
+            prop_assert!(length <= bytes.len());
+        }
+        // With a good checksum, so that the fields are looked at.
+        let checksum = crc32fast::hash(&bytes).to_le_bytes();
+        let length = (bytes.len() as u32).to_le_bytes();
+        let whole = [&length[..], &checksum[..], &bytes[..]].concat();
+        if let Some((_, length)) = record::read(&whole) {
+            prop_assert!(length <= whole.len());
+        }
+    }
 }
