@@ -17,7 +17,7 @@ use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{FieldLines, ResponseHead, push_field};
 use crate::limit::Ticket;
 use crate::pool::{Connection, Failed, Lease, Outbound};
-use crate::record::RequestId;
+use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -60,12 +60,12 @@ impl Forwarding {
 }
 
 /// Who asked, as the backend may know it.
-#[derive(Debug, Clone, Copy)]
-pub struct Origin {
+#[derive(Debug)]
+pub struct Origin<'a> {
     pub client: ClientAddr,
-    pub id: RequestId,
     /// In which the caller asked.
     pub scheme: &'static str,
+    pub record: &'a mut Record,
 }
 
 /// An answer's head and where its body comes from.
@@ -85,7 +85,7 @@ pub async fn send(
     admitted: &Ticket,
     lease: &Lease,
     rules: &Forwarding,
-    origin: Origin,
+    origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     admitted.unless_ended(pin!(once(call, lease, rules, origin))).await
 }
@@ -94,10 +94,10 @@ async fn once(
     call: Call<'_>,
     lease: &Lease,
     rules: &Forwarding,
-    origin: Origin,
+    origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     let upload = call.body.upload();
-    let mut request = outbound(call, rules, origin)?;
+    let mut request = outbound(call, rules, &origin)?;
     let mut kept = lease.kept(Instant::now());
     loop {
         let fresh = kept.is_none();
@@ -106,6 +106,7 @@ async fn once(
             // Boxed, because it is seldom needed and large.
             None => Box::pin(lease.connect()).await?,
         };
+        origin.record.begins(Instant::now());
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
@@ -125,7 +126,7 @@ async fn once(
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
-fn outbound(call: Call<'_>, rules: &Forwarding, origin: Origin) -> Result<Outbound, Reject> {
+fn outbound(call: Call<'_>, rules: &Forwarding, origin: &Origin<'_>) -> Result<Outbound, Reject> {
     let Call { asked, parts, body, reading: _ } = call;
     let mut head = Vec::with_capacity(USUAL_HEAD);
     head.extend_from_slice(parts.method.as_str().as_bytes());
@@ -142,7 +143,7 @@ fn outbound(call: Call<'_>, rules: &Forwarding, origin: Origin) -> Result<Outbou
 }
 
 /// What the backend hears from the gate.
-fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin: Origin) {
+fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin: &Origin<'_>) {
     let host = theirs.get(header::HOST);
     let kept_host = host.filter(|_| rules.preserve_host);
     push_field(head, &header::HOST, kept_host.unwrap_or(&rules.host).as_bytes());
@@ -165,7 +166,7 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
         push_field(head, &X_FORWARDED_FOR, client.as_bytes());
     }
     push_field(head, &X_REAL_IP, client.as_bytes());
-    push_field(head, &REQUEST_ID, origin.id.as_bytes());
+    push_field(head, &REQUEST_ID, origin.record.line.id.as_bytes());
     if let Some(key) = &rules.backend_key {
         push_field(head, &header::AUTHORIZATION, key.as_bytes());
     }

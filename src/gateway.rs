@@ -26,9 +26,9 @@ use crate::incoming::Incoming;
 use crate::limit::{Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
-use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
+use crate::record::{Account, Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
-use crate::store::{KeyRing, Store};
+use crate::store::{KeyRing, Ledger, LedgerSettings, Store};
 use crate::tls::ClientCertificate;
 
 mod cors;
@@ -134,6 +134,8 @@ struct Live {
     draining: AtomicBool,
     notices: Notices,
     failed_logins: FailedLogins,
+    /// What was used; there is none without a folder for it.
+    ledger: Option<Arc<Ledger>>,
     began: Instant,
     /// Of the first socket of the network that callers come in by, whoever opened it.
     port: OnceLock<u16>,
@@ -153,8 +155,11 @@ impl Gateway {
     pub fn new(config: Config, log: Log) -> Result<Self, StateError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut memory = Memory::new(cores)?;
+        let mut ledger = None;
         if let Some(folder) = &config.data_dir {
-            memory = memory.with_keys(Arc::new(KeyRing::open(Arc::new(Store::open(folder)?))?));
+            let store = Arc::new(Store::open(folder)?);
+            ledger = Some(Arc::new(Ledger::start(&store, ledger_settings(&config))?));
+            memory = memory.with_keys(Arc::new(KeyRing::open(store)?));
         }
         let live = Live {
             memory,
@@ -164,6 +169,7 @@ impl Gateway {
             draining: AtomicBool::new(false),
             notices: Notices::default(),
             failed_logins: FailedLogins::default(),
+            ledger,
             began: Instant::now(),
             port: OnceLock::new(),
         };
@@ -196,11 +202,11 @@ impl Gateway {
         let mut closes = false;
         let mut response = match came {
             Ok(Served::Passed(passed)) => {
-                let Passed { answered, ticket, lease } = *passed;
+                let Passed { answered, ticket, lease, sifts } = *passed;
                 let changed = ticket.permit().changed().cloned();
                 let forward::Answered { status, fields, connection } = answered;
                 record.line.status = status.as_u16();
-                let riders = Riders { connection, lease, ticket, record };
+                let riders = Riders { connection, lease, ticket, record, sifts };
                 let answer = Metered::around(fields, riders, state.idle(), asker.dialect());
                 let mut response = Response::new(answer);
                 *response.status_mut() = status;
@@ -301,6 +307,16 @@ impl Gateway {
         self.live.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Waits until what is to be written is written, for as long as `patience`. Blocks.
+    pub fn flush(&self, patience: Duration) {
+        self.live.log.flush(patience);
+        if let Some(ledger) = &self.live.ledger
+            && !ledger.flush(patience)
+        {
+            tracing::error!("usage of {} requests could not be written", ledger.waiting());
+        }
+    }
+
     #[must_use]
     pub fn log(&self) -> &Log {
         &self.live.log
@@ -356,6 +372,11 @@ impl Gateway {
     }
 }
 
+fn ledger_settings(config: &Config) -> LedgerSettings {
+    let zone = config.time_zone.clone();
+    LedgerSettings { mode: config.ledger, keep: config.keep, zone }
+}
+
 /// One request on its way.
 struct Visit<'a> {
     live: &'a Live,
@@ -374,6 +395,8 @@ struct Passed {
     answered: forward::Answered,
     ticket: Ticket,
     lease: Lease,
+    /// The backend was asked for an event that the caller does not expect.
+    sifts: bool,
 }
 
 impl Visit<'_> {
@@ -407,13 +430,16 @@ impl Visit<'_> {
         record.names(call.model());
         let ground = loaded::ground(state, &entry, &call).await;
         let permit = access::authorize(entry, &mut call, &ground)?;
+        record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
+        let sifts = call.ask_usage(state.bounds());
         let ticket = live.limits.admit(permit, entered);
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
-        let origin = Origin { client, id: record.line.id, scheme: door.scheme() };
+        let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
-        lists::served(Box::new(Passed { answered, ticket, lease }), narrows, state.idle()).await
+        lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
+            .await
     }
 
     /// What is answered before anybody asks who it is.

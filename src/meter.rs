@@ -6,17 +6,19 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Timeout, timeout};
 
 use crate::http1::FieldLines;
 use crate::limit::Ticket;
 use crate::pool::{Connection, Lease};
 use crate::record::{Outcome, Record};
 use crate::reject::{Dialect, Reject, Told};
+use crate::store::Written;
 
 mod events;
 mod frame;
@@ -27,6 +29,9 @@ mod template;
 
 pub use reader::{Counts, Reader};
 pub use sieve::Sieve;
+
+/// The longest that an answer's last bytes wait for its row.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]
@@ -64,6 +69,18 @@ pub struct Metered {
     /// Up to two bytes that went last, to end a half line.
     tail: [u8; 2],
     state: State,
+    /// Reads what it cost, where a model is at work.
+    reader: Option<Box<Reader>>,
+    /// Takes out what the backend was asked for and the caller did not ask for.
+    sieve: Option<Box<Sieve>>,
+    /// The last of the answer, which waits for its row.
+    held: Option<Held>,
+}
+
+/// Goes when the row is written, or that takes too long.
+struct Held {
+    data: Bytes,
+    written: Pin<Box<Timeout<Written>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,13 +98,16 @@ pub struct Riders {
     pub lease: Lease,
     pub ticket: Ticket,
     pub record: Box<Record>,
+    /// The backend was asked for an event that the caller does not expect.
+    pub sifts: bool,
 }
 
 impl Metered {
     /// `idle`: the longest silence between two bytes. `dialect`: of the path asked.
     #[must_use]
     pub fn around(fields: FieldLines, riders: Riders, idle: Duration, dialect: Dialect) -> Answer {
-        let Riders { connection, lease, ticket, record } = riders;
+        let Riders { connection, lease, ticket, record, sifts } = riders;
+        let reader = reader_of(&record, fields.kind());
         let known = connection.left().is_some();
         let framing = if known { Framing::Opaque } else { Framing::of(&fields) };
         let mut metered = Box::new(Self {
@@ -101,12 +121,18 @@ impl Metered {
             dialect,
             tail: [b'\n'; 2],
             state: State::Streaming,
+            reader,
+            sieve: (sifts && framing == Framing::Sse).then(Box::default),
+            held: None,
         });
         metered.finish_if_past();
         Answer::Passing { metered, fields }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if self.held.is_some() {
+            return self.poll_held(cx);
+        }
         let connection = match (self.state, &mut self.connection) {
             (State::Cutting, _) => return Poll::Ready(Some(Err(Cut))),
             (State::Streaming, Some(connection)) => connection,
@@ -117,13 +143,22 @@ impl Metered {
         }
         match connection.poll_data(cx) {
             Poll::Ready(Ok(Some(data))) => {
-                self.count(&data);
+                self.read(&data);
+                let data = self.sifted(data);
                 self.finish_if_past();
-                Poll::Ready(Some(Ok(data)))
+                if self.is_over() {
+                    return self.hold(data, cx);
+                }
+                match data.is_empty() {
+                    true => self.poll(cx),
+                    false => Poll::Ready(Some(Ok(data))),
+                }
             }
             Poll::Ready(Ok(None)) => {
+                let rest = self.sieve.as_mut().map(|sieve| sieve.finish()).unwrap_or_default();
+                self.record.sent(rest.len());
                 self.finish_if_past();
-                Poll::Ready(None)
+                self.hold(rest, cx)
             }
             Poll::Ready(Err(cause)) => self.broken(&Reject::BackendFailed(cause)),
             Poll::Pending => {
@@ -136,18 +171,62 @@ impl Metered {
         }
     }
 
+    /// Whether these are the last bytes, by the answer's own word or by its framing.
+    fn is_over(&self) -> bool {
+        self.state == State::Ended || self.reader.as_ref().is_some_and(|reader| reader.is_over())
+    }
+
+    /// Keeps the last bytes until the row is written; others go at once.
+    fn hold(&mut self, data: Bytes, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if let Some(written) = self.settle(Outcome::Done) {
+            self.held = Some(Held { data, written: Box::pin(timeout(PATIENCE, written)) });
+            return self.poll_held(cx);
+        }
+        Poll::Ready((!data.is_empty()).then_some(Ok(data)))
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        if let Some(held) = &mut self.held {
+            // Late or not, the caller waits no longer.
+            let _ = ready!(held.written.as_mut().poll(cx));
+        }
+        let held = self.held.take();
+        Poll::Ready(held.map(|held| held.data).filter(|data| !data.is_empty()).map(Ok))
+    }
+
+    /// Charges what the request came to, once.
+    fn settle(&mut self, outcome: Outcome) -> Option<Written> {
+        let usage = self.reader.take().map(|reader| reader.finish()).unwrap_or_default();
+        self.record.post(outcome, usage)
+    }
+
     fn left(&self) -> Option<u64> {
         self.connection.as_ref().map_or(Some(0), |connection| connection.left())
     }
 
-    fn count(&mut self, data: &Bytes) {
+    fn read(&mut self, data: &Bytes) {
         self.waits_since = None;
+        if let Some(reader) = &mut self.reader {
+            let had_begun = reader.has_begun();
+            reader.see(data);
+            if !had_begun && reader.has_begun() {
+                self.record.first_token();
+            }
+        }
+    }
+
+    /// What of it goes on, counted.
+    fn sifted(&mut self, mut data: Bytes) -> Bytes {
+        if let Some(sieve) = &mut self.sieve {
+            data = sieve.pass(data);
+        }
         self.record.sent(data.len());
         match data.as_ref() {
             [.., a, b] => self.tail = [*a, *b],
             [b] => self.tail = [self.tail[1], *b],
             [] => {}
         }
+        data
     }
 
     /// Gives the connection back with the last byte, so that the next request finds it.
@@ -188,6 +267,13 @@ impl Metered {
             (Framing::Sse, _) => format!("\n\nevent: error\ndata: {error}\n\n"),
         }
     }
+}
+
+/// What counts an answer of this kind, where a model is at work on it.
+fn reader_of(record: &Record, kind: &[u8]) -> Option<Box<Reader>> {
+    let prompt = record.prompt_estimate()?;
+    let counts = Counts::of(record.line.operation?, record.line.status, kind)?;
+    Some(Box::new(Reader::new(counts, prompt)))
 }
 
 impl Framing {
@@ -234,7 +320,9 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Passing { metered, .. } => metered.state == State::Ended,
+            Self::Passing { metered, .. } => {
+                metered.state == State::Ended && metered.held.is_none()
+            }
             Self::Own { data, .. } => data.is_empty(),
         }
     }
@@ -246,6 +334,14 @@ impl Body for Answer {
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),
         }
+    }
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        let outcome = self.record.outcome();
+        // Nobody is left to wait for it.
+        drop(self.settle(outcome));
     }
 }
 

@@ -18,11 +18,13 @@ use crate::client_addr::{ClientAddr, IpText};
 use crate::config::{LogFormat, Role};
 use crate::http1::Arrival;
 use crate::reject::{Fault, Reject};
-use crate::store::KeyId;
+use crate::store::{KeyId, Usage, Written};
 
+mod account;
 mod decisions;
 mod outlet;
 
+pub use account::Account;
 pub use decisions::{Decisions, MOST_DECISIONS};
 pub use outlet::Outlet;
 
@@ -118,6 +120,18 @@ impl Outcome {
     }
 }
 
+impl Outcome {
+    /// The code of a refusal.
+    fn code(self) -> Option<&'static str> {
+        match self {
+            Self::Refused(code) => Some(code),
+            Self::BackendFailed => Some("backend_failed"),
+            Self::BackendTimeout => Some("backend_timeout"),
+            Self::Done | Self::ClientGone | Self::Drained | Self::Stopped => None,
+        }
+    }
+}
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.kind())?;
@@ -167,6 +181,8 @@ pub struct Record {
     arrived: Arc<Arrival>,
     log: Log,
     ended: bool,
+    /// Of a request that may leave a row of usage.
+    account: Option<Box<Account>>,
 }
 
 impl Record {
@@ -174,7 +190,7 @@ impl Record {
     #[must_use]
     pub fn open(log: Log, id: RequestId, arrived: Arc<Arrival>) -> Self {
         let line = Line { time: SystemTime::now(), id, ..Line::default() };
-        Self { line, started: Instant::now(), arrived, log, ended: false }
+        Self { line, started: Instant::now(), arrived, log, ended: false, account: None }
     }
 
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
@@ -202,6 +218,47 @@ impl Record {
 
     pub fn leaves_for(&mut self, backend: &Arc<str>) {
         self.line.backend = Some(Arc::clone(backend));
+    }
+
+    /// From here on the request may leave a row of usage.
+    pub fn accounts(&mut self, account: Option<Box<Account>>) {
+        self.account = account;
+    }
+
+    /// A backend has it now.
+    pub fn begins(&mut self, now: Instant) {
+        if let Some(account) = &mut self.account {
+            account.begins(now);
+        }
+    }
+
+    /// The first of what a model made has come.
+    pub fn first_token(&mut self) {
+        if let Some(account) = &mut self.account {
+            account.first_token(self.started.elapsed());
+        }
+    }
+
+    /// Tokens of the prompt as they are estimated, where a model is to be at work on it.
+    #[must_use]
+    pub fn prompt_estimate(&self) -> Option<u64> {
+        self.account.as_ref()?.prompt_estimate()
+    }
+
+    /// Posts the row, once: `outcome` is that of the answer, which may be over before its line is.
+    pub fn post(&mut self, outcome: Outcome, usage: Usage) -> Option<Written> {
+        let (total, bytes_in) = (self.started.elapsed(), self.arrived.bytes());
+        let end = account::End { outcome, usage, total, bytes_in };
+        self.account.as_mut()?.post(&self.line, end)
+    }
+
+    /// How it has ended, as far as is known.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self.ended || !self.log.is_cutting() {
+            true => self.line.outcome,
+            false => Outcome::Drained,
+        }
     }
 
     /// Whoever forgets this is taken for a caller who left.
@@ -281,8 +338,10 @@ impl fmt::Display for Chain<'_> {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        if !self.ended && self.log.is_cutting() {
-            self.line.outcome = Outcome::Drained;
+        self.line.outcome = self.outcome();
+        if let Some(untold) = self.account.as_ref().and_then(|it| it.untold(self.line.outcome)) {
+            // Nobody is left to wait for it.
+            drop(self.post(self.line.outcome, untold));
         }
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
@@ -369,18 +428,6 @@ impl Log {
     }
 }
 
-impl Line {
-    /// The code of a refusal.
-    fn code(&self) -> Option<&'static str> {
-        match self.outcome {
-            Outcome::Refused(code) => Some(code),
-            Outcome::BackendFailed => Some("backend_failed"),
-            Outcome::BackendTimeout => Some("backend_timeout"),
-            Outcome::Done | Outcome::ClientGone | Outcome::Drained | Outcome::Stopped => None,
-        }
-    }
-}
-
 impl Default for Line {
     fn default() -> Self {
         Self {
@@ -443,7 +490,7 @@ fn json_line(line: &Line, out: &mut String) {
         model: line.model.as_deref().map(short),
         backend: line.backend.as_deref(),
         status: line.status,
-        code: line.code(),
+        code: line.outcome.code(),
         outcome: line.outcome.to_string(),
         bytes_in: line.bytes_in,
         bytes_out: line.bytes_out,
@@ -472,7 +519,7 @@ fn text_line(line: &Line, out: &mut String) {
     plain(line.model.as_deref().unwrap_or("-"), out);
     plain(line.backend.as_deref().unwrap_or("-"), out);
     word(digits.format(line.status), out);
-    word(line.code().unwrap_or("-"), out);
+    word(line.outcome.code().unwrap_or("-"), out);
     word(line.outcome.kind(), out);
     if let Outcome::Refused(code) = line.outcome {
         out.push(':');

@@ -156,7 +156,7 @@ impl Server {
         }
         let gateway = Arc::clone(&self.gateway);
         // Flushing may wait for a slow reader of the log; nothing else is left to be held up.
-        let _ = tokio::task::spawn_blocking(move || gateway.log().flush(FLUSH)).await;
+        let _ = tokio::task::spawn_blocking(move || gateway.flush(FLUSH)).await;
     }
 }
 

@@ -21,6 +21,8 @@ use tempfile::TempDir;
 mod explain;
 #[path = "binary/keys.rs"]
 mod keys;
+#[path = "binary/ledger.rs"]
+mod ledger;
 #[path = "binary/load.rs"]
 mod load;
 #[path = "binary/many.rs"]

@@ -29,7 +29,7 @@ pub(super) async fn served(
 }
 
 async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>, Reject> {
-    let Passed { answered, ticket, lease } = *passed;
+    let Passed { answered, ticket, lease, sifts: _ } = *passed;
     let mut connection = answered.connection;
     let body = connection.whole(idle, MOST_BYTES).await?;
     if connection.is_past() {

@@ -139,7 +139,7 @@ fn facts(line: &Line) -> Value {
         "model": line.model.as_deref().map(short),
         "backend": line.backend.as_deref(),
         "status": line.status,
-        "code": line.code(),
+        "code": line.outcome.code(),
         "outcome": line.outcome.to_string(),
         "bytes_in": line.bytes_in,
         "bytes_out": line.bytes_out,
@@ -203,7 +203,7 @@ impl Stage {
         if line.outcome == Outcome::Done {
             return None;
         }
-        let code = line.code().unwrap_or_default();
+        let code = line.outcome.code().unwrap_or_default();
         Some(match (&line.name, line.operation, &line.backend) {
             (_, _, Some(_)) if line.first_byte.is_some() => Self::Answer,
             (_, _, Some(_)) => Self::Backend,

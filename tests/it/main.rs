@@ -23,6 +23,7 @@ mod http2; // many streams on one connection
 mod login; // who gets in
 mod malformed; // what a guard must refuse
 mod headers; // what goes along, and what does not
+mod ledger; // a row for what a backend began
 mod targets; // endpoints, methods, spellings, roles
 mod lifecycle; // start, reload, drain, end
 mod live; // credential files that change under the gate
