@@ -14,6 +14,7 @@ use jiff::tz::TimeZone;
 
 mod file;
 mod keys;
+mod limits;
 mod listen;
 mod models;
 mod policy;
@@ -27,6 +28,7 @@ mod written;
 mod zone;
 
 pub use keys::{Key, Kind, reference};
+pub use limits::{Allowance, Limit, Measure, Per, no_measure};
 pub use listen::ListenAddr;
 pub use models::{BadModelName, ModelName, ModelPattern, Models};
 pub use names::fault_of_name;
@@ -72,6 +74,8 @@ pub struct Config {
     /// The first that matches counts.
     pub rules: Vec<Rule>,
     pub keys: Vec<FileKey>,
+    /// All that match count at once.
+    pub limits: Vec<Limit>,
     pub public_url: Option<String>,
     pub help_url: Option<String>,
     pub contact: Option<String>,
@@ -220,6 +224,7 @@ impl Config {
             groups: Vec::new(),
             rules: Vec::new(),
             keys: Vec::new(),
+            limits: Vec::new(),
             public_url: None,
             help_url: None,
             contact: None,
@@ -444,11 +449,13 @@ impl Draft {
         // Behind what is wrong with a line itself.
         let place = |shown| Place::new(Source::File, usize::MAX, shown);
         // Of what could not be read nobody knows what it would have said.
-        let faults = if self.found.is_empty() { rules::faults(&self.config) } else { Vec::new() };
+        let faults = |config| [rules::faults(config), limits::faults(config)].concat();
+        let faults = if self.found.is_empty() { faults(&self.config) } else { Vec::new() };
         for (shown, says) in faults {
             self.found.add(place(shown), says);
         }
-        for (shown, says) in rules::shadowed(&self.config) {
+        let warnings = [rules::shadowed(&self.config), limits::pointless(&self.config)].concat();
+        for (shown, says) in warnings {
             self.warnings.add(place(shown), says);
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::keys::{KEY, Key, LATER_TABLES, Named, RULE, TABLES, distance, in_table};
+use super::keys::{KEY, Key, LATER_TABLES, LIMIT, Named, RULE, TABLES, distance, in_table};
 use super::problems::{Found, Place, Source, shown_key};
 use super::written::{Field, Fields, Form, Item, Written};
 
@@ -129,7 +129,8 @@ impl<'a> Reader<'a> {
             ("backend", DeValue::Array(backends)) if is_table(value) => self.backends(backends),
             ("rule", DeValue::Array(rules)) if is_table(value) => self.blocks(&RULE, rules),
             ("key", DeValue::Array(keys)) if is_table(value) => self.blocks(&KEY, keys),
-            ("backend" | "rule" | "key", _) => {
+            ("limit", DeValue::Array(limits)) if is_table(value) => self.blocks(&LIMIT, limits),
+            ("backend" | "rule" | "key" | "limit", _) => {
                 self.problem(at, format!("{name} is written [[{name}]], with two brackets"));
             }
             ("groups", DeValue::Table(groups)) => self.groups(groups),
@@ -297,7 +298,7 @@ fn table_advice(name: &str) -> String {
     let tables = tables.map(|table| (distance(name, table), !name.starts_with(table), table));
     let nearest = tables.min().map(|(distance, _, table)| (distance, table));
     match nearest.filter(|(distance, _)| *distance <= 2) {
-        Some((_, table @ &("backend" | "rule" | "key"))) => {
+        Some((_, table @ &("backend" | "rule" | "key" | "limit"))) => {
             format!("there is no table {shown}; did you mean [[{table}]]?")
         }
         Some((_, table)) if TABLES.contains(table) => {
@@ -309,7 +310,7 @@ fn table_advice(name: &str) -> String {
             )
         }
         None => format!(
-            "there is no table {shown}; roles, groups, tls, cors, timeouts, backend, rule and key are"
+            "there is no table {shown}; roles, groups, tls, cors, timeouts, backend, rule, key and limit are"
         ),
     }
 }
@@ -347,7 +348,7 @@ fn advice(name: &str) -> String {
 fn stands(key: &Key) -> String {
     let place = match key.in_table().0 {
         None => "at the top of the file, above the first [table]".to_owned(),
-        Some(table @ ("backend" | "rule" | "key")) => format!("under [[{table}]]"),
+        Some(table @ ("backend" | "rule" | "key" | "limit")) => format!("under [[{table}]]"),
         Some(table) => format!("under [{table}]"),
     };
     format!("{} stands {place}", key.name)

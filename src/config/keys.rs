@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::problems::Found;
 use super::written::{Written, put};
 use super::{
-    ClientAuth, Config, Cors, LedgerMode, LogFormat, Role, WeakHashes, rules, values, zone,
+    ClientAuth, Config, Cors, LedgerMode, LogFormat, Role, WeakHashes, limits, rules, values, zone,
 };
 
 /// One row of the table.
@@ -210,8 +210,19 @@ impl Key {
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
+// What the limits are, in three tables.
+const REQUESTS: &str =
+    "requests a minute; as many at once, then one whenever its share of the minute has passed";
+const TOKENS: &str =
+    "tokens a minute, of prompts and answers; more may be spent than is left, and is waited for";
+const TOKENS_DAY: &str = "tokens a day, from midnight in `time_zone`";
+const TOKENS_MONTH: &str = "tokens a month, from its first midnight in `time_zone`";
+const GPU_DAY: &str = "seconds a day that a backend worked on inference";
+const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
+const CONCURRENT: &str = "requests at once";
+
 #[rustfmt::skip]
-static KEYS: [Key; 70] = [
+static KEYS: [Key; 97] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -401,6 +412,13 @@ static KEYS: [Key; 70] = [
     row("rule.acts_for", Kind::Text, r#""""#,
         |config, it| rules::rule(config, |rule| put(&mut rule.acts_for, it.filled(rules::user_header))),
         "the header in which this front end names the user it asks for; only with `names` or `keys` without a `*`"),
+    row("rule.requests_per_minute", Kind::Count, "", limits::of_rule, REQUESTS),
+    row("rule.tokens_per_minute", Kind::Count, "", limits::of_rule, TOKENS),
+    row("rule.tokens_per_day", Kind::Count, "", limits::of_rule, TOKENS_DAY),
+    row("rule.tokens_per_month", Kind::Count, "", limits::of_rule, TOKENS_MONTH),
+    row("rule.gpu_seconds_per_day", Kind::Count, "", limits::of_rule, GPU_DAY),
+    row("rule.gpu_seconds_per_month", Kind::Count, "", limits::of_rule, GPU_MONTH),
+    row("rule.concurrent", Kind::Count, "", limits::of_rule, CONCURRENT),
     row("key.name", Kind::Text, "",
         |config, it| rules::key(config, |key| put(&mut key.name, it.parsed(rules::name))),
         "the key's name, in the log and in rules"),
@@ -422,15 +440,48 @@ static KEYS: [Key; 70] = [
     row("key.networks", Kind::Networks, "[]",
         |config, it| rules::key(config, |key| put(&mut key.networks, it.each(values::network))),
         "where it may be used from; an empty list is anywhere"),
+    row("key.requests_per_minute", Kind::Count, "", limits::of_key, REQUESTS),
+    row("key.tokens_per_minute", Kind::Count, "", limits::of_key, TOKENS),
+    row("key.tokens_per_day", Kind::Count, "", limits::of_key, TOKENS_DAY),
+    row("key.tokens_per_month", Kind::Count, "", limits::of_key, TOKENS_MONTH),
+    row("key.gpu_seconds_per_day", Kind::Count, "", limits::of_key, GPU_DAY),
+    row("key.gpu_seconds_per_month", Kind::Count, "", limits::of_key, GPU_MONTH),
+    row("key.concurrent", Kind::Count, "", limits::of_key, CONCURRENT),
+    row("limit.per", Kind::Choice(r#""identity", "key", "group", "model" or "all""#), r#""identity""#,
+        |config, it| limits::limit(config, |limit| put(&mut limit.per, it.per())),
+        "who shares one count: each `identity`, each `key`, each `group`, each `model`, or `all` together"),
+    row("limit.names", Kind::Names, "",
+        |config, it| limits::limit(config, |limit| put(&mut limit.names, it.patterns())),
+        "for callers of these names; `*` stands for any run of characters"),
+    row("limit.roles", Kind::Names, "",
+        |config, it| limits::limit(config, |limit| put(&mut limit.roles, it.each(str::parse).and_then(|roles| it.filled_list(roles)))),
+        "for callers with one of these roles"),
+    row("limit.groups", Kind::Names, "",
+        |config, it| limits::limit(config, |limit| put(&mut limit.groups, it.each(rules::name).and_then(|groups| it.filled_list(groups)))),
+        "for the members of these `[groups]`"),
+    row("limit.keys", Kind::Names, "",
+        |config, it| limits::limit(config, |limit| put(&mut limit.keys, it.patterns())),
+        "for these managed keys, by id or name"),
+    row("limit.models", Kind::Models, r#""all""#,
+        |config, it| limits::limit(config, |limit| put(&mut limit.models, it.models())),
+        "`all`, or patterns of the models whose requests count"),
+    row("limit.requests_per_minute", Kind::Count, "", limits::of_limit, REQUESTS),
+    row("limit.tokens_per_minute", Kind::Count, "", limits::of_limit, TOKENS),
+    row("limit.tokens_per_day", Kind::Count, "", limits::of_limit, TOKENS_DAY),
+    row("limit.tokens_per_month", Kind::Count, "", limits::of_limit, TOKENS_MONTH),
+    row("limit.gpu_seconds_per_day", Kind::Count, "", limits::of_limit, GPU_DAY),
+    row("limit.gpu_seconds_per_month", Kind::Count, "", limits::of_limit, GPU_MONTH),
+    row("limit.concurrent", Kind::Count, "", limits::of_limit, CONCURRENT),
 ];
 
-/// What begins a `[[rule]]`, and a `[[key]]`.
+/// What begins a `[[rule]]`, a `[[key]]` and a `[[limit]]`.
 pub(super) static RULE: Key = row("rule", Kind::Text, "", rules::open_rule, "a rule");
 pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key");
+pub(super) static LIMIT: Key = row("limit", Kind::Text, "", limits::open, "a limit");
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 8] =
-    ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key"];
+pub(super) const TABLES: [&str; 9] =
+    ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key", "limit"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
 pub(super) static LATER: [&str; 12] = [

@@ -55,6 +55,9 @@ fn about(table: &str) -> (String, &'static str) {
         "key" => {
             "Keys by their digest, for who keeps the configuration in a repository; any number."
         }
+        "limit" => {
+            "How much somebody may have, beside what stands in a `[[rule]]` (for each caller it is about) and a `[[key]]` (for this key); any number of these, and all that match a request count at once. See [limits](../how-to/limits.md)."
+        }
         "cors" => {
             "Cross-origin requests of browsers, answered at the gate; never with a browser's own credentials."
         }
@@ -64,7 +67,7 @@ fn about(table: &str) -> (String, &'static str) {
         }
     };
     let heading = match table {
-        "backend" | "rule" | "key" => format!("[[{table}]]"),
+        "backend" | "rule" | "key" | "limit" => format!("[[{table}]]"),
         table => format!("[{table}]"),
     };
     (heading, says)

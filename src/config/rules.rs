@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::problems::{Found, shown};
 use super::written::{Form, Written};
-use super::{Config, Models, Pattern, Policy, Role, values};
+use super::{Allowance, Config, Models, Pattern, Policy, Role, values};
 
 /// One rule: whom it is about, and what it gives them. The first that matches counts.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,8 @@ pub struct Rule {
     pub policy: Policy,
     /// The header in which this caller may say for whom it asks.
     pub acts_for: Option<HeaderName>,
+    /// Of each caller that it is about.
+    pub allowance: Allowance,
 }
 
 /// What a rule opens: a class of endpoints, or a path.
@@ -58,6 +60,7 @@ pub struct FileKey {
     pub expires: Option<jiff::Timestamp>,
     /// Where it may be used from; anywhere if empty.
     pub networks: Vec<IpNet>,
+    pub allowance: Allowance,
 }
 
 impl Rule {

@@ -43,8 +43,12 @@ fn print(config: &Config) -> String {
 fn line(key: &str, value: &str) -> String {
     match key.split_once('.') {
         None => format!("{key} = {value}\n"),
-        Some((table @ ("backend" | "rule"), name)) => {
+        Some((table @ ("backend" | "rule" | "limit"), name)) => {
             let more = match name {
+                "groups" if table == "limit" => "concurrent = 1\n[groups]\nstudents = ['s*']\n",
+                "per" | "names" | "roles" | "keys" | "models" if table == "limit" => {
+                    "concurrent = 1\n"
+                }
                 "acts_for" => "names = ['webui']\n",
                 "groups" => "[groups]\nstudents = ['s*']\n",
                 _ => "",
@@ -74,7 +78,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 70] = [
+const VALUES: [(&str, &str, &str, &str); 97] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -143,6 +147,13 @@ const VALUES: [(&str, &str, &str, &str); 70] = [
     ("rule.endpoints", "['inference', '/api/show']", "['GET /x']", "neither a path"),
     ("rule.policy", "{ num_ctx = { max = 8192 } }", "{ model = 'drop' }", "cannot be changed"),
     ("rule.acts_for", "'x-openwebui-user-id'", "'authorization'", "authorization"),
+    ("rule.requests_per_minute", "10", "0", "refuse every request"),
+    ("rule.tokens_per_minute", "20000", "-5", "from 1 to"),
+    ("rule.tokens_per_day", "100_000", "'many'", "a whole number"),
+    ("rule.tokens_per_month", "2_000_000", "1.5", "a number with a fraction"),
+    ("rule.gpu_seconds_per_day", "600", "1_000_000_000_000_001", "at most"),
+    ("rule.gpu_seconds_per_month", "7200", "[1]", "found a list"),
+    ("rule.concurrent", "2", "true", "a whole number"),
     ("key.name", "'laptop'", "'a/b'", "without a /"),
     ("key.owner", "'anna'", "'a\tb'", "without a /"),
     ("key.role", "'user'", "'boss'", "is no role"),
@@ -155,6 +166,26 @@ const VALUES: [(&str, &str, &str, &str); 70] = [
     ("key.models", "'all'", "['']", "pattern"),
     ("key.expires", "'2027-01-31'", "'soon'", "write it as a day"),
     ("key.networks", "['10.0.0.0/8']", "['10.0.0.0/99']", "10.0.0.0/99"),
+    ("key.requests_per_minute", "10", "0", "refuse every request"),
+    ("key.tokens_per_minute", "20000", "-5", "from 1 to"),
+    ("key.tokens_per_day", "100_000", "'many'", "a whole number"),
+    ("key.tokens_per_month", "2_000_000", "1.5", "a number with a fraction"),
+    ("key.gpu_seconds_per_day", "600", "1_000_000_000_000_001", "at most"),
+    ("key.gpu_seconds_per_month", "7200", "[1]", "found a list"),
+    ("key.concurrent", "2", "true", "a whole number"),
+    ("limit.per", "'all'", "'user'", "\"identity\", \"key\""),
+    ("limit.names", "['anna', 's*']", "[]", "an empty list is nobody"),
+    ("limit.roles", "['user']", "['boss']", "is no role"),
+    ("limit.groups", "'students'", "['a/b']", "without a /"),
+    ("limit.keys", "['laptop']", "['']", "a name is not empty"),
+    ("limit.models", "['gemma3*']", "['all']", "stands alone"),
+    ("limit.requests_per_minute", "10", "0", "refuse every request"),
+    ("limit.tokens_per_minute", "20000", "-5", "from 1 to"),
+    ("limit.tokens_per_day", "100_000", "'many'", "a whole number"),
+    ("limit.tokens_per_month", "2_000_000", "1.5", "a number with a fraction"),
+    ("limit.gpu_seconds_per_day", "600", "1_000_000_000_000_001", "at most"),
+    ("limit.gpu_seconds_per_month", "7200", "[1]", "found a list"),
+    ("limit.concurrent", "2", "true", "a whole number"),
 ];
 
 #[test]
@@ -187,7 +218,7 @@ fn every_good_value_sets_something_of_its_own() {
 #[test]
 fn the_defaults_of_the_table_are_the_defaults() {
     // Of what there may be any number of there is none by default.
-    let once = |key: &&Key| !matches!(key.in_table().0, Some("rule" | "key" | "groups"));
+    let once = |key: &&Key| !matches!(key.in_table().0, Some("rule" | "key" | "limit" | "groups"));
     for key in reference().iter().filter(once) {
         let written = config(&line(key.name, key.default));
         assert_eq!(print(&written), print(&Config::builtin()), "{}", key.name);
@@ -236,7 +267,7 @@ fn the_example_names_every_key_with_its_default() {
         let written = match (table, name) {
             (Some("groups"), _) => "students = [".to_owned(),
             // Of what there may be any number of the example shows one.
-            (Some("rule" | "key"), name) => format!("{name} = "),
+            (Some("rule" | "key" | "limit"), name) => format!("{name} = "),
             (_, name) => format!("{name} = {}", key.default),
         };
         let mut lines = EXAMPLE[start..].lines().map(|line| line.trim_start_matches("# "));
@@ -258,7 +289,8 @@ fn the_examples_groups_rules_and_keys_can_be_taken_as_they_stand() {
     let blocks = blocks.lines().filter(|line| line.starts_with("# ") && line.contains([']', '=']));
     let blocks: Vec<_> = blocks.map(|line| line.trim_start_matches("# ")).collect();
     let config = config(&format!("[groups]\n{}\n", blocks.join("\n")));
-    assert_eq!((config.groups.len(), config.rules.len(), config.keys.len()), (1, 2, 1));
+    let Config { groups, rules, keys, limits, .. } = &config;
+    assert_eq!((groups.len(), rules.len(), keys.len(), limits.len()), (1, 2, 1, 2));
 }
 
 #[test]
@@ -316,7 +348,10 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("[timeout]\nidle = 'x'", "did you mean [timeouts]?"),
         ("[[backends]]\nurl = 'x'", "did you mean [[backend]]?"),
         ("[[aliases]]\nname = 'x'", "alias, if you mean that, comes with a later version"),
-        ("[something]\nx = 'x'", "roles, groups, tls, cors, timeouts, backend, rule and key are"),
+        (
+            "[something]\nx = 'x'",
+            "roles, groups, tls, cors, timeouts, backend, rule, key and limit are",
+        ),
         ("[timeouts]\nfirstbyte = '1s'", "did you mean timeouts.first_byte?"),
         ("[[backend]]\nuri = 'x'", "did you mean backend.url?"),
         ("[cors]\norigin = '*'", "did you mean cors.origins?"),

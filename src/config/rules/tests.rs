@@ -119,3 +119,33 @@ fn a_day_counts_to_its_end() {
     assert_eq!(at("2027-01-31T18:00:00Z"), Ok("2027-01-31T18:00:00Z".to_owned()));
     assert!(at("31.1.2027").is_err() && at("").is_err());
 }
+
+#[test]
+fn limits_that_make_no_sense_are_told_and_those_that_never_count_too() {
+    let (groups, limit) = ("[groups]\nstudents = ['s*']\n", "[[limit]]\nconcurrent = 2\n");
+    for (text, word) in [
+        ("[[limit]]\nnames = ['anna']\n".to_owned(), "needs a number"),
+        (format!("{limit}groups = ['students']\n"), "there is no group \"students\""),
+        (format!("{limit}per = 'group'\n"), "needs groups"),
+        (format!("{limit}models = []\n"), "limits nothing"),
+        ("[limit]\nconcurrent = 2\n".to_owned(), "two brackets"),
+    ] {
+        let told = loaded(&text).unwrap_err();
+        assert!(told.len() == 1 && told[0].contains(word), "{text}: {told:?}");
+    }
+    for (text, word) in [
+        (format!("{limit}[[limit]]\nconcurrent = 3\n"), Some("concurrent (3) never counts: 2")),
+        (format!("{limit}{limit}"), Some("concurrent (2) never counts: 2")),
+        (format!("{limit}per = 'key'\n{limit}"), None),
+        (format!("{limit}models = ['a']\n{limit}"), None),
+        (format!("{limit}groups = ['students']\n{limit}{groups}"), None),
+        (
+            "[[rule]]\ntokens_per_day = 100\ntokens_per_month = 100\n".to_owned(),
+            Some("tokens_per_day (100) never counts: tokens_per_month (100)"),
+        ),
+    ] {
+        let warnings = loaded(&text).unwrap().warnings;
+        assert_eq!(warnings.len(), usize::from(word.is_some()), "{text}: {warnings:?}");
+        assert!(word.is_none_or(|word| warnings[0].says.contains(word)), "{warnings:?}");
+    }
+}
