@@ -1,5 +1,7 @@
 //! Managed keys by way of the admin API: what may be sent, field by field, and what is done with it.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use ipnet::IpNet;
@@ -9,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::query::Query;
 use super::{Desk, Object, json_answer};
-use crate::config::{Models, Role, duration};
+use crate::config::{Allowance, Measure, Models, Role, duration, no_measure};
 use crate::reject::Reject;
 use crate::store::{KeyDetails, KeyId, KeyQuery, KeyState, ManagedKey, Secret};
 
@@ -55,6 +57,7 @@ pub(super) struct Fields {
     cloud: Sent<bool>,
     expires: Sent<Parsed<Timestamp>>,
     networks: Sent<Vec<Parsed<IpNet>>>,
+    limits: Sent<LimitsSent>,
     note: Sent<String>,
 }
 
@@ -125,6 +128,22 @@ impl<'de> Deserialize<'de> for ModelsSent {
     }
 }
 
+/// Each limit by its name; those that are not there are none.
+#[derive(Debug)]
+struct LimitsSent(Allowance);
+
+impl<'de> Deserialize<'de> for LimitsSent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wrong = serde::de::Error::custom::<String>;
+        let mut allowance = Allowance::default();
+        for (name, number) in BTreeMap::<String, u64>::deserialize(deserializer)? {
+            let measure = Measure::of(&name).ok_or_else(|| wrong(no_measure(&name)))?;
+            allowance.set(measure, number).map_err(|says| wrong(format!("{name}: {says}")))?;
+        }
+        Ok(Self(allowance))
+    }
+}
+
 impl Fields {
     /// # Errors
     /// 422 where a key could not be so, whatever else it is.
@@ -152,6 +171,11 @@ impl Fields {
         self.models.over(&mut details.models, |ModelsSent(models)| models.clone());
         self.cloud.over(&mut details.cloud, Clone::clone);
         self.expires.over(&mut details.expires, |Parsed(at)| *at);
+        match &self.limits {
+            Sent::Nothing => {}
+            Sent::Null => details.limits = Allowance::NONE,
+            Sent::Value(LimitsSent(limits)) => details.limits = limits.clone(),
+        }
         self.networks
             .over(&mut details.networks, |nets| nets.iter().map(|Parsed(net)| *net).collect());
     }

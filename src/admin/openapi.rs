@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::query::{MOST, USUAL};
 use super::routes::{Body, Needs, ROUTES, Route};
+use crate::config::Measure;
 
 /// OpenAPI 3.1.
 #[must_use]
@@ -232,6 +233,7 @@ fn terms() -> Value {
         "networks": nullable(json!({
             "type": "array", "minItems": 1, "maxItems": 1000, "items": network(),
         })),
+        "limits": nullable(limits()),
         "note": {"type": ["string", "null"], "pattern": "^[^\\x00-\\x1f\\x7f-\\x9f]*$", "description": "1000 bytes at most"},
     })
 }
@@ -246,11 +248,19 @@ fn key() -> Value {
         "models": {"anyOf": [{"const": "all"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
         "cloud": {"type": ["boolean", "null"]}, "expires": text(),
         "networks": {"type": ["array", "null"], "items": {"type": "string"}},
-        "note": {"type": "string"},
+        "limits": limits(), "note": {"type": "string"},
         "created": {"type": "string"}, "created_by": {"type": "string"},
         "rotated_to": text(), "overlap_until": text(), "used": text(), "used_from": text(),
         "fingerprint": {"type": "string", "description": "the first 8 hex digits of the key's SHA-256"},
     })
+}
+
+/// How much a key may have.
+fn limits() -> Value {
+    let number = json!({"type": "integer", "minimum": 1, "maximum": 1_000_000_000_000_000_u64});
+    let each =
+        Measure::ALL.into_iter().map(|measure| (measure.as_str().to_owned(), number.clone()));
+    json!({"type": "object", "additionalProperties": false, "properties": each.collect::<Value>()})
 }
 
 fn decision() -> Value {

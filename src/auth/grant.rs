@@ -30,6 +30,7 @@ impl FileKeys {
                 key_name: key.name.clone(),
                 models: key.models.clone(),
                 cloud: None,
+                allowance: key.allowance.clone(),
             };
             (key.digest, (key.clone(), Arc::new(grant)))
         };

@@ -14,7 +14,7 @@ use super::check::counted;
 use super::desk::Desk;
 use super::{say, say_to};
 use crate::auth::api_keys;
-use crate::config::Models;
+use crate::config::{Allowance, Measure, Models};
 use crate::store::{
     Actor, KeyDetails, KeyId, KeyQuery, KeyState, ManagedKey, Secret, Store, StoreError,
 };
@@ -51,7 +51,7 @@ enum Action {
         name: Option<String>,
         #[command(flatten)]
         terms: Terms,
-        /// A roster: a line of headings (name,owner,role,models,cloud,expires,networks,note), then one
+        /// A roster: a line of headings (name,owner,role,models,cloud,expires,networks,limits,note), then one
         /// line a key; what it leaves empty the other options say
         #[arg(long, value_name = "FILE", conflicts_with = "name")]
         csv: Option<PathBuf>,
@@ -145,6 +145,9 @@ struct Terms {
     /// A network that it may be used from; may be given several times
     #[arg(long, value_name = "NET", value_parser = values::network)]
     network: Vec<IpNet>,
+    /// How much it may have, as `tokens_per_day=100000`; may be given several times
+    #[arg(long, value_name = "LIMIT=NUMBER", value_parser = values::limit)]
+    limit: Vec<(Measure, u64)>,
     /// A line to remember it by
     #[arg(long, default_value = "")]
     note: String,
@@ -167,8 +170,21 @@ impl Terms {
             cloud: self.cloud,
             expires: self.expires.and_then(|expiry| expiry.0),
             networks: (!self.network.is_empty()).then(|| self.network.clone()),
+            limits: self.limits(),
             note: self.note.clone(),
         }
+    }
+}
+
+impl Terms {
+    /// Of two for the same the last one.
+    fn limits(&self) -> Allowance {
+        let mut limits = Allowance::default();
+        for (measure, number) in &self.limit {
+            // What the parser took is a limit.
+            let _ = limits.set(*measure, *number);
+        }
+        limits
     }
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::secret::push_base62;
-use crate::config::{Models, Role, fault_of_name};
+use crate::config::{Allowance, Models, Role, fault_of_name};
 
 const LONGEST_NOTE: usize = 1000;
 const MOST_MODELS: usize = 1000;
@@ -150,6 +150,7 @@ pub struct KeyDetails {
     pub expires: Option<Timestamp>,
     /// `None`: from anywhere. Never an empty list.
     pub networks: Option<Vec<IpNet>>,
+    pub limits: Allowance,
     pub note: String,
 }
 
@@ -203,9 +204,14 @@ impl KeyDetails {
             "networks": self.networks.as_ref().map(|nets| {
                 nets.iter().map(ToString::to_string).collect::<Vec<_>>()
             }),
+            "limits": limits_to_json(&self.limits),
             "note": self.note,
         })
     }
+}
+
+fn limits_to_json(limits: &Allowance) -> Value {
+    limits.iter().map(|(measure, number)| (measure.as_str().to_owned(), json!(number))).collect()
 }
 
 /// `"all"`, or a list of patterns.
@@ -310,6 +316,7 @@ impl ManagedKey {
             key_name: self.details.name.clone(),
             models: self.details.models.clone(),
             cloud: self.details.cloud,
+            allowance: self.details.limits.clone(),
         }
     }
 
@@ -330,4 +337,6 @@ pub struct Grant {
     pub models: Option<Models>,
     /// `Some(false)` takes models in the cloud away.
     pub cloud: Option<bool>,
+    /// How much it may have, beside what its owner may.
+    pub allowance: Allowance,
 }

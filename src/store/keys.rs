@@ -18,7 +18,7 @@ use super::{Fault, Store, StoreError, files};
 /// Most keys of one page.
 const MOST: usize = 1000;
 const COLUMNS: &str = "id, form, digest, name, owner, role, models, cloud, expires, networks, note, \
-     state, created, created_by, rotated_to, overlap_until, used, used_from";
+     state, created, created_by, rotated_to, overlap_until, used, used_from, limits";
 
 /// Which keys, the oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -425,9 +425,9 @@ fn insert(
 ) -> Result<(), Fault> {
     let sql = format!(
         "INSERT INTO key ({COLUMNS}, changed) VALUES \
-         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)"
+         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"
     );
-    let KeyDetails { name, owner, role, models, cloud, expires, networks, note: words } =
+    let KeyDetails { name, owner, role, models, cloud, expires, networks, limits, note: words } =
         &key.details;
     transaction.prepare_cached(&sql)?.execute(params![
         key.id.as_str(),
@@ -448,6 +448,7 @@ fn insert(
         key.rotated.map(|it| it.overlap_until.as_second()),
         key.used.map(|it| it.at.as_second()),
         key.used.map(|it| it.from.to_string()),
+        limits.to_string(),
         generation,
     ])?;
     note(transaction, key, None, (action, by))?;
@@ -463,10 +464,11 @@ fn update(
     key: &ManagedKey,
     generation: i64,
 ) -> rusqlite::Result<()> {
-    let KeyDetails { name, owner, role, models, cloud, expires, networks, note } = &key.details;
+    let KeyDetails { name, owner, role, models, cloud, expires, networks, limits, note } =
+        &key.details;
     let sql = "UPDATE key SET name = ?2, owner = ?3, role = ?4, models = ?5, cloud = ?6, \
          expires = ?7, networks = ?8, note = ?9, state = ?10, rotated_to = ?11, \
-         overlap_until = ?12, changed = ?13 WHERE id = ?1";
+         overlap_until = ?12, changed = ?13, limits = ?14 WHERE id = ?1";
     transaction.prepare_cached(sql)?.execute(params![
         key.id.as_str(),
         name,
@@ -481,6 +483,7 @@ fn update(
         key.rotated.map(|it| it.to.to_string()),
         key.rotated.map(|it| it.overlap_until.as_second()),
         generation,
+        limits.to_string(),
     ])?;
     Ok(())
 }
@@ -531,6 +534,7 @@ fn key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
             cloud: row.get(7)?,
             expires: time(8)?,
             networks: networks.transpose().map_err(|_| odd(9))?,
+            limits: required(18)?.parse().map_err(|_| odd(18))?,
             note: required(10)?.to_owned(),
         },
         state: KeyState::of(required(11)?).ok_or_else(|| odd(11))?,

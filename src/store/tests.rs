@@ -60,6 +60,7 @@ fn whole() -> KeyDetails {
         cloud: Some(true),
         expires: Some(Timestamp::from_second(4_000_000_000).unwrap()),
         networks: Some(vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::/32".parse().unwrap()]),
+        limits: "tokens_per_day=100000 concurrent=2".parse().unwrap(),
         note: "for the build machine".to_owned(),
     }
 }

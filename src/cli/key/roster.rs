@@ -61,10 +61,11 @@ fn put(details: &mut KeyDetails, heading: &str, field: &str) -> anyhow::Result<(
             let all = values::words(field).map(values::network).collect::<Result<_, _>>();
             details.networks = Some(all.map_err(said)?);
         }
+        "limits" => details.limits = field.parse().map_err(said)?,
         "note" => field.clone_into(&mut details.note),
         _ => bail!(
-            "there is no such column; there are name, owner, role, models, cloud, expires, networks \
-             and note"
+            "there is no such column; there are name, owner, role, models, cloud, expires, networks, \
+             limits and note"
         ),
     }
     Ok(())
@@ -121,14 +122,15 @@ mod tests {
 
     #[test]
     fn each_line_is_a_key_and_what_it_leaves_empty_is_as_usual() {
-        let text = "Name,role,models,networks,note\r\ns01,,,,\n\n\
-                    \"s02, the \"\"second\"\"\",operator,gemma3* qwen3*,10.0.0.0/8;::1,late\n";
+        let text = "Name,role,models,networks,limits,note\r\ns01,,,,,\n\n\
+                    \"s02, the \"\"second\"\"\",operator,gemma3* qwen3*,10.0.0.0/8;::1,tokens_per_day=9 concurrent=2,late\n";
         let all = parse(text, &usual()).unwrap();
         assert_eq!(all[0], KeyDetails { name: "s01".to_owned(), ..usual() });
         assert_eq!(all[1].name, "s02, the \"second\"");
         assert_eq!(all[1].role, Some(Role::Operator));
         assert_eq!(all[1].models.as_ref().unwrap().to_string(), "gemma3*, qwen3*");
         assert_eq!(all[1].networks.as_ref().unwrap().len(), 2);
+        assert_eq!(all[1].limits.to_string(), "tokens_per_day=9 concurrent=2");
         assert_eq!(all[1].note, "late");
         assert_eq!(all.len(), 2);
         assert_eq!(fields(&quoted(&all[1].name)).unwrap(), [all[1].name.clone()]);
@@ -147,6 +149,7 @@ mod tests {
             ("name\n\na/b\n", 3, "a/b"),
             ("name,note\n,x\n", 2, "no name"),
             ("name,cloud\ns01,maybe\n", 2, "true or false"),
+            ("name,limits\ns01,tokens=9\n", 2, "there is no limit"),
             ("name,expires\ns01,2001-01-01\n", 2, "over already"),
         ] {
             let (at, told) = parse(text, &usual()).unwrap_err();

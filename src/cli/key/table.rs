@@ -50,6 +50,7 @@ pub(super) fn of_one(key: &ManagedKey) -> String {
         ),
         ("cloud", details.cloud.map_or_else(|| "by rules".to_owned(), |it| it.to_string())),
         ("networks", networks.unwrap_or_else(|| "any".to_owned())),
+        ("limits", if details.limits.is_empty() { none() } else { details.limits.to_string() }),
         ("expires", details.expires.map_or_else(|| "never".to_owned(), second)),
         ("created", format!("{} by {}", second(key.created), key.created_by)),
         (

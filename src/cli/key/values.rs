@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jiff::{Span, Timestamp};
 
-use crate::config::{self, Models, Role};
+use crate::config::{self, Allowance, Measure, Models, Role};
 use crate::store::KeyState;
 
 /// A role, or `None` for what `[roles]` says.
@@ -76,6 +76,18 @@ fn expiry_from(now: Timestamp, text: &str) -> Result<Expiry, String> {
     }
 }
 
+/// `tokens_per_day=100000`.
+pub(super) fn limit(text: &str) -> Result<(Measure, u64), String> {
+    let all: Allowance = text.parse()?;
+    let mut each = all.iter();
+    match (each.next(), each.next()) {
+        (Some(one), None) => Ok(one),
+        (None, _) | (Some(_), Some(_)) => {
+            Err("expected one limit, such as tokens_per_day=100000".to_owned())
+        }
+    }
+}
+
 /// As `24h` or `7d`.
 pub(super) fn overlap(text: &str) -> Result<Duration, String> {
     let said = || "expected a time such as 24h or 7d; 0s ends the old key at once".to_owned();
@@ -123,6 +135,14 @@ mod tests {
         assert_eq!(models("all"), Ok(Models::All));
         assert_eq!(models("gemma3*, qwen3:8b").unwrap().to_string(), "gemma3*, qwen3:8b");
         assert!(models("gemma3*,what?").unwrap_err().contains("what?"));
+    }
+
+    #[test]
+    fn a_limit_is_a_name_and_a_number() {
+        assert_eq!(limit("concurrent=2"), Ok((Measure::Concurrent, 2)));
+        for bad in ["", "concurrent", "concurrent=0", "concurrent=1,tokens_per_day=2", "x=1"] {
+            assert!(limit(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
