@@ -12,8 +12,9 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use jiff::Timestamp;
 
-use crate::access;
+use crate::access::{self, Permit};
 use crate::admin::{self, FailedLogins};
 use crate::api::{self, Asked, Target};
 use crate::auth::{Identity, Memory, Presented};
@@ -23,7 +24,7 @@ use crate::config::Config;
 use crate::forward::{self, Origin};
 use crate::http1::Arrival;
 use crate::incoming::Incoming;
-use crate::limit::{Limits, Ticket};
+use crate::limit::{Ask, Entered, Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Account, Log, Outcome, Record, RequestId, RequestIds};
@@ -204,6 +205,7 @@ impl Gateway {
             Ok(Served::Passed(passed)) => {
                 let Passed { answered, ticket, lease, sifts } = *passed;
                 let changed = ticket.permit().changed().cloned();
+                let left = ticket.left().copied();
                 let forward::Answered { status, fields, connection } = answered;
                 record.line.status = status.as_u16();
                 let riders = Riders { connection, lease, ticket, record, sifts };
@@ -212,6 +214,9 @@ impl Gateway {
                 *response.status_mut() = status;
                 if let Some(changed) = changed {
                     response.headers_mut().insert(POLICY, changed);
+                }
+                if let Some(left) = left {
+                    left.write(response.headers_mut());
                 }
                 response
             }
@@ -419,7 +424,7 @@ impl Visit<'_> {
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
         self.met(client, &who, record);
-        if let Some(answer) = open::to_callers(state, &who, &parts.method, &target)? {
+        if let Some(answer) = open::to_callers(live, state, &who, parts, &target)? {
             return Ok(Served::Own(answer));
         }
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
@@ -432,7 +437,7 @@ impl Visit<'_> {
         let permit = access::authorize(entry, &mut call, &ground)?;
         record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
         let sifts = call.ask_usage(state.bounds());
-        let ticket = live.limits.admit(permit, entered);
+        let ticket = self.admit(permit, entered, &call, record)?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
         let origin = Origin { client, scheme: door.scheme(), record };
@@ -440,6 +445,24 @@ impl Visit<'_> {
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
         lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
             .await
+    }
+
+    fn admit(
+        &self,
+        permit: Permit,
+        entered: Entered,
+        call: &Call<'_>,
+        record: &Record,
+    ) -> Result<Ticket, Reject> {
+        let ask = || Ask {
+            class: call.asked.class(),
+            model: record.line.model.as_deref(),
+            tokens_held: 0,
+            now: Instant::now(),
+            wall: Timestamp::now(),
+            ledger_full: false,
+        };
+        self.live.limits.admit(self.state.plan(), permit, entered, ask)
     }
 
     /// What is answered before anybody asks who it is.

@@ -1,27 +1,63 @@
-//! Permit and now to a [`Ticket`]: how much at once, and whether it may go on. So far it counts what is
-//! in flight, and ends what runs by a key that was taken away.
+//! Permit and now to a [`Ticket`]: how much, how much at once, and whether it may go on. It also counts
+//! what is in flight, and ends what runs by a key that was taken away.
 
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
 
 use crate::access::{Entry, Permit};
-use crate::reject::Reject;
-use crate::store::KeyId;
+use crate::api::Class;
+use crate::config::ModelName;
+use crate::reject::{Left, Reject};
+use crate::store::{KeyId, Usage};
 
+mod account;
+mod book;
+mod bucket;
+mod carried;
+mod charges;
 mod leash;
+mod period;
+mod plan;
+mod shown;
 
+pub use carried::Spent;
+pub use charges::Charges;
+pub use plan::{Plan, Subject};
+pub use shown::Shown;
+
+use account::Moment;
+use book::Book;
 use leash::{Leash, Leashes};
+use period::Almanac;
 
 const ENDED: Reject = Reject::BadCredentials("the key was revoked", None);
 
-/// What is in flight now; survives a reload.
+/// What is in flight now, and what was used; survives a reload.
 #[derive(Debug, Default, Clone)]
 pub struct Limits {
     in_flight: Arc<AtomicUsize>,
     leashes: Leashes,
+    book: Arc<Book>,
+}
+
+/// What is asked for, as far as limits go.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    pub class: Class,
+    /// As it is written in the request.
+    pub model: Option<&'a str>,
+    /// Of the prompt, with the most that the answer may have; until the true number is known.
+    pub tokens_held: u64,
+    pub now: Instant,
+    pub wall: Timestamp,
+    /// Whether nothing can be kept of what would be used.
+    pub ledger_full: bool,
 }
 
 /// A request whose body may be sent; it counts as in flight.
@@ -37,6 +73,8 @@ pub struct Entered {
 pub struct Ticket {
     permit: Permit,
     entered: Entered,
+    /// Of who has limits; settled and given back when it goes.
+    charges: Option<Box<Charges>>,
 }
 
 impl Limits {
@@ -48,9 +86,49 @@ impl Limits {
         Entered { in_flight: Arc::clone(&self.in_flight), leash }
     }
 
-    #[must_use]
-    pub fn admit(&self, permit: Permit, entered: Entered) -> Ticket {
-        Ticket { permit, entered }
+    /// Takes what the request needs of every limit that bears on it, or nothing. Who has no limits is
+    /// not asked.
+    ///
+    /// # Errors
+    /// 429 where a limit is reached; 503 for who has limits while nothing can be kept.
+    pub fn admit<'a>(
+        &self,
+        plan: &Plan,
+        permit: Permit,
+        entered: Entered,
+        ask: impl FnOnce() -> Ask<'a>,
+    ) -> Result<Ticket, Reject> {
+        let who = Subject::of(permit.reach());
+        let charges = if plan.is_free(&who) { None } else { self.take(plan, &who, &ask())? };
+        Ok(Ticket { permit, entered, charges })
+    }
+
+    /// The same for whom there is no permit, as when past requests are tried against a plan.
+    ///
+    /// # Errors
+    /// As [`Limits::admit`].
+    pub fn take(
+        &self,
+        plan: &Plan,
+        who: &Subject<'_>,
+        ask: &Ask<'_>,
+    ) -> Result<Option<Box<Charges>>, Reject> {
+        if !counts(ask.class) {
+            return Ok(None);
+        }
+        let model = ask.model.and_then(|model| ModelName::parse(model).ok());
+        let mut bearing = plan.bearing(who, model.as_ref());
+        bearing.retain(|it| !it.allowance.is_empty());
+        if bearing.is_empty() {
+            return Ok(None);
+        }
+        if ask.ledger_full {
+            return Err(Reject::Overloaded("the usage journal is full"));
+        }
+        let almanac = Almanac::of(ask.wall, plan.zone());
+        let moment = Moment { now: ask.now, almanac, is_work: is_work(ask.class) };
+        let charges = Charges::take(&self.book, bearing, ask.tokens_held, &moment)?;
+        Ok(Some(Box::new(charges)))
     }
 
     /// Ends what runs by this key, which is for ever; how many requests that were.
@@ -69,6 +147,19 @@ impl Ticket {
     #[must_use]
     pub fn permit(&self) -> &Permit {
         &self.permit
+    }
+
+    /// What was used in the place of what was held. Without it nothing was.
+    pub fn settle(&mut self, usage: &Usage, backend_time: Duration, now: Instant) {
+        if let Some(charges) = &mut self.charges {
+            charges.settle(usage.tokens(), backend_time, now);
+        }
+    }
+
+    /// For the answer's headers; `None` for who has no limits.
+    #[must_use]
+    pub fn left(&self) -> Option<&Left> {
+        self.charges.as_deref().map(Charges::left)
     }
 
     /// Ready, with what the caller is told, once the request may not go on.
@@ -95,6 +186,22 @@ impl Ticket {
     }
 }
 
+/// Clients ask for health and lists all the time, and no model works for it.
+fn counts(class: Class) -> bool {
+    match class {
+        Class::Health | Class::Models => false,
+        Class::Inference | Class::Manage | Class::Owner | Class::Unknown => true,
+    }
+}
+
+/// What an unknown endpoint makes the backend do nobody knows.
+fn is_work(class: Class) -> bool {
+    match class {
+        Class::Inference | Class::Unknown => true,
+        Class::Health | Class::Models | Class::Manage | Class::Owner => false,
+    }
+}
+
 impl Drop for Entered {
     fn drop(&mut self) {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -102,84 +209,4 @@ impl Drop for Entered {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-    use std::net::IpAddr;
-    use std::time::Instant;
-
-    use http::{HeaderMap, HeaderValue, Method, header};
-
-    use super::*;
-    use crate::access::{Ground, Provenance, Rules, admit, authorize};
-    use crate::api::Asked;
-    use crate::auth::{Auth, Files, Memory, Presented};
-    use crate::call::{BodyBounds, Call};
-    use crate::client_addr::{PeerAddr, TrustedProxies};
-    use crate::config::Config;
-
-    /// For a key's owner who lists the models; there is no shorter way to a ticket.
-    async fn ticket(limits: &Limits) -> Ticket {
-        let folder = tempfile::tempdir().unwrap();
-        let keys = folder.path().join("api_keys.txt");
-        fs::write(&keys, "a-key # anna\n").unwrap();
-        let mut config = Config::builtin();
-        config.api_keys = Some(keys);
-        let mut headers = HeaderMap::new();
-        headers.insert(header::AUTHORIZATION, HeaderValue::from_static("Bearer a-key"));
-        let peer = PeerAddr::new(IpAddr::from([192, 0, 2, 1]));
-        let client = TrustedProxies::default().client_addr(peer, &headers);
-        let path = "/api/tags";
-        let presented = Presented {
-            headers: &headers,
-            path_key: None,
-            method: "GET",
-            path,
-            ts: None,
-            certificate: None,
-        };
-        let auth = Auth::new(&config, Files::open(&config, None));
-        let who = auth
-            .authenticate(&Memory::new(1).unwrap(), client, presented, Instant::now())
-            .await
-            .unwrap();
-        let asked = Asked::find(&Method::GET, path, &[]).unwrap();
-        let cors = &config.cors;
-        let provenance = Provenance { method: &Method::GET, headers: &headers, cors };
-        let entry = admit(&Rules::new(&config), who, &asked, provenance).unwrap();
-        let bounds = BodyBounds::new(1, 1024, std::time::Duration::ZERO);
-        let parts = http::Request::new(()).into_parts().0;
-        let mut call = Call::without_body(asked, &parts);
-        let entered = limits.enter(&entry);
-        let ground = Ground { bounds: &bounds, loaded_context: None };
-        limits.admit(authorize(entry, &mut call, &ground).unwrap(), entered)
-    }
-
-    #[tokio::test]
-    async fn a_request_counts_from_its_admission_until_its_ticket_is_dropped() {
-        let limits = Limits::default();
-        let first = ticket(&limits).await;
-        let second = ticket(&limits).await;
-        assert_eq!(limits.in_flight(), 2);
-        drop(first);
-        assert_eq!(limits.in_flight(), 1);
-        drop(second);
-        assert_eq!(limits.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_clone_counts_the_same_requests() {
-        let limits = Limits::default();
-        let ticket = ticket(&limits).await;
-        let clone = limits.clone();
-        drop(limits);
-        assert_eq!(clone.in_flight(), 1);
-        drop(ticket);
-        assert_eq!(clone.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_ticket_says_whose_it_is() {
-        let ticket = ticket(&Limits::default()).await;
-        assert_eq!(ticket.permit().who().name().as_str(), "anna");
-    }
-}
+mod tests;

@@ -8,10 +8,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::config::Measure;
+
 mod denied;
+mod limited;
 mod remedy;
 
 pub use denied::{Denied, ModelDenied, Why};
+pub use limited::{Again, Left, Limited, Quota};
 
 /// Tells OpenAI's and Anthropic's SDKs whether to try again by themselves.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -81,6 +85,14 @@ pub enum Reject {
     HeadersTooLarge,
     #[error("too many failed attempts")]
     TooManyFailures { retry_after: Duration },
+    /// Of a minute.
+    #[error("rate limited: {0}")]
+    RateLimited(Box<Limited>),
+    /// Of a day or a month.
+    #[error("quota exhausted: {0}")]
+    QuotaExhausted(Box<Limited>),
+    #[error("too many concurrent: {0}")]
+    TooManyConcurrent(Box<Limited>),
     #[error("a panic was held off")]
     Internal,
     #[error("an HTTP version that is not spoken here")]
@@ -130,7 +142,7 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 33] = [
+pub const CODES: [&str; 36] = [
     "bad_request",
     "bad_path",
     "bad_body",
@@ -157,6 +169,9 @@ pub const CODES: [&str; 33] = [
     "wrong_host",
     "headers_too_large",
     "too_many_failures",
+    "rate_limited",
+    "quota_exhausted",
+    "too_many_concurrent",
     "internal",
     "bad_version",
     "loop_detected",
@@ -178,6 +193,7 @@ pub fn one_of_each() -> Vec<Reject> {
         is_cloud: false,
         allowed: Some(vec!["llama3*".to_owned()]),
     };
+    let limited = |measure| Box::new(Limited::example(measure));
     vec![
         Reject::BadRequest("why"),
         Reject::BadPath("why"),
@@ -205,6 +221,9 @@ pub fn one_of_each() -> Vec<Reject> {
         Reject::WrongHost,
         Reject::HeadersTooLarge,
         Reject::TooManyFailures { retry_after: Duration::from_millis(1001) },
+        Reject::RateLimited(limited(Measure::RequestsPerMinute)),
+        Reject::QuotaExhausted(limited(Measure::TokensPerDay)),
+        Reject::TooManyConcurrent(limited(Measure::Concurrent)),
         Reject::Internal,
         Reject::BadVersion,
         Reject::LoopDetected,
@@ -247,6 +266,9 @@ impl Reject {
             Self::WrongHost => (421, "wrong_host", Caller, false),
             Self::HeadersTooLarge => (431, "headers_too_large", Caller, false),
             Self::TooManyFailures { .. } => (429, "too_many_failures", Caller, false),
+            Self::RateLimited(_) => (429, "rate_limited", Caller, true),
+            Self::QuotaExhausted(_) => (429, "quota_exhausted", Caller, false),
+            Self::TooManyConcurrent(_) => (429, "too_many_concurrent", Caller, true),
             Self::Internal => (500, "internal", Ours, false),
             Self::BadVersion => (505, "bad_version", Caller, false),
             Self::LoopDetected => (508, "loop_detected", Ours, false),
@@ -285,11 +307,7 @@ impl Reject {
             Self::Forbidden(denied) => denied.to_string(),
             Self::ModelForbidden(denied) => denied.to_string(),
             Self::UnknownModel(denied) => denied.missing(),
-            Self::TlsRequired => {
-                "only https is served; begin the address with https://. A password or key that was \
-                 sent just now has crossed the network in the open: change it"
-                    .to_owned()
-            }
+            Self::TlsRequired => TLS_REQUIRED.to_owned(),
             Self::UnknownEndpoint => "there is no such endpoint here".to_owned(),
             Self::MethodNotAllowed { allow } => format!("this endpoint answers to {allow}"),
             Self::RequestTimeout => "the request body did not arrive in time".to_owned(),
@@ -316,6 +334,9 @@ impl Reject {
             Self::TooManyFailures { retry_after } => {
                 format!("too many failed logins; try again in {} s", whole_seconds(*retry_after))
             }
+            Self::RateLimited(limited)
+            | Self::QuotaExhausted(limited)
+            | Self::TooManyConcurrent(limited) => limited.to_string(),
             Self::Internal => "something went wrong in the gate; the log has the reason".to_owned(),
             Self::BadVersion => "only HTTP/1.1 and HTTP/1.0 are spoken here".to_owned(),
             Self::LoopDetected => {
@@ -338,6 +359,9 @@ impl Reject {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::TooManyFailures { retry_after } => Some(*retry_after),
+            Self::RateLimited(limited)
+            | Self::QuotaExhausted(limited)
+            | Self::TooManyConcurrent(limited) => Some(limited.retry_after()),
             Self::NoBackend(_) | Self::StoreFailed(_) => Some(Duration::from_secs(5)),
             Self::Overloaded(_) => Some(Duration::from_secs(1)),
             Self::BadRequest(_)
@@ -403,6 +427,10 @@ impl Reject {
             .insert(SHOULD_RETRY, HeaderValue::from_static(if again { "true" } else { "false" }));
         if let Self::MethodNotAllowed { allow } = self {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Self::RateLimited(it) | Self::QuotaExhausted(it) | Self::TooManyConcurrent(it) = self
+        {
+            it.left.write(headers);
         }
         if row.status == 401 {
             told.challenges.write(headers);
@@ -542,6 +570,9 @@ fn kind(status: u16, other: &'static str) -> &'static str {
         _ => other,
     }
 }
+
+const TLS_REQUIRED: &str = "only https is served; begin the address with https://. A password or key \
+     that was sent just now has crossed the network in the open: change it";
 
 /// Rounded up: a client that waits exactly this long must not be early.
 fn whole_seconds(wait: Duration) -> u64 {

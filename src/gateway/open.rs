@@ -1,13 +1,17 @@
 //! What the gate answers itself: the named list of what needs no login, and `/_portcullis/me`.
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Door, Live, State, cors};
 use crate::api::Target;
 use crate::auth::Identity;
+use crate::limit::{Shown, Subject};
 use crate::reject::Reject;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -53,19 +57,24 @@ pub(super) fn to_anybody(
 /// # Errors
 /// 404 for what else is asked for below `/_portcullis`, 405.
 pub(super) fn to_callers(
+    live: &Live,
     state: &State,
     who: &Identity,
-    method: &Method,
+    parts: &Parts,
     target: &Target,
 ) -> Result<Option<Response<Bytes>>, Reject> {
     match target.path.strip_prefix(OURS) {
         Some("/me") => {
-            only_read(method)?;
-            let shown = state.rules().reach_of(who.clone()).models_shown();
+            only_read(&parts.method)?;
+            let reach = state.rules().reach_of(who.clone());
+            let shown = reach.models_shown();
             let models = shown.map_or_else(|| json!("all"), |patterns| json!(patterns));
+            let (now, wall) = (Instant::now(), Timestamp::now());
+            let Shown { limits, used } =
+                live.limits.spent(state.plan(), &Subject::of(&reach), now, wall);
             let me = json!({
                 "name": who.name().as_str(), "role": who.role().to_string(), "models": models,
-                "limits": {}, "used": {}, "waiting": [],
+                "limits": limits, "used": used, "waiting": [],
             });
             Ok(Some(json_answer(StatusCode::OK, &me)))
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
+use jiff::tz::TimeZone;
 
 use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
@@ -14,6 +15,7 @@ use crate::call::BodyBounds;
 use crate::client_addr::{TrustedProxies, container_gateway};
 use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint};
 use crate::forward::Forwarding;
+use crate::limit::Plan;
 use crate::pool::Pool;
 use crate::store::StoreError;
 use crate::tls::{BackendTls, BackendTlsError, ClientCertificate, Tls, TlsError};
@@ -50,6 +52,7 @@ pub struct State {
     config: Config,
     auth: Auth,
     rules: Rules,
+    plan: Plan,
     tls: Option<Arc<Tls>>,
     proxies: TrustedProxies,
     bounds: BodyBounds,
@@ -79,6 +82,7 @@ impl State {
         Ok(Self {
             auth: Auth::new(&config, files),
             rules: Rules::new(&config),
+            plan: Plan::new(&config, TimeZone::UTC),
             tls: tls.map(Arc::new),
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,
@@ -101,6 +105,12 @@ impl State {
 
     pub(super) fn rules(&self) -> &Rules {
         &self.rules
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// `None` where the gate speaks plain HTTP.

@@ -1,6 +1,6 @@
 //! What would have allowed a request, for whoever runs the gate.
 
-use super::{Denied, ModelDenied, Reject, Why};
+use super::{Denied, Limited, ModelDenied, Reject, Why};
 
 impl Reject {
     /// What would have to be otherwise, and who could make it so; `None` where nothing would. Not for
@@ -23,6 +23,9 @@ impl Reject {
             Self::TooManyFailures { .. } => {
                 "waiting, or a credential that was right before; `failed_attempts_per_minute` is the \
                  bound"
+            }
+            Self::RateLimited(it) | Self::QuotaExhausted(it) | Self::TooManyConcurrent(it) => {
+                return Some(of_limited(it));
             }
             Self::TlsRequired => "the same request by https, with a new password or key",
             Self::UnknownEndpoint => {
@@ -63,6 +66,10 @@ impl Reject {
         };
         Some(says.to_owned())
     }
+}
+
+fn of_limited(Limited { measure, number, .. }: &Limited) -> String {
+    format!("waiting, or more than {} = {number}", measure.as_str())
 }
 
 fn of_denied(Denied { operation, name, why }: &Denied) -> String {

@@ -34,6 +34,9 @@ fn checked() -> Vec<Reject> {
             | Reject::WrongHost
             | Reject::HeadersTooLarge
             | Reject::TooManyFailures { .. }
+            | Reject::RateLimited(_)
+            | Reject::QuotaExhausted(_)
+            | Reject::TooManyConcurrent(_)
             | Reject::Internal
             | Reject::BadVersion
             | Reject::LoopDetected

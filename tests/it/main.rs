@@ -26,6 +26,7 @@ mod headers; // what goes along, and what does not
 mod ledger; // a row for what a backend began
 mod targets; // endpoints, methods, spellings, roles
 mod lifecycle; // start, reload, drain, end
+mod limits; // how much, and how much at once
 mod live; // credential files that change under the gate
 mod log; // one line per request
 mod managed; // keys of the store

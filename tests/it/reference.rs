@@ -22,7 +22,7 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 33] = [
+const WHEN: [(&str, &str); 36] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
     ("bad_body", "the body is not framed right, is not JSON, or has a wrong type in it"),
@@ -68,6 +68,9 @@ const WHEN: [(&str, &str); 33] = [
     ("store_failed", "the store in `data_dir` cannot be used; the gate's log has the reason"),
     ("headers_too_large", "headers of more than 32 KiB, or more than 100 of them"),
     ("too_many_failures", "too many wrong passwords or keys within a minute"),
+    ("rate_limited", "more requests or tokens within a minute than a limit allows"),
+    ("quota_exhausted", "the tokens or the backend time of a day or a month are used up"),
+    ("too_many_concurrent", "more requests at once than a limit allows"),
     ("internal", "something broke in the gate; its log has the reason"),
     ("bad_version", "HTTP/2 without TLS is not spoken"),
     ("loop_detected", "`upstream` leads back to this gate"),

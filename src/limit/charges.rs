@@ -1,0 +1,106 @@
+//! What one request took from every account that it counts for; given back or settled when it ends.
+
+use std::sync::{Arc, MutexGuard};
+use std::time::{Duration, Instant};
+
+use super::account::{Account, Counts, Moment, Obstacle, Taken, wait};
+use super::book::{AccountId, Book};
+use super::plan::Bearing;
+use crate::config::{Measure, Models};
+use crate::reject::{Again, Left, Limited, Reject};
+
+/// Held by the request's ticket.
+#[derive(Debug)]
+pub struct Charges {
+    taken: Vec<(Arc<Account>, Taken)>,
+    left: Left,
+    is_settled: bool,
+}
+
+impl Charges {
+    /// All or nothing: every account is held for the moment of the decision, always in the same
+    /// order.
+    pub(super) fn take(
+        book: &Book,
+        bearing: Vec<Bearing<'_>>,
+        held: u64,
+        moment: &Moment,
+    ) -> Result<Self, Reject> {
+        let mut bearing: Vec<(AccountId, Bearing<'_>)> =
+            bearing.into_iter().map(|it| (book.id(&it.scope), it)).collect();
+        bearing.sort_unstable_by_key(|(id, _)| *id);
+        // Nobody waits for what is their own.
+        bearing.dedup_by_key(|(id, _)| *id);
+        let account = |(id, _): &(AccountId, _)| book.account(*id, moment.now, &moment.almanac);
+        let accounts: Vec<_> = bearing.iter().map(account).collect();
+        let mut open: Vec<MutexGuard<'_, Counts>> = accounts.iter().map(|it| it.open()).collect();
+        let mut reached: Option<(&Bearing<'_>, Obstacle)> = None;
+        for (counts, (_, it)) in open.iter_mut().zip(&bearing) {
+            counts.come(it.allowance, moment);
+            let longest = reached.as_ref().map(|(_, obstacle)| wait(&obstacle.again));
+            let obstacle = counts.obstacle(it.allowance, moment);
+            let worse = |it: &Obstacle| longest.is_none_or(|longest| wait(&it.again) > longest);
+            if let Some(obstacle) = obstacle.filter(worse) {
+                reached = Some((it, obstacle));
+            }
+        }
+        let left = |open: &[MutexGuard<'_, Counts>]| {
+            let each = open.iter().zip(&bearing);
+            let each = each.map(|(counts, (_, it))| counts.left(it.allowance, &moment.almanac));
+            each.fold(Left::default(), Left::and)
+        };
+        if let Some((it, obstacle)) = reached {
+            return Err(refusal(it, obstacle, left(&open)));
+        }
+        let take = |(counts, (_, it)): (&mut MutexGuard<'_, Counts>, &(_, Bearing<'_>))| {
+            counts.take(it.allowance, held, moment)
+        };
+        let taken: Vec<_> = open.iter_mut().zip(&bearing).map(take).collect();
+        let left = left(&open);
+        drop(open);
+        Ok(Self { taken: accounts.into_iter().zip(taken).collect(), left, is_settled: false })
+    }
+
+    /// The true numbers in the place of what was held; once.
+    pub fn settle(&mut self, tokens: u64, backend_time: Duration, now: Instant) {
+        if !std::mem::replace(&mut self.is_settled, true) {
+            for (account, taken) in &self.taken {
+                account.open().settle(taken, tokens, backend_time, now);
+            }
+        }
+    }
+
+    /// After this request was let through.
+    #[must_use]
+    pub fn left(&self) -> &Left {
+        &self.left
+    }
+}
+
+impl Drop for Charges {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            self.settle(0, Duration::ZERO, Instant::now());
+        }
+        for (account, _) in &self.taken {
+            account.open().leave();
+        }
+    }
+}
+
+fn refusal(Bearing { scope, models, .. }: &Bearing<'_>, obstacle: Obstacle, left: Left) -> Reject {
+    let Obstacle { measure, number, again } = obstacle;
+    let models = match models {
+        Models::All => None,
+        Models::Only(_) => Some(models.to_string()),
+    };
+    let is_used_up = matches!(again, Again::At(..));
+    let limited = Box::new(Limited { measure, number, whose: scope.whose(), models, again, left });
+    if measure == Measure::Concurrent {
+        Reject::TooManyConcurrent(limited)
+    } else if is_used_up {
+        Reject::QuotaExhausted(limited)
+    } else {
+        Reject::RateLimited(limited)
+    }
+}

@@ -1,0 +1,78 @@
+//! A caller's limits, and what is used of them, for the caller.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::Limits;
+use super::account::Moment;
+use super::period::Almanac;
+use super::plan::{Bearing, Plan, Subject};
+use crate::config::{Limit, Measure};
+
+/// Two objects with the same names: the numbers, and what is used of each.
+#[derive(Debug, Default)]
+pub struct Shown {
+    pub limits: Map<String, Value>,
+    pub used: Map<String, Value>,
+}
+
+impl Limits {
+    /// Of each kind of limit the one of which the least is left; those about models apart.
+    #[must_use]
+    pub fn spent(&self, plan: &Plan, who: &Subject<'_>, now: Instant, wall: Timestamp) -> Shown {
+        let almanac = Almanac::of(wall, plan.zone());
+        let moment = Moment { now, almanac, is_work: true };
+        let mut shown = Shown::default();
+        if plan.is_free(who) {
+            return shown;
+        }
+        let all = plan.bearing(who, None);
+        for measure in Measure::ALL {
+            let numbers = all.iter().filter_map(|it| self.number(it, measure, &moment));
+            let tightest = numbers.min_by_key(|(limit, used)| limit.saturating_sub(*used));
+            if let Some((limit, used)) = tightest {
+                shown.limits.insert(measure.as_str().to_owned(), json!(limit));
+                shown.used.insert(measure.as_str().to_owned(), json!(used));
+            }
+        }
+        let of_models: Vec<_> = plan.of_models(who).collect();
+        if !of_models.is_empty() {
+            let each =
+                of_models.iter().map(|(limit, counts)| self.of_models(limit, counts, &moment));
+            let (limits, used): (Vec<_>, Vec<_>) = each.unzip();
+            shown.limits.insert("models".to_owned(), json!(limits));
+            shown.used.insert("models".to_owned(), json!(used));
+        }
+        shown
+    }
+
+    fn of_models(&self, limit: &Limit, counts: &[Bearing<'_>], moment: &Moment) -> (Value, Value) {
+        let head = || {
+            let mut head = Map::new();
+            head.insert("models".to_owned(), json!(limit.models.to_string()));
+            head.insert("per".to_owned(), json!(limit.per.as_str()));
+            head
+        };
+        let (mut limits, mut used) = (head(), head());
+        for (measure, number) in limit.allowance.iter() {
+            limits.insert(measure.as_str().to_owned(), json!(number));
+            let each = counts.iter().filter_map(|it| self.number(it, measure, moment));
+            if let Some(most) = each.map(|(_, used)| used).max() {
+                used.insert(measure.as_str().to_owned(), json!(most));
+            }
+        }
+        (Value::Object(limits), Value::Object(used))
+    }
+
+    /// The limit, and what is used of it.
+    fn number(&self, it: &Bearing<'_>, measure: Measure, moment: &Moment) -> Option<(u64, u64)> {
+        let limit = it.allowance.get(measure)?;
+        let id = self.book.id(&it.scope);
+        let account = self.book.account(id, moment.now, &moment.almanac);
+        let mut counts = account.open();
+        counts.come(it.allowance, moment);
+        Some((limit, counts.used(measure)))
+    }
+}

@@ -1,0 +1,173 @@
+//! How much somebody may have, and how much at once: refusals, headers, and what is left.
+
+use portcullis::config::{Config, Given, load};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::house::{
+    Answer, Backend, Caller, House, Step, chunk, ok_json, post, stream_head, until,
+};
+
+/// The parts of a configuration that are about limits.
+fn with_limits(text: &str) -> impl FnOnce(&mut Config, &tempfile::TempDir) + use<> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("p.toml");
+    std::fs::write(&file, format!("api_keys = 'k'\n{text}")).unwrap();
+    let read = load(&Given { file: Some(file), ..Given::default() });
+    let read = read.unwrap_or_else(|told| panic!("{told}")).config;
+    move |config, _| {
+        if !read.rules.is_empty() {
+            config.rules = read.rules;
+        }
+        config.groups = read.groups;
+        config.keys = read.keys;
+        config.limits = read.limits;
+    }
+}
+
+fn chat(model: &str) -> String {
+    post("/api/chat", &format!("{{\"model\":\"{model}\"}}"))
+}
+
+fn number(answer: &Answer, header: &str) -> u64 {
+    answer.header(header).unwrap_or_else(|| panic!("{header}: {}", answer.head)).parse().unwrap()
+}
+
+async fn me(house: &House) -> Value {
+    house.get("/_portcullis/me").await.json()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_hundred_at_once_ten_pass_a_limit_of_ten() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_limits("[[rule]]\nrequests_per_minute = 10\n")).await;
+    // Connected before, so that they ask within the 6 s after which there is room for one more.
+    let mut callers = Vec::new();
+    for _ in 0..200 {
+        callers.push(house.connect().await);
+    }
+    let mut all = JoinSet::new();
+    for mut caller in callers {
+        all.spawn(async move {
+            caller.send(chat("m")).await;
+            caller.answer().await
+        });
+    }
+    let answers = all.join_all().await;
+    let passed: Vec<_> = answers.iter().filter(|it| it.status == 200).collect();
+    assert_eq!(passed.len(), 10);
+    assert_eq!(backend.seen().len(), 10);
+    let mut left: Vec<_> =
+        passed.iter().map(|it| number(it, "x-ratelimit-remaining-requests")).collect();
+    left.sort_unstable();
+    assert_eq!(left, (0..10).collect::<Vec<_>>());
+    for refused in answers.iter().filter(|it| it.status != 200) {
+        assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limited"));
+        assert!((1..=6).contains(&number(refused, "retry-after")));
+        assert_eq!(refused.header("x-should-retry"), Some("true"));
+        assert_eq!(number(refused, "x-ratelimit-limit-requests"), 10);
+        assert_eq!(number(refused, "x-ratelimit-remaining-requests"), 0);
+        assert_eq!(refused.header("x-ratelimit-limit-tokens"), None);
+        let says = refused.json()["error"].as_str().unwrap().to_owned();
+        assert!(says.starts_with("requests_per_minute is 10 for anna; try again in "), "{says}");
+    }
+}
+
+/// A backend whose answers to `/api/chat` end when they are told to.
+async fn open_ended() -> Backend {
+    Backend::scripted(|seen| {
+        if seen.line().starts_with("GET ") {
+            return vec![Step::Send(ok_json("{\"models\":[]}").into_bytes())];
+        }
+        let line = "{\"message\":{\"content\":\"a\"},\"done\":false}\n";
+        let begins = stream_head("application/x-ndjson") + &chunk(line);
+        vec![Step::Send(begins.into_bytes()), Step::AwaitClose]
+    })
+    .await
+}
+
+async fn runs(house: &House, request: String) -> Caller {
+    let mut caller = house.connect().await;
+    caller.send(request).await;
+    assert!(caller.sees("\"done\":false").await);
+    caller
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_too_many_at_once_waits_until_another_has_left() {
+    let backend = open_ended().await;
+    let house = House::with(&backend, with_limits("[[rule]]\nconcurrent = 2\n")).await;
+    let first = runs(&house, chat("m")).await;
+    let _second = runs(&house, chat("m")).await;
+    let refused = house.ask(chat("m")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "too_many_concurrent"));
+    assert_eq!(refused.header("x-should-retry"), Some("true"));
+    assert!(number(&refused, "retry-after") >= 1);
+    assert_eq!(
+        refused.json()["error"],
+        "concurrent is 2 for anna; try again when something that runs has ended"
+    );
+    let told = me(&house).await;
+    assert_eq!(told["limits"], json!({"concurrent": 2}));
+    assert_eq!(told["used"], json!({"concurrent": 2}));
+    // Lists are no work.
+    assert_eq!(house.get("/api/tags").await.status, 200);
+    drop(first);
+    backend.wait_for_closed(1).await;
+    until("room for one", || (house.gateway.in_flight() < 2).then_some(())).await;
+    let _third = runs(&house, chat("m")).await;
+    assert_eq!(house.ask(chat("m")).await.status, 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_limits_the_tightest_is_told_and_nothing_is_taken_of_the_others() {
+    let backend = Backend::ok().await;
+    let text = "[[rule]]\nrequests_per_minute = 5\n\
+                [[limit]]\nmodels = ['big*']\nper = 'model'\nrequests_per_minute = 2\n\
+                [groups]\nstudents = ['a*']\n\
+                [[limit]]\nper = 'group'\nrequests_per_minute = 4\n";
+    let house = House::with(&backend, with_limits(text)).await;
+    for (model, status, left) in [("big:1b", 200, 1), ("BIG:1b", 200, 0), ("big:1b", 429, 0)] {
+        let answer = house.ask(chat(model)).await;
+        assert_eq!(answer.status, status, "{model}");
+        assert_eq!(number(&answer, "x-ratelimit-remaining-requests"), left, "{model}");
+        if status == 429 {
+            assert_eq!(number(&answer, "x-ratelimit-limit-requests"), 2);
+            let says = answer.json()["error"].to_string();
+            assert!(says.contains("for all who use big:1b with big*; try again in"), "{says}");
+        }
+    }
+    // The third took nothing of the group.
+    for (model, status, left) in [("small", 200, 1), ("big:2b", 200, 0), ("small", 429, 0)] {
+        let answer = house.ask(chat(model)).await;
+        assert_eq!(answer.status, status, "{model}");
+        assert_eq!(number(&answer, "x-ratelimit-remaining-requests"), left, "{model}");
+    }
+    let told = me(&house).await;
+    let of_models = json!([{"models": "big*", "per": "model", "requests_per_minute": 2}]);
+    assert_eq!(told["limits"], json!({"requests_per_minute": 4, "models": of_models}));
+    assert_eq!(told["used"]["requests_per_minute"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_no_limits_is_told_of_none_and_a_reload_forgets_nothing() {
+    let backend = Backend::ok().await;
+    let house = House::new(&backend).await;
+    let answer = house.ask(chat("m")).await;
+    assert!(!answer.head.to_ascii_lowercase().contains("x-ratelimit"), "{}", answer.head);
+    assert_eq!(me(&house).await["limits"], json!({}));
+    let reload = |number: u32| {
+        let mut config = house.gateway.state().config().clone();
+        let text = format!("[[rule]]\nrequests_per_minute = {number}\n");
+        with_limits(&text)(&mut config, &tempfile::tempdir().unwrap());
+        house.gateway.reload(config).unwrap();
+    };
+    reload(1);
+    assert_eq!(house.ask(chat("m")).await.status, 200);
+    assert_eq!(house.ask(chat("m")).await.status, 429);
+    reload(1);
+    assert_eq!(house.ask(chat("m")).await.status, 429, "what was used is still used");
+    reload(3);
+    assert_eq!(house.ask(chat("m")).await.status, 200, "another number counts at once");
+    assert_eq!(me(&house).await["used"], json!({"requests_per_minute": 2}));
+}
