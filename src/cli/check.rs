@@ -136,16 +136,18 @@ impl Findings {
         }
     }
 
-    /// A rule for somebody who has no credential is mostly a slip in the name.
+    /// A rule, or a limit, for somebody who has no credential is mostly a slip in the name.
     fn rules(&mut self, files: &Files, config: &Config) {
         let mut names: Vec<_> = files.names().into_iter().map(|(name, _)| name).collect();
         names.extend(config.keys.iter().map(|key| key.owner.clone().unwrap_or(key.name.clone())));
         // Managed keys and certificates may have any name.
         let is_closed = config.data_dir.is_none() && !config.certificates_log_in();
-        for rule in config.rules.iter().filter(|_| is_closed) {
-            for pattern in rule.names.iter().flatten() {
+        let rules = config.rules.iter().map(|rule| (&rule.place, &rule.names));
+        let limits = config.limits.iter().map(|limit| (&limit.place, &limit.names));
+        for (place, patterns) in rules.chain(limits).filter(|_| is_closed) {
+            for pattern in patterns.iter().flatten() {
                 if !names.iter().any(|name| pattern.matches(name)) {
-                    let says = format!("{}: nobody who can log in is called {pattern}", rule.place);
+                    let says = format!("{place}: nobody who can log in is called {pattern}");
                     self.warnings.push(says);
                 }
             }
