@@ -12,9 +12,8 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
-use jiff::Timestamp;
 
-use crate::access::{self, Permit};
+use crate::access;
 use crate::admin::{self, FailedLogins};
 use crate::api::{self, Asked, Target};
 use crate::auth::{Identity, Memory, Presented};
@@ -24,7 +23,7 @@ use crate::config::Config;
 use crate::forward::{self, Origin};
 use crate::http1::Arrival;
 use crate::incoming::Incoming;
-use crate::limit::{Ask, Entered, Limits, Ticket};
+use crate::limit::{Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Account, Log, Outcome, Record, RequestId, RequestIds};
@@ -32,6 +31,7 @@ use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 use crate::store::{KeyRing, Ledger, LedgerSettings, Store};
 use crate::tls::ClientCertificate;
 
+mod admission;
 mod cors;
 mod desk;
 mod explain;
@@ -437,7 +437,7 @@ impl Visit<'_> {
         let permit = access::authorize(entry, &mut call, &ground)?;
         record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
         let sifts = call.ask_usage(state.bounds());
-        let ticket = self.admit(permit, entered, &call, record)?;
+        let ticket = admission::ticket(live, state, (permit, entered), &call)?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
         let origin = Origin { client, scheme: door.scheme(), record };
@@ -445,24 +445,6 @@ impl Visit<'_> {
         let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
         lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
             .await
-    }
-
-    fn admit(
-        &self,
-        permit: Permit,
-        entered: Entered,
-        call: &Call<'_>,
-        record: &Record,
-    ) -> Result<Ticket, Reject> {
-        let ask = || Ask {
-            class: call.asked.class(),
-            model: record.line.model.as_deref(),
-            tokens_held: 0,
-            now: Instant::now(),
-            wall: Timestamp::now(),
-            ledger_full: false,
-        };
-        self.live.limits.admit(self.state.plan(), permit, entered, ask)
     }
 
     /// What is answered before anybody asks who it is.

@@ -26,7 +26,6 @@ mod period;
 mod plan;
 mod shown;
 
-pub use carried::Spent;
 pub use charges::Charges;
 pub use plan::{Plan, Subject};
 pub use shown::Shown;
@@ -126,7 +125,8 @@ impl Limits {
             return Err(Reject::Overloaded("the usage journal is full"));
         }
         let almanac = Almanac::of(ask.wall, plan.zone());
-        let moment = Moment { now: ask.now, almanac, is_work: is_work(ask.class) };
+        let spends = ask.class == Class::Inference;
+        let moment = Moment { now: ask.now, almanac, is_work: is_work(ask.class), spends };
         let charges = Charges::take(&self.book, bearing, ask.tokens_held, &moment)?;
         Ok(Some(Box::new(charges)))
     }

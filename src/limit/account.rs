@@ -38,8 +38,10 @@ pub(super) struct Taken {
 pub(super) struct Moment {
     pub(super) now: Instant,
     pub(super) almanac: Almanac,
-    /// Whether it is work that tokens and backend time are counted of.
+    /// Whether it may be work that tokens and backend time are limited for.
     pub(super) is_work: bool,
+    /// Whether it is known to be.
+    pub(super) spends: bool,
 }
 
 /// A limit that is reached.
@@ -106,7 +108,7 @@ impl Counts {
             self.requests.put(1);
         }
         self.running += 1;
-        let held = if moment.is_work { held } else { 0 };
+        let held = if moment.spends { held } else { 0 };
         self.day.hold(held);
         self.month.hold(held);
         let is_rated = allowance.get(Measure::TokensPerMinute).is_some();

@@ -1,7 +1,6 @@
 //! What the ledger knows of the day and the month that a gate is started in.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -10,37 +9,22 @@ use super::Limits;
 use super::book::AccountId;
 use super::period::{Almanac, Period, Span};
 use super::plan::{Plan, Subject};
+use crate::api::{Class, ENDPOINTS};
 use crate::config::{Allowance, ModelName};
-
-/// What was used since some moment, of one account, key and model.
-#[derive(Debug, Clone, Copy)]
-pub struct Spent<'a> {
-    /// `NAME`, or `NAME/USER`.
-    pub name: &'a str,
-    pub key: Option<&'a str>,
-    pub model: Option<&'a str>,
-    pub tokens: u64,
-    pub backend_time: Duration,
-}
+use crate::store::Spent;
 
 impl Limits {
     /// Takes over what inference used since this day and since this month began, where the plan's time
     /// zone says. What is counted already is never made less, so that it may be done again, for a
     /// plan with new limits.
-    pub fn restore<'a>(
-        &self,
-        plan: &Plan,
-        wall: Timestamp,
-        day: impl IntoIterator<Item = Spent<'a>>,
-        month: impl IntoIterator<Item = Spent<'a>>,
-    ) {
+    pub fn restore(&self, plan: &Plan, wall: Timestamp, day: &[Spent], month: &[Spent]) {
         let almanac = Almanac::of(wall, plan.zone());
         let mut sums = HashMap::new();
-        for spent in day {
-            self.add(plan, &spent, (Span::Day, almanac.day), &mut sums);
+        for spent in day.iter().filter(|it| is_inference(&it.operation)) {
+            self.add(plan, spent, (Span::Day, almanac.day), &mut sums);
         }
-        for spent in month {
-            self.add(plan, &spent, (Span::Month, almanac.month), &mut sums);
+        for spent in month.iter().filter(|it| is_inference(&it.operation)) {
+            self.add(plan, spent, (Span::Month, almanac.month), &mut sums);
         }
         self.book.carry(sums);
     }
@@ -48,23 +32,23 @@ impl Limits {
     fn add(
         &self,
         plan: &Plan,
-        spent: &Spent<'_>,
+        spent: &Spent,
         (span, begins): (Span, Date),
         sums: &mut HashMap<AccountId, (Period, Period)>,
     ) {
         let account = spent.name.split('/').next().unwrap_or_default();
         let who = Subject {
-            name: spent.name,
+            name: &spent.name,
             account,
             // Of a key with a role of its own nobody knows it any more.
             role: plan.role_of(account),
-            key: spent.key,
+            key: spent.key.as_deref(),
             key_id: None,
             // Whichever these are.
             by_rule: &Allowance::NONE,
             by_key: &Allowance::NONE,
         };
-        let model = spent.model.and_then(|model| ModelName::parse(model).ok());
+        let model = spent.model.as_deref().and_then(|model| ModelName::parse(model).ok());
         for bearing in plan.bearing(&who, model.as_ref()) {
             let (day, month) = sums.entry(self.book.id(&bearing.scope)).or_default();
             let period = match span {
@@ -84,4 +68,9 @@ impl Limits {
             |date: Date| date.to_zoned(plan.zone().clone()).map_or(wall, |start| start.timestamp());
         (start(almanac.day), start(almanac.month))
     }
+}
+
+fn is_inference(operation: &str) -> bool {
+    let row = ENDPOINTS.iter().find(|row| row.operation == operation);
+    row.is_some_and(|row| row.class == Class::Inference)
 }

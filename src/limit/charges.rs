@@ -14,6 +14,8 @@ use crate::reject::{Again, Left, Limited, Reject};
 pub struct Charges {
     taken: Vec<(Arc<Account>, Taken)>,
     left: Left,
+    /// Whether what it comes to is counted, as the ledger does.
+    spends: bool,
     is_settled: bool,
 }
 
@@ -58,12 +60,15 @@ impl Charges {
         let taken: Vec<_> = open.iter_mut().zip(&bearing).map(take).collect();
         let left = left(&open);
         drop(open);
-        Ok(Self { taken: accounts.into_iter().zip(taken).collect(), left, is_settled: false })
+        let taken = accounts.into_iter().zip(taken).collect();
+        Ok(Self { taken, left, spends: moment.spends, is_settled: false })
     }
 
     /// The true numbers in the place of what was held; once.
     pub fn settle(&mut self, tokens: u64, backend_time: Duration, now: Instant) {
         if !std::mem::replace(&mut self.is_settled, true) {
+            let (tokens, backend_time) =
+                if self.spends { (tokens, backend_time) } else { (0, Duration::ZERO) };
             for (account, taken) in &self.taken {
                 account.open().settle(taken, tokens, backend_time, now);
             }

@@ -23,7 +23,7 @@ impl Limits {
     #[must_use]
     pub fn spent(&self, plan: &Plan, who: &Subject<'_>, now: Instant, wall: Timestamp) -> Shown {
         let almanac = Almanac::of(wall, plan.zone());
-        let moment = Moment { now, almanac, is_work: true };
+        let moment = Moment { now, almanac, is_work: true, spends: true };
         let mut shown = Shown::default();
         if plan.is_free(who) {
             return shown;

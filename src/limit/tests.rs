@@ -14,6 +14,7 @@ use crate::auth::{Auth, Files, Memory, Presented};
 use crate::call::{BodyBounds, Call};
 use crate::client_addr::{PeerAddr, TrustedProxies};
 use crate::config::{Allowance, Config, Given, Role, load_without_credentials};
+use crate::store::Spent;
 
 /// For a key's owner who lists the models; there is no shorter way to a ticket.
 async fn ticket(limits: &Limits) -> Ticket {
@@ -301,6 +302,8 @@ fn backend_seconds_count_for_inference_alone() {
         Room::new("[[rule]]\ngpu_seconds_per_day = 10\ntokens_per_day = 10\nconcurrent = 9\n");
     let of = |class| Ask { class, ..room.ask("m", 5) };
     let take = |class| room.limits.take(&room.plan, &room.who("anna"), &of(class));
+    let mut pull = take(Class::Manage).unwrap().unwrap();
+    pull.settle(0, Duration::from_secs(9000), room.now);
     assert!(take(Class::Health).unwrap().is_none() && take(Class::Models).unwrap().is_none());
     assert_eq!(room.uses("anna", "m", 10), "ok");
     assert_eq!(take(Class::Inference).unwrap_err().row().code, "quota_exhausted");
@@ -387,10 +390,12 @@ fn a_day_and_a_month_are_known_after_a_restart() {
     let (day, month) = Limits::wants_since(&room.plan, room.wall);
     assert_eq!(day.to_string(), "2026-11-23T23:00:00Z");
     assert_eq!(month.to_string(), "2026-10-31T23:00:00Z");
-    let spent = |name, model, tokens, seconds| Spent {
-        name,
+    let spent = |name: &str, model: &str, tokens, seconds| Spent {
+        name: name.to_owned(),
         key: None,
-        model: Some(model),
+        model: Some(model.to_owned()),
+        operation: "chat".to_owned(),
+        requests: 1,
         tokens,
         backend_time: Duration::from_secs(seconds),
     };
@@ -399,11 +404,13 @@ fn a_day_and_a_month_are_known_after_a_restart() {
         spent("axel/7", "small:latest", 39, 1),
         spent("bert", "big:latest", 1, 49),
     ];
-    let all = [today.to_vec(), vec![spent("bert", "other:latest", 998, 1)]].concat();
+    let pull = Spent { operation: "pull".to_owned(), ..spent("bert", "big:latest", 0, 999) };
+    let today = [today.to_vec(), vec![pull]].concat();
+    let all = [today.clone(), vec![spent("bert", "other:latest", 998, 1)]].concat();
     // Before and after a count was asked for, and twice: it is the same.
     assert_eq!(room.uses("anna", "small", 0), "ok");
     for _ in 0..2 {
-        room.limits.restore(&room.plan, room.wall, today, all.clone());
+        room.limits.restore(&room.plan, room.wall, &today, &all);
     }
     let shown = room.limits.spent(&room.plan, &room.who("anna"), room.now, room.wall);
     assert_eq!(shown.used["tokens_per_month"], 60);

@@ -171,3 +171,23 @@ async fn who_has_no_limits_is_told_of_none_and_a_reload_forgets_nothing() {
     assert_eq!(house.ask(chat("m")).await.status, 200, "another number counts at once");
     assert_eq!(me(&house).await["used"], json!({"requests_per_minute": 2}));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_running_answer_may_still_cost_is_held() {
+    let backend = open_ended().await;
+    let house = House::with(&backend, with_limits("[[rule]]\ntokens_per_day = 50\n")).await;
+    let asked = |most: u32| {
+        post("/api/chat", &format!("{{\"model\":\"m\",\"options\":{{\"num_predict\":{most}}}}}"))
+    };
+    let first = runs(&house, asked(20)).await;
+    let second = runs(&house, asked(1000)).await;
+    let refused = house.ask(asked(1)).await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "rate_limited"));
+    assert_eq!(number(&refused, "x-ratelimit-limit-tokens"), 50);
+    assert_eq!(number(&refused, "x-ratelimit-remaining-tokens"), 0);
+    let says = refused.json()["error"].to_string();
+    assert!(says.contains("tokens_per_day is 50 for anna; try again when something"), "{says}");
+    drop((first, second));
+    until("both have left", || (house.gateway.in_flight() == 0).then_some(())).await;
+    runs(&house, asked(1)).await;
+}

@@ -1,0 +1,54 @@
+//! What a request is worth to the limits, before it is sent on.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+
+use super::{Live, State};
+use crate::access::Permit;
+use crate::call::Call;
+use crate::config::{Bounds, Change};
+use crate::limit::{Ask, Entered, Ticket};
+use crate::reject::Reject;
+
+/// About as many bytes are one token.
+const BYTES_A_TOKEN: u64 = 4;
+
+/// # Errors
+/// See [`crate::limit::Limits::admit`].
+pub(super) fn ticket(
+    live: &Live,
+    state: &State,
+    (permit, entered): (Permit, Entered),
+    call: &Call<'_>,
+) -> Result<Ticket, Reject> {
+    let model = call.model();
+    let bound = most_allowed(&permit);
+    let ask = || Ask {
+        class: call.asked.class(),
+        model: model.as_deref(),
+        tokens_held: held(call, bound),
+        now: Instant::now(),
+        wall: Timestamp::now(),
+        ledger_full: live.ledger.as_ref().is_some_and(|ledger| ledger.is_full()),
+    };
+    live.limits.admit(state.plan(), permit, entered, ask)
+}
+
+/// The prompt, with the most that was asked for; nothing for who asked for no end.
+fn held(call: &Call<'_>, bound: Option<u64>) -> u64 {
+    let asked = call.reading.asked_maximum().unwrap_or_default();
+    let answer = bound.map_or(asked, |bound| asked.min(bound));
+    answer.saturating_add(call.reading.prompt_bytes() / BYTES_A_TOKEN)
+}
+
+/// What the policy makes of a longer answer.
+fn most_allowed(permit: &Permit) -> Option<u64> {
+    let changes = &permit.reach().rule().policy.changes;
+    let bound = changes.iter().find_map(|(name, change)| match change {
+        Change::Clamp(Bounds { max: Some(max), .. }) if name == "num_predict" => Some(*max),
+        Change::Clamp(_) | Change::Drop | Change::Force(_) | Change::Loaded => None,
+    });
+    // A fraction is cut off.
+    bound.map(|bound| bound as u64)
+}
