@@ -28,7 +28,7 @@ use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Account, Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
-use crate::store::{KeyRing, Ledger, LedgerSettings, Store};
+use crate::store::{KeyRing, Ledger, LedgerSettings, Store, StoreError};
 use crate::tls::ClientCertificate;
 
 mod admission;
@@ -143,6 +143,12 @@ struct Live {
 }
 
 impl Live {
+    /// What the ledger knows of this day and month counts against the limits of this state.
+    fn recall(&self, state: &State) -> Result<(), StoreError> {
+        let Some(keys) = self.memory.managed() else { return Ok(()) };
+        admission::recall(&self.limits, keys.store(), state.plan())
+    }
+
     fn notice(&self, client: ClientAddr, link: &Link, who: &Identity) {
         if let Some(notice) = self.notices.met(client, link, who, || self.began.elapsed()) {
             notice.tell(client.ip());
@@ -174,7 +180,9 @@ impl Gateway {
             began: Instant::now(),
             port: OnceLock::new(),
         };
-        Ok(Self { state: RwLock::new(Arc::new(State::new(config, None)?)), live })
+        let state = State::new(config, None)?;
+        live.recall(&state)?;
+        Ok(Self { state: RwLock::new(Arc::new(state)), live })
     }
 
     /// Answers one request. It always answers, and always leaves exactly one line.
@@ -298,6 +306,7 @@ impl Gateway {
     /// What [`State::new`] says; the old state serves on.
     pub fn reload(&self, config: Config) -> Result<(), StateError> {
         let next = Arc::new(State::new(config, Some(&self.state()))?);
+        self.live.recall(&next)?;
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
         Ok(())
     }
@@ -437,12 +446,14 @@ impl Visit<'_> {
         let permit = access::authorize(entry, &mut call, &ground)?;
         record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
         let sifts = call.ask_usage(state.bounds());
-        let ticket = admission::ticket(live, state, (permit, entered), &call)?;
+        let mut ticket = admission::ticket(live, state, (permit, entered), &call)?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
+        ticket.begin(Instant::now(), record.prompt_estimate());
         let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
-        let answered = forward::send(call, &ticket, &lease, state.forwarding(), origin).await?;
+        let sent = forward::send(call, &ticket, &lease, state.forwarding(), origin).await;
+        let answered = sent.inspect_err(|_| ticket.fail(Instant::now()))?;
         lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
             .await
     }

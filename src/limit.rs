@@ -149,7 +149,22 @@ impl Ticket {
         &self.permit
     }
 
-    /// What was used in the place of what was held. Without it nothing was.
+    /// It leaves for a backend. Without more it is charged from here on for the backend's time and for
+    /// the `prompt`'s tokens.
+    pub fn begin(&mut self, now: Instant, prompt: Option<u64>) {
+        if let Some(charges) = &mut self.charges {
+            charges.begin(now, prompt.unwrap_or_default());
+        }
+    }
+
+    /// The backend did not answer: its time is charged, and no tokens.
+    pub fn fail(&mut self, now: Instant) {
+        if let Some(charges) = &mut self.charges {
+            charges.fail(now);
+        }
+    }
+
+    /// What was used in the place of what was held; once.
     pub fn settle(&mut self, usage: &Usage, backend_time: Duration, now: Instant) {
         if let Some(charges) = &mut self.charges {
             charges.settle(usage.tokens(), backend_time, now);

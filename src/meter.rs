@@ -73,6 +73,7 @@ pub struct Metered {
     reader: Option<Box<Reader>>,
     /// Takes out what the backend was asked for and the caller did not ask for.
     sieve: Option<Box<Sieve>>,
+    is_settled: bool,
     /// The last of the answer, which waits for its row.
     held: Option<Held>,
 }
@@ -123,6 +124,7 @@ impl Metered {
             state: State::Streaming,
             reader,
             sieve: (sifts && framing == Framing::Sse).then(Box::default),
+            is_settled: false,
             held: None,
         });
         metered.finish_if_past();
@@ -196,7 +198,11 @@ impl Metered {
 
     /// Charges what the request came to, once.
     fn settle(&mut self, outcome: Outcome) -> Option<Written> {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return None;
+        }
         let usage = self.reader.take().map(|reader| reader.finish()).unwrap_or_default();
+        self.ticket.settle(&usage, self.record.backend_time(), Instant::now());
         self.record.post(outcome, usage)
     }
 

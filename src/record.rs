@@ -245,6 +245,12 @@ impl Record {
         self.account.as_ref()?.prompt_estimate()
     }
 
+    /// How long a backend has had it.
+    #[must_use]
+    pub fn backend_time(&self) -> Duration {
+        self.account.as_ref().map_or(Duration::ZERO, |account| account.backend_time())
+    }
+
     /// Posts the row, once: `outcome` is that of the answer, which may be over before its line is.
     pub fn post(&mut self, outcome: Outcome, usage: Usage) -> Option<Written> {
         let (total, bytes_in) = (self.started.elapsed(), self.arrived.bytes());

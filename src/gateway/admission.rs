@@ -8,8 +8,9 @@ use super::{Live, State};
 use crate::access::Permit;
 use crate::call::Call;
 use crate::config::{Bounds, Change};
-use crate::limit::{Ask, Entered, Ticket};
+use crate::limit::{Ask, Entered, Limits, Plan, Ticket};
 use crate::reject::Reject;
+use crate::store::{Store, StoreError};
 
 /// About as many bytes are one token.
 const BYTES_A_TOKEN: u64 = 4;
@@ -33,6 +34,18 @@ pub(super) fn ticket(
         ledger_full: live.ledger.as_ref().is_some_and(|ledger| ledger.is_full()),
     };
     live.limits.admit(state.plan(), permit, entered, ask)
+}
+
+/// Brings the counts of the day and the month up to what the ledger knows.
+///
+/// # Errors
+/// Where it cannot be read: a limit must not begin anew.
+pub(super) fn recall(limits: &Limits, store: &Store, plan: &Plan) -> Result<(), StoreError> {
+    let wall = Timestamp::now();
+    let (day, month) = Limits::wants_since(plan, wall);
+    let (day, month) = (store.spent_since(day)?, store.spent_since(month)?);
+    limits.restore(plan, wall, &day, &month);
+    Ok(())
 }
 
 /// The prompt, with the most that was asked for; nothing for who asked for no end.

@@ -16,6 +16,8 @@ pub struct Charges {
     left: Left,
     /// Whether what it comes to is counted, as the ledger does.
     spends: bool,
+    /// When it left for a backend, and the tokens of its prompt.
+    begun: Option<(Instant, u64)>,
     is_settled: bool,
 }
 
@@ -61,7 +63,17 @@ impl Charges {
         let left = left(&open);
         drop(open);
         let taken = accounts.into_iter().zip(taken).collect();
-        Ok(Self { taken, left, spends: moment.spends, is_settled: false })
+        Ok(Self { taken, left, spends: moment.spends, begun: None, is_settled: false })
+    }
+
+    pub(super) fn begin(&mut self, now: Instant, prompt: u64) {
+        self.begun = Some((now, prompt));
+    }
+
+    /// No answer came of it, which is not the caller's fault.
+    pub(super) fn fail(&mut self, now: Instant) {
+        let began = self.begun.map_or(now, |(began, _)| began);
+        self.settle(0, now.saturating_duration_since(began), now);
     }
 
     /// The true numbers in the place of what was held; once.
@@ -85,7 +97,10 @@ impl Charges {
 impl Drop for Charges {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.settle(0, Duration::ZERO, Instant::now());
+            // Whoever leaves before an answer has had a backend at work on the prompt.
+            let now = Instant::now();
+            let (began, prompt) = self.begun.unwrap_or((now, 0));
+            self.settle(prompt, now.saturating_duration_since(began), now);
         }
         for (account, _) in &self.taken {
             account.open().leave();

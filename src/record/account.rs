@@ -61,6 +61,10 @@ impl Account {
         self.began.get_or_insert(now);
     }
 
+    pub(super) fn backend_time(&self) -> Duration {
+        self.began.map_or(Duration::ZERO, |began| began.elapsed())
+    }
+
     pub(super) fn first_token(&mut self, after: Duration) {
         self.first_token.get_or_insert(after);
     }
@@ -90,14 +94,14 @@ impl Account {
     }
 
     pub(super) fn post(&mut self, line: &Line, end: End) -> Option<Written> {
-        let began = self.began?;
+        self.began?;
         if std::mem::replace(&mut self.is_posted, true) {
             return None;
         }
-        Some(self.ledger.as_ref()?.post(self.row(line, end, began)))
+        Some(self.ledger.as_ref()?.post(self.row(line, end)))
     }
 
-    fn row(&self, line: &Line, end: End, began: Instant) -> UsageRow {
+    fn row(&self, line: &Line, end: End) -> UsageRow {
         UsageRow {
             time: line.time,
             id: line.id.0,
@@ -118,7 +122,7 @@ impl Account {
             first_byte: line.first_byte,
             first_token: self.first_token,
             total: end.total,
-            backend_time: began.elapsed(),
+            backend_time: self.backend_time(),
         }
     }
 }

@@ -191,3 +191,78 @@ async fn what_a_running_answer_may_still_cost_is_held() {
     until("both have left", || (house.gateway.in_flight() == 0).then_some(())).await;
     runs(&house, asked(1)).await;
 }
+
+/// Answers every chat with seven tokens.
+async fn of_seven_tokens() -> Backend {
+    let body = "{\"done\":true,\"prompt_eval_count\":3,\"eval_count\":4}";
+    Backend::scripted(move |_| vec![Step::Send(ok_json(body).into_bytes())]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_day_may_cost_is_known_after_a_restart_and_after_a_reload() {
+    let backend = of_seven_tokens().await;
+    let data = tempfile::tempdir().unwrap();
+    let limited = |number: u64| {
+        let folder = data.path().to_owned();
+        let limits = with_limits(&format!("[[rule]]\ntokens_per_day = {number}\n"));
+        move |config: &mut Config, own: &tempfile::TempDir| {
+            limits(config, own);
+            config.data_dir = Some(folder);
+        }
+    };
+    let house = House::with(&backend, limited(12)).await;
+    for _ in 0..2 {
+        assert_eq!(house.ask(chat("m")).await.status, 200);
+    }
+    let refused = house.ask(chat("m")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "quota_exhausted"));
+    assert_eq!(me(&house).await["used"]["tokens_per_day"], 14);
+    house.shutdown(std::time::Duration::ZERO, std::time::Duration::ZERO).await;
+
+    let again = House::with(&backend, limited(12)).await;
+    assert_eq!(me(&again).await["used"]["tokens_per_day"], 14);
+    assert_eq!(again.ask(chat("m")).await.code(), "quota_exhausted");
+    let mut config = again.gateway.state().config().clone();
+    limited(20)(&mut config, &again.folder);
+    again.gateway.reload(config).unwrap();
+    assert_eq!(again.ask(chat("m")).await.status, 200);
+    assert_eq!(me(&again).await["used"]["tokens_per_day"], 21);
+    assert_eq!(again.ask(chat("m")).await.code(), "quota_exhausted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leaves_is_charged_what_was_made_and_for_the_prompt() {
+    let line = "{\"message\":{\"content\":\"a\"},\"done\":false}\n";
+    let backend = Backend::scripted(move |seen| match seen.line().contains("/api/chat") {
+        true => vec![
+            Step::Send(stream_head("application/x-ndjson").into_bytes()),
+            Step::Send(chunk(line).repeat(3).into_bytes()),
+            Step::AwaitClose,
+        ],
+        false => vec![Step::AwaitClose],
+    })
+    .await;
+    let limits = with_limits("[[rule]]\ntokens_per_day = 1000\n");
+    let house = House::with(&backend, limits).await;
+    let mut caller = runs(&house, chat("m")).await;
+    assert!(caller.sees_content(&line.repeat(3)).await);
+    drop(caller);
+    until("nobody", || (house.gateway.in_flight() == 0).then_some(())).await;
+    // 13 bytes of a body, and three tokens.
+    assert_eq!(me(&house).await["used"]["tokens_per_day"], 3 + 13 / 4);
+    let seen = backend.seen().len();
+    let mut caller = house.connect().await;
+    caller.send(post("/api/generate", "{\"model\":\"m\"}")).await;
+    backend.wait_for_request(seen + 1).await;
+    drop(caller);
+    until("nobody", || (house.gateway.in_flight() == 0).then_some(())).await;
+    assert_eq!(me(&house).await["used"]["tokens_per_day"], 3 + 2 * (13 / 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_fails_costs_no_tokens() {
+    let backend = Backend::scripted(|_| vec![Step::Reset]).await;
+    let house = House::with(&backend, with_limits("[[rule]]\ntokens_per_day = 1000\n")).await;
+    assert_eq!(house.ask(chat("m")).await.status, 502);
+    assert_eq!(me(&house).await["used"]["tokens_per_day"], 0);
+}
