@@ -26,6 +26,7 @@ mod usage;
 mod words;
 mod writer;
 
+pub use crate::config::LedgerMode;
 pub use audit::{Actor, AuditEntry, AuditQuery, Event};
 pub use key::{
     Grant, KeyDetails, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey, NotAnId, Rotated,

@@ -50,12 +50,13 @@ impl Folder {
         let mut prune = None;
         loop {
             let done = self.fold_all().and_then(|()| self.prune_if_due(&mut prune));
+            let look = if done.is_ok() { LOOK } else { pause };
             pause = if done.is_ok() { GATHER } else { SLOWEST.min(pause * 2) };
             self.tell(done.err());
             if is_last {
                 return;
             }
-            is_last = self.shared.wait_to_fold(LOOK, pause);
+            is_last = self.shared.wait_to_fold(look, pause);
         }
     }
 
@@ -80,7 +81,7 @@ impl Folder {
         };
         let names = journal::segments(&folder).map_err(|error| files::failed(&folder, &error))?;
         for name in names {
-            let good = at.as_ref().filter(|(open, _)| *open == name).map(|(_, length)| *length);
+            let good = at.as_ref().filter(|(open, _)| **open == *name).map(|(_, length)| *length);
             self.fold_file(&folder, &name, good)?;
         }
         self.shared.settle(|state| {

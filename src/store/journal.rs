@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::files::give_to_owner;
@@ -56,7 +57,7 @@ pub(super) struct Journal {
 }
 
 struct Open {
-    name: String,
+    name: Arc<str>,
     paper: Box<dyn Paper>,
     /// Up to here it is good.
     length: u64,
@@ -97,8 +98,8 @@ impl Journal {
     }
 
     /// What is being added to, and up to where it is good.
-    pub(super) fn at(&self) -> Option<(&str, u64)> {
-        self.open.as_ref().map(|open| (open.name.as_str(), open.length))
+    pub(super) fn at(&self) -> Option<(Arc<str>, u64)> {
+        self.open.as_ref().map(|open| (Arc::clone(&open.name), open.length))
     }
 
     /// Nothing more is added to this file.
@@ -117,7 +118,7 @@ impl Journal {
         if self.is_durable {
             File::open(&self.folder)?.sync_all()?;
         }
-        Ok(Open { name, paper, length: 0 })
+        Ok(Open { name: name.into(), paper, length: 0 })
     }
 }
 

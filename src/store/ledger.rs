@@ -196,7 +196,7 @@ pub(super) struct State {
     has_told_of_loss: bool,
     pub(super) is_urgent: bool,
     /// The file of the journal that is being added to, and up to where it is good.
-    pub(super) at: Option<(String, u64)>,
+    pub(super) at: Option<(Arc<str>, u64)>,
     /// Of all files of the journal.
     pub(super) bytes: u64,
     /// Rows, since the start.
@@ -345,7 +345,7 @@ impl Writer {
             }
             let appended = self.journal.append(&self.bytes);
             let mut state = self.shared.lock();
-            state.at = self.journal.at().map(|(name, length)| (name.to_owned(), length));
+            state.at = self.journal.at();
             appended?;
             let was_idle = state.lag() == 0;
             state.written += count as u64;

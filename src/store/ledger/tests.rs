@@ -368,7 +368,7 @@ fn a_file_that_was_not_synced_is_not_trusted() {
     room.set(Fault::None);
     until(|| ledger.waiting() == 0);
     let open = ledger.shared.lock().at.clone().unwrap().0;
-    assert!(!before.contains(&room.path().join(open)));
+    assert!(!before.contains(&room.path().join(&*open)));
     assert_has(&store, 0..2);
     assert_outlives(Fault::NotSynced, LedgerMode::Durable);
 }
