@@ -21,8 +21,6 @@ pub(super) enum What<'a> {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Events {
     line: Line,
-    /// The event has data, from an earlier line.
-    has_data: bool,
     /// A line break that is two bytes long may be cut in two.
     after_return: bool,
 }
@@ -56,8 +54,9 @@ impl Events {
         self.after_return
     }
 
-    /// Takes what comes next, at least a byte; says how many.
-    pub(super) fn next<'a>(&mut self, rest: &'a [u8]) -> (usize, What<'a>) {
+    /// Takes what comes next, at least a byte; says how many. `within`: a value goes on from an
+    /// earlier line of the event.
+    pub(super) fn next<'a>(&mut self, rest: &'a [u8], within: bool) -> (usize, What<'a>) {
         let after_return = std::mem::take(&mut self.after_return);
         match rest.first() {
             Some(b'\n') if after_return => (1, What::Other),
@@ -65,16 +64,15 @@ impl Events {
                 self.after_return = *end == b'\r';
                 let was_blank = self.line == Line::Name(0);
                 self.line = Line::Name(0);
-                self.has_data &= !was_blank;
                 let length = if rest.starts_with(b"\r\n") { 2 } else { 1 };
                 self.after_return &= rest.len() == 1;
                 (length, if was_blank { What::EventOver } else { What::Other })
             }
-            Some(_) | None => self.within_line(rest),
+            Some(_) | None => self.within_line(rest, within),
         }
     }
 
-    fn within_line<'a>(&mut self, rest: &'a [u8]) -> (usize, What<'a>) {
+    fn within_line<'a>(&mut self, rest: &'a [u8], within: bool) -> (usize, What<'a>) {
         let end = memchr::memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
         let segment = rest.get(..end).unwrap_or_default();
         let mut at = 0;
@@ -89,10 +87,9 @@ impl Events {
                     return (end, What::Other);
                 }
                 Line::Value if *byte == b' ' => Line::Value,
-                Line::Value if *byte == b'[' && !self.has_data => Line::Word(1),
+                Line::Value if *byte == b'[' && !within => Line::Word(1),
                 Line::Value | Line::Data => {
                     self.line = Line::Data;
-                    self.has_data = true;
                     return (end, What::Data(segment.get(at..).unwrap_or_default()));
                 }
                 Line::Word(n) if DONE.get(n) == Some(byte) => {

@@ -82,8 +82,8 @@ pub struct Reader {
     /// Bytes of a byte order mark that have come; all three, where none can come any more.
     mark: usize,
     events: Events,
-    /// The next byte begins a line.
-    at_line: bool,
+    /// The next byte begins a line, or an event.
+    at_start: bool,
     scanner: Scanner,
     /// What the frame under way has said.
     frame: Frame,
@@ -106,7 +106,7 @@ impl Reader {
             prompt_estimate,
             mark: 0,
             events: Events::default(),
-            at_line: true,
+            at_start: true,
             scanner: Scanner::default(),
             frame: Frame::default(),
             template: Template::default(),
@@ -132,18 +132,27 @@ impl Reader {
 
     /// The next bytes of the answer.
     pub fn see(&mut self, piece: &[u8]) {
-        let mut rest = self.behind_mark(piece);
-        while !rest.is_empty() && !self.has_ended {
-            let used = match self.counts.framing {
+        let piece = self.behind_mark(piece);
+        // Where the event under way begins, if it does so in this piece.
+        let mut begin = self.at_start.then_some(0);
+        let mut at = 0;
+        while let Some(rest) = piece.get(at..).filter(|it| !it.is_empty() && !self.has_ended) {
+            at += match self.counts.framing {
                 Framing::Lines => self.line(rest),
-                Framing::Events => self.event(rest),
+                Framing::Events => {
+                    let event = begin.and_then(|begin| piece.get(begin..));
+                    let used = self.event(rest, event.unwrap_or_default());
+                    if self.at_start {
+                        begin = Some(at + used);
+                    }
+                    used
+                }
                 Framing::Whole => self.whole(rest),
                 Framing::Plain => {
                     self.text_bytes += rest.len() as u64;
                     rest.len()
                 }
             };
-            rest = rest.get(used..).unwrap_or_default();
         }
     }
 
@@ -227,33 +236,35 @@ impl Reader {
     }
 
     fn line(&mut self, rest: &[u8]) -> usize {
-        let at_line = std::mem::replace(&mut self.at_line, true);
-        if at_line && let Some(used) = self.like_the_last(rest) {
+        let at_start = std::mem::replace(&mut self.at_start, true);
+        if at_start && let Some(used) = self.like_the_last(rest) {
             return used;
         }
         let end = memchr::memchr(b'\n', rest);
         let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
-        if at_line {
+        if at_start {
             self.begin_frame();
         }
         self.json(line);
-        self.at_line = end.is_some();
-        if at_line && self.at_line && self.scanner.passed() == line.len() {
+        self.at_start = end.is_some();
+        if at_start && self.at_start && self.scanner.passed() == line.len() {
             self.template.learn(line, 0, &self.frame);
         }
-        line.len() + usize::from(self.at_line)
+        line.len() + usize::from(self.at_start)
     }
 
-    fn event(&mut self, rest: &[u8]) -> usize {
-        let at_start = self.events.is_at_start();
-        let within = self.scanner.passed() > 0 && !self.scanner.is_closed();
-        if at_start
-            && !within
+    /// `event`: from the beginning of the event under way, where that is in this piece too.
+    fn event(&mut self, rest: &[u8], event: &[u8]) -> usize {
+        if self.at_start
+            && self.events.is_at_start()
             && let Some(used) = self.like_the_last(rest)
         {
-            return used;
+            // Mostly that was all of the event.
+            return used + usize::from(rest.get(used) == Some(&b'\n'));
         }
-        let (used, what) = self.events.next(rest);
+        let within = self.scanner.is_within();
+        let (used, what) = self.events.next(rest, within);
+        self.at_start = what == What::EventOver;
         match what {
             What::Other => {}
             What::EventOver => self.begin_frame(),
@@ -263,17 +274,21 @@ impl Reader {
                     self.begin_frame();
                 }
                 self.json(data);
-                let line = rest.get(..used).unwrap_or_default();
-                let is_whole = at_start && !within && used < rest.len();
-                if is_whole && self.scanner.passed() == data.len() {
-                    self.template.learn(line, line.len() - data.len(), &self.frame);
+                let is_whole = !within && used < rest.len();
+                if is_whole
+                    && self.scanner.passed() == data.len()
+                    && let Some(before) = event.len().checked_sub(rest.len())
+                {
+                    let line = event.get(..before + used).unwrap_or_default();
+                    let shift = line.len().saturating_sub(data.len());
+                    self.template.learn(line, shift, &self.frame);
                 }
             }
         }
         used
     }
 
-    /// A line that says nothing but another text; with its line break.
+    /// A line or event that says nothing but another text; with its line break.
     fn like_the_last(&mut self, rest: &[u8]) -> Option<usize> {
         let length = self.template.matches(rest)?;
         let end = match rest.get(length..)? {

@@ -146,6 +146,11 @@ impl Scanner {
         self.passed
     }
 
+    /// The top-level value has begun and is not over.
+    pub(super) fn is_within(&self) -> bool {
+        self.passed > 0 && !self.is_closed()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.mode == Mode::Closed
     }

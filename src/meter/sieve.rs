@@ -53,7 +53,7 @@ impl Sieve {
         let (mut begin, mut at) = (0, 0);
         while let Some(rest) = piece.get(at..).filter(|rest| !rest.is_empty()) {
             let is_half = self.verdict == Verdict::Absent && self.events.is_after_return();
-            let (used, what) = self.events.next(rest);
+            let (used, what) = self.events.next(rest, self.scanner.is_within());
             at += used;
             if is_half && rest.starts_with(b"\n") {
                 if !self.removed {

@@ -4,6 +4,8 @@ use super::frame::{Filling, Frame, Hole, MOST_HOLES};
 
 /// What stands around the holes of a usual frame.
 const ROOM: usize = 384;
+/// Most tokens are that short.
+const SHORT: usize = 16;
 
 /// A line without its holes.
 #[derive(Debug)]
@@ -84,9 +86,16 @@ impl Filling {
     }
 }
 
-/// Up to the mark that ends a string.
+/// Up to the mark that ends a string. Most are shorter than what it takes to call for help.
 fn text(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
+    let head = bytes.get(..SHORT).unwrap_or(bytes);
+    let short = head.iter().position(|b| matches!(b, b'"' | b'\\'));
+    if let Some(end) = short
+        && bytes.get(end) == Some(&b'"')
+    {
+        return Some(end);
+    }
+    let mut at = short.unwrap_or(head.len());
     loop {
         at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
         match bytes.get(at) {
