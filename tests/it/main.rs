@@ -22,6 +22,7 @@ mod house; // a gate, a backend, a caller
 mod http2; // many streams on one connection
 mod login; // who gets in
 mod malformed; // what a guard must refuse
+mod meter; // what answers came to
 mod headers; // what goes along, and what does not
 mod ledger; // a row for what a backend began
 mod targets; // endpoints, methods, spellings, roles
