@@ -135,7 +135,12 @@ impl Reader {
         let piece = self.behind_mark(piece);
         // Where the event under way begins, if it does so in this piece.
         let mut begin = self.at_start.then_some(0);
-        let mut at = 0;
+        // Mostly that is all of it.
+        let mut at = match begin {
+            Some(_) if !self.has_ended => self.usual(piece),
+            Some(_) | None => 0,
+        };
+        begin = begin.map(|_| at);
         while let Some(rest) = piece.get(at..).filter(|it| !it.is_empty() && !self.has_ended) {
             at += match self.counts.framing {
                 Framing::Lines => self.line(rest),
@@ -259,8 +264,7 @@ impl Reader {
             && self.events.is_at_start()
             && let Some(used) = self.like_the_last(rest)
         {
-            // Mostly that was all of the event.
-            return used + usize::from(rest.get(used) == Some(&b'\n'));
+            return used;
         }
         let within = self.scanner.is_within();
         let (used, what) = self.events.next(rest, within);
@@ -286,6 +290,13 @@ impl Reader {
             }
         }
         used
+    }
+
+    /// A token more, as most pieces are; or nothing.
+    fn usual(&mut self, piece: &[u8]) -> usize {
+        let used = self.like_the_last(piece).unwrap_or(0);
+        let is_event = used > 0 && self.counts.framing == Framing::Events;
+        used + usize::from(is_event && piece.get(used) == Some(&b'\n'))
     }
 
     /// A line or event that says nothing but another text; with its line break.

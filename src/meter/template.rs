@@ -80,10 +80,22 @@ impl Filling {
                 let end = memchr::memchr2(b'"', b'\\', bytes)?;
                 return (bytes.get(end) == Some(&b'"')).then_some(end);
             }
-            Self::Digits => bytes.iter().position(|b| !b.is_ascii_digit())?,
+            Self::Digits => digits(bytes)?,
         };
         (length > 0).then_some(length)
     }
+}
+
+/// Up to the first byte that is no digit. A moment is ten of them, so that eight are looked at at once.
+fn digits(bytes: &[u8]) -> Option<usize> {
+    const HIGH: u64 = 0xf0f0_f0f0_f0f0_f0f0;
+    const DIGITS: u64 = 0x3030_3030_3030_3030;
+    const PAST_NINE: u64 = 0x0606_0606_0606_0606;
+    let eight = bytes.first_chunk().map_or(0, |eight| u64::from_le_bytes(*eight));
+    let are_digits = eight & HIGH == DIGITS && eight.wrapping_add(PAST_NINE) & HIGH == DIGITS;
+    let begin = if are_digits { 8 } else { 0 };
+    let end = bytes.get(begin..)?.iter().position(|b| !b.is_ascii_digit())?;
+    Some(begin + end)
 }
 
 /// Up to the mark that ends a string. Most are shorter than what it takes to call for help.
