@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::auth::{Identity, Memory};
 use crate::client_addr::ClientAddr;
 use crate::limit::Limits;
+use crate::metrics::{self, Gauges, Metrics};
 use crate::record::{Decisions, RequestId};
 use crate::reject::Reject;
 use crate::store::{Actor, AuditQuery, Store, StoreError};
@@ -31,7 +32,7 @@ mod query;
 mod routes;
 
 pub use command_key::{read_command_key, write_command_key};
-pub use doorway::{only_from_here, with_safe_headers};
+pub use doorway::{only_from_here, only_own_pages, with_safe_headers};
 pub use failures::FailedLogins;
 pub use openapi::description;
 pub use routes::{Found, Needs, ROUTES, Route};
@@ -43,15 +44,23 @@ use routes::Action;
 pub const MOST_BODY: u64 = 2 * 1024 * 1024;
 
 /// What the answers are made from.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Desk<'a> {
     pub memory: &'a Memory,
     pub limits: &'a Limits,
     pub decisions: &'a Decisions,
+    pub metrics: &'a Arc<Metrics>,
+    pub gauges: &'a (dyn Fn() -> Gauges + Sync),
     /// Who asks, and from where.
     pub who: &'a Identity,
     pub client: ClientAddr,
     pub now: Instant,
+}
+
+impl fmt::Debug for Desk<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desk").field("who", self.who).finish_non_exhaustive()
+    }
 }
 
 impl Desk<'_> {
@@ -83,7 +92,16 @@ impl Desk<'_> {
             Action::ListAudit => audit(self, &query).await,
             Action::ListDecisions => decisions(self, &query),
             Action::ShowDecision => decision(self, found.id()),
+            Action::Metrics => self.metrics(),
         }
+    }
+
+    fn metrics(&self) -> Result<Response<Bytes>, Reject> {
+        let text = self.metrics.encode((self.gauges)()).map_err(|_| Reject::Internal)?;
+        let mut response = Response::new(Bytes::from(text));
+        let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        Ok(response)
     }
 
     fn by(&self) -> Actor {

@@ -35,6 +35,7 @@ mod admission;
 mod cors;
 mod desk;
 mod explain;
+mod gauges;
 mod lists;
 mod loaded;
 mod notices;

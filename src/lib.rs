@@ -15,6 +15,7 @@ pub mod store; // what survives a restart
 pub mod tls; // certificates, and what they keep secret
 pub mod auth; // whose credentials these are
 pub mod api; // the endpoints of the API
+pub mod metrics; // counters, and their text
 pub mod call; // what is being asked
 pub mod access; // whether they may
 pub mod limit; // whether they may now

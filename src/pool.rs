@@ -101,6 +101,12 @@ impl Pool {
         self.up.load(Ordering::Relaxed)
     }
 
+    /// Requests that it has.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.busy.load(Ordering::Relaxed)
+    }
+
     /// A place at the only backend there is.
     #[must_use]
     pub fn choose(self: &Arc<Self>, _admitted: &Ticket, connect_timeout: Duration) -> Lease {

@@ -17,10 +17,12 @@ use crate::auth::{Credential, Identity, Name};
 use crate::client_addr::{ClientAddr, IpText};
 use crate::config::{LogFormat, Role};
 use crate::http1::Arrival;
+use crate::metrics::Metrics;
 use crate::reject::{Fault, Reject};
 use crate::store::{KeyId, Usage, Written};
 
 mod account;
+mod counted;
 mod decisions;
 mod outlet;
 
@@ -352,6 +354,7 @@ impl Drop for Record {
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
         self.log.post(&self.line);
+        self.log.shared.metrics.observe(&self.line.counted());
         self.log.shared.decisions.keep(&mut self.line);
     }
 }
@@ -369,6 +372,7 @@ struct Shared {
     cutting: AtomicBool,
     overload: Seldom,
     decisions: Decisions,
+    metrics: Arc<Metrics>,
 }
 
 /// Something that is told once a second at most, however often it happens.
@@ -426,6 +430,17 @@ impl Log {
     #[must_use]
     pub fn decisions(&self) -> &Decisions {
         &self.shared.decisions
+    }
+
+    #[must_use]
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Lines that were dropped because nobody read them fast enough.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.lines.lost()
     }
 
     /// Waits until everything posted so far is written, for as long as `patience`.

@@ -12,11 +12,23 @@ use crate::reject::{Denied, Reject, Why};
 /// # Errors
 /// 421 for a foreign `Host`, 403 for a page of another site.
 pub fn only_from_here(headers: &HeaderMap, public_url: Option<&str>) -> Result<(), Reject> {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let host = host.and_then(|host| host.parse::<Authority>().ok()).ok_or(Reject::WrongHost)?;
-    if !is_ours(host.host(), public_url) {
+    if !is_ours(host(headers)?.host(), public_url) {
         return Err(Reject::WrongHost);
     }
+    only_own_pages(headers)
+}
+
+fn host(headers: &HeaderMap) -> Result<Authority, Reject> {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    host.and_then(|host| host.parse().ok()).ok_or(Reject::WrongHost)
+}
+
+/// The half of [`only_from_here`] that holds whatever name this machine has.
+///
+/// # Errors
+/// 403 for a page of another site, 421 without a `Host`.
+pub fn only_own_pages(headers: &HeaderMap) -> Result<(), Reject> {
+    let host = host(headers)?;
     let site = headers.get_all("sec-fetch-site").iter();
     let mut foreign = site.filter(|site| *site != "same-origin" && *site != "none");
     let mut origins = headers.get_all(header::ORIGIN).iter();

@@ -90,7 +90,7 @@ fn responses(route: &Route) -> Value {
     let mut responses = Map::new();
     let good = json!({
         "description": said,
-        "content": {"application/json": {"schema": reference(route.gives)}},
+        "content": {kind_of(route): {"schema": reference(route.gives)}},
     });
     responses.insert(route.status.to_string(), good);
     let refusals: [(u16, &str, bool); 12] = [
@@ -115,6 +115,10 @@ fn responses(route: &Route) -> Value {
         responses.insert(status.to_string(), refusal);
     }
     Value::Object(responses)
+}
+
+fn kind_of(route: &Route) -> &'static str {
+    if route.is_text() { "application/openmetrics-text" } else { "application/json" }
 }
 
 fn reference(schema: &str) -> Value {
@@ -142,6 +146,7 @@ fn page(entries: &str, of: &str, next: &Value) -> Value {
 fn schemas() -> Value {
     let mut schemas = json!({
         "Description": {"type": "object"},
+        "Metrics": {"type": "string"},
         "Error": closed(
             &json!({"error": {"type": "string"}, "code": {"type": "string"}}),
             &["error", "code"],

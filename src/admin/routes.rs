@@ -33,6 +33,7 @@ pub(super) enum Action {
     ListAudit,
     ListDecisions,
     ShowDecision,
+    Metrics,
 }
 
 /// One row of the table. A segment in braces stands for any one.
@@ -54,6 +55,8 @@ pub struct Route {
     pub(super) gives: &'static str,
     /// The schema of the segment in braces.
     pub(super) id: &'static str,
+    /// Programs of this network ask it, by whatever name this machine has there.
+    any_host: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +103,7 @@ const fn row(
         status: 200,
         gives,
         id: "KeyId",
+        any_host: false,
     }
 }
 
@@ -124,6 +128,11 @@ impl Route {
         self
     }
 
+    const fn under_any_host(mut self) -> Self {
+        self.any_host = true;
+        self
+    }
+
     const fn of(mut self, id: &'static str) -> Self {
         self.id = id;
         self
@@ -139,6 +148,19 @@ impl Route {
     #[must_use]
     pub fn body(&self) -> Option<&'static str> {
         self.takes.map(|(schema, _)| schema)
+    }
+
+    /// Whether it answers to a `Host` that is not one of ours: it changes nothing, and a page that a
+    /// foreign name leads here brings no login.
+    #[must_use]
+    pub fn answers_any_host(&self) -> bool {
+        self.any_host
+    }
+
+    /// Its answer is a text and not JSON.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        self.action == Action::Metrics
     }
 
     fn matches(&self, path: &str) -> bool {
@@ -164,7 +186,7 @@ fn is_parameter(segment: &str) -> bool {
 
 /// Everything there is.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 14] = [
+pub static ROUTES: [Route; 15] = [
     row(Method::GET, "/api/v1/openapi.json", "describe", Action::Describe, ("Description", "this description")).for_viewers(),
     row(Method::GET, "/api/v1/keys", "list_keys", Action::ListKeys, ("KeyPage", "managed keys, the oldest first"))
         .asked_with(&["limit", "after", "identity", "state"]),
@@ -190,6 +212,8 @@ pub static ROUTES: [Route; 14] = [
     row(Method::GET, "/api/v1/decisions", "list_decisions", Action::ListDecisions, ("DecisionPage", "the last 10,000 requests that ended, the newest first"))
         .asked_with(&["limit", "after"]),
     row(Method::GET, "/api/v1/decisions/{id}", "show_decision", Action::ShowDecision, ("Decision", "one of them, stage by stage, with what would have allowed it")).of("RequestId"),
+    row(Method::GET, "/metrics", "metrics", Action::Metrics, ("Metrics", "what is counted, for Prometheus, as OpenMetrics text"))
+        .for_viewers().under_any_host(),
 ];
 
 /// What is in `Allow`, by the place of a route in the table.
@@ -278,6 +302,7 @@ mod tests {
                     | Action::ListAudit
                     | Action::ListDecisions
                     | Action::ShowDecision
+                    | Action::Metrics
             );
             assert_eq!(reads, route.method == Method::GET, "{}", route.operation);
             assert!(reads || route.needs == Needs::Admin, "{}", route.operation);

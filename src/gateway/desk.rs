@@ -7,7 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::request::Parts;
 
-use super::{Gateway, Served, Visit, presented};
+use super::{Gateway, Served, Visit, gauges, presented};
 use crate::admin::{self, Desk, Found};
 use crate::api::Target;
 use crate::auth::Identity;
@@ -42,11 +42,16 @@ impl Visit<'_> {
         let client = state.proxies().client_addr(PeerAddr::new(link.peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;
-        admin::only_from_here(&parts.headers, state.config().public_url.as_deref())?;
+        let found = Found::new(&parts.method, &target.path);
+        if found.as_ref().is_ok_and(|found| found.route().answers_any_host()) {
+            admin::only_own_pages(&parts.headers)?;
+        } else {
+            admin::only_from_here(&parts.headers, state.config().public_url.as_deref())?;
+        }
         if target.path_key.is_some() {
             return Err(Reject::UnknownEndpoint);
         }
-        let found = Found::new(&parts.method, &target.path)?;
+        let found = found?;
         let who = self.admin(parts, &target, client, record).await?;
         record.met(&who);
         record.line.operation = Some(found.route().operation);
@@ -62,6 +67,8 @@ impl Visit<'_> {
             memory: &live.memory,
             limits: &live.limits,
             decisions: live.log.decisions(),
+            metrics: live.log.metrics(),
+            gauges: &|| gauges::look(live, state),
             who: &who,
             client,
             now: record.started(),

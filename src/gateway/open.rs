@@ -96,12 +96,17 @@ fn ready(live: &Live, state: &State) -> Response<Bytes> {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         false => (StatusCode::OK, "ready"),
     };
-    let store = live.memory.managed().is_some_and(|keys| keys.trouble().is_some());
-    let alarms = state.auth().files().alarms()
-        + state.tls().map_or(0, |tls| tls.troubles().len())
-        + usize::from(store);
     let up = u8::from(state.pool().is_up());
+    let alarms = alarms(live, state);
     json_answer(status, &json!({"status": word, "backends_up": up, "alarms": alarms}))
+}
+
+/// What does not serve as it should.
+pub(super) fn alarms(live: &Live, state: &State) -> usize {
+    let store = live.memory.managed().is_some_and(|keys| keys.trouble().is_some());
+    state.auth().files().alarms()
+        + state.tls().map_or(0, |tls| tls.troubles().len())
+        + usize::from(store)
 }
 
 fn help(page: Bytes) -> Response<Bytes> {

@@ -27,6 +27,8 @@ struct Shared {
     came: Condvar,
     went: Condvar,
     dropped: AtomicU64,
+    /// Of those, the ones that have been told of.
+    told: AtomicU64,
 }
 
 #[derive(Default)]
@@ -72,6 +74,12 @@ impl Outlet {
     /// Posts dropped since that was told last.
     #[must_use]
     pub fn dropped(&self) -> u64 {
+        self.0.0.untold()
+    }
+
+    /// Posts dropped so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
         self.0.0.dropped.load(Ordering::Relaxed)
     }
 
@@ -112,6 +120,11 @@ impl Shared {
         (!text.is_empty()).then_some(waiting.posted)
     }
 
+    fn untold(&self) -> u64 {
+        let dropped = self.dropped.load(Ordering::Relaxed);
+        dropped.saturating_sub(self.told.load(Ordering::Relaxed))
+    }
+
     fn wrote(&self, posts: u64) {
         self.waiting().written = posts;
         self.went.notify_all();
@@ -127,8 +140,9 @@ fn write_all(name: &'static str, shared: &Shared, mut sink: impl Write) {
         text.shrink_to(KEPT);
         let wrote = Instant::now();
         shared.wrote(posts);
-        let lost = shared.dropped.swap(0, Ordering::Relaxed);
+        let lost = shared.untold();
         if lost > 0 {
+            shared.told.fetch_add(lost, Ordering::Relaxed);
             tracing::warn!(outlet = name, lost, "log lines were dropped: nobody reads fast enough");
         }
         // So that one wake-up and one write serve many lines.

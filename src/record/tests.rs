@@ -130,6 +130,7 @@ fn a_sink_that_nobody_reads_delays_nobody_and_what_is_dropped_is_counted() {
     sink.open();
     outlet.flush(Duration::from_secs(20));
     assert_eq!(sink.lines() as u64 + dropped, 50_000, "each is written or counted");
+    assert_eq!(outlet.lost(), dropped);
 }
 
 #[test]

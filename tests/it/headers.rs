@@ -53,6 +53,7 @@ async fn nothing_that_identifies_frames_or_steers_reaches_the_backend() {
         "User-Agent: test/1 (x; y)",
         "X-Stainless-Lang: python",
         "Traceparent: 00-1-2-3",
+        "Tracestate: a=1",
         "Content-Type: text/plain",
     ];
     let headers: String = dropped.iter().chain(&kept).map(|line| format!("{line}\r\n")).collect();

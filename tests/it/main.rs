@@ -31,6 +31,7 @@ mod limits; // how much, and how much at once
 mod live; // credential files that change under the gate
 mod log; // one line per request
 mod managed; // keys of the store
+mod metrics; // what it tells of itself, and to whom
 mod mutations; // valid requests with a few bytes changed
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path

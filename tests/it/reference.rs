@@ -7,6 +7,7 @@ use std::process::Command;
 use portcullis::admin::{Needs, ROUTES};
 use portcullis::api::{ENDPOINTS, ModelIn, Stream};
 use portcullis::config::markdown_reference;
+use portcullis::metrics::{FAMILIES, MOST_MODELS};
 use portcullis::reject::{Fault, one_of_each};
 
 fn compare(page: &str, expected: &str) {
@@ -251,4 +252,33 @@ fn the_commands_page_is_what_help_says() {
         write!(page, "\n## {}\n\n```\n{}\n```\n", name.trim(), help.trim()).unwrap();
     }
     compare("commands.md", &page);
+}
+
+#[test]
+fn the_metrics_page_is_the_table_of_metrics() {
+    let mut page = "\
+# Metrics
+
+What `GET /metrics` on the admin listener tells, as OpenMetrics text; how to scrape it is on
+[a page of its own](../how-to/metrics.md). A histogram `x` is asked for as `x_bucket`, `x_sum` and
+`x_count`.
+
+| name | kind | labels | what |
+|---|---|---|---|
+"
+    .to_owned();
+    for family in FAMILIES {
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (name, kind, labels) = (family.name(), family.kind.as_str(), labels.join(", "));
+        writeln!(page, "| `{name}` | {kind} | {labels} | {} |", family.says).unwrap();
+    }
+    writeln!(
+        page,
+        "\nClasses are those of the [endpoints](endpoints.md), and `admin` and `none`. A model is told by \
+         its name once a backend has answered for it; the first {MOST_MODELS} since the start are, all \
+         others together are `other`. All in all there are never more than 2,000 series. People and keys \
+         are no labels. What does not apply (a gate without a `data_dir` has no store) is left out."
+    )
+    .unwrap();
+    compare("metrics.md", &page);
 }

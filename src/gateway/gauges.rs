@@ -1,0 +1,46 @@
+//! What is true of the gate at the moment, for its metrics.
+
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use super::{Live, State, open};
+use crate::metrics::{BackendGauge, FileGauge, Gauges, Process};
+
+const DAY: i64 = 24 * 60 * 60;
+
+/// Looks at everything now.
+pub(super) fn look(live: &Live, state: &State) -> Gauges {
+    let pool = state.pool();
+    let reports = state.auth().files().reports().into_iter();
+    let now = SystemTime::now();
+    let certificates = state.tls().map(|tls| tls.certificates(now)).unwrap_or_default();
+    let keys = live.memory.managed();
+    Gauges {
+        began: now.checked_sub(live.began.elapsed()).unwrap_or(now),
+        in_flight: live.limits.in_flight(),
+        is_draining: live.draining.load(Ordering::Relaxed),
+        alarms: open::alarms(live, state),
+        backends: vec![BackendGauge {
+            name: pool.name().clone(),
+            is_up: pool.is_up(),
+            busy: pool.busy(),
+        }],
+        files: reports
+            .map(|(name, report)| FileGauge {
+                name,
+                is_good: report.trouble.is_none(),
+                entries: report.entries,
+            })
+            .collect(),
+        certificates: certificates
+            .into_iter()
+            .map(|(file, _, days)| (file, days.saturating_mul(DAY)))
+            .collect(),
+        managed_keys: keys.map(|keys| keys.len()),
+        is_store_good: keys.map(|keys| keys.trouble().is_none()),
+        waiting_rows: None,
+        lost_rows: None,
+        lost_lines: live.log.lost(),
+        process: Process::look(),
+    }
+}
