@@ -15,6 +15,7 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
     let now = SystemTime::now();
     let certificates = state.tls().map(|tls| tls.certificates(now)).unwrap_or_default();
     let keys = live.memory.managed();
+    let ledger = live.ledger.as_ref();
     Gauges {
         began: now.checked_sub(live.began.elapsed()).unwrap_or(now),
         in_flight: live.limits.in_flight(),
@@ -38,8 +39,8 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
             .collect(),
         managed_keys: keys.map(|keys| keys.len()),
         is_store_good: keys.map(|keys| keys.trouble().is_none()),
-        waiting_rows: None,
-        lost_rows: None,
+        waiting_rows: ledger.map(|ledger| ledger.lag() + ledger.waiting() as u64),
+        lost_rows: ledger.map(|ledger| ledger.lost()),
         lost_lines: live.log.lost(),
         process: Process::look(),
     }

@@ -107,6 +107,7 @@ pub(super) fn alarms(live: &Live, state: &State) -> usize {
     state.auth().files().alarms()
         + state.tls().map_or(0, |tls| tls.troubles().len())
         + usize::from(store)
+        + live.ledger.as_ref().map_or(0, |it| usize::from(it.trouble().is_some()))
 }
 
 fn help(page: Bytes) -> Response<Bytes> {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::text::short;
 use super::{Line, Outcome};
 use crate::access::Permit;
 use crate::api::Class;
@@ -27,7 +28,7 @@ pub struct Account {
     /// When a backend had it; without that there is no row.
     began: Option<Instant>,
     first_token: Option<Duration>,
-    is_posted: bool,
+    is_closed: bool,
 }
 
 impl Account {
@@ -53,7 +54,7 @@ impl Account {
             prompt: call.reading.prompt_bytes() / BYTES_A_TOKEN,
             began: None,
             first_token: None,
-            is_posted: false,
+            is_closed: false,
         }))
     }
 
@@ -75,7 +76,7 @@ impl Account {
 
     /// What a request comes to that ended before an answer told; `None` if it was told.
     pub(super) fn untold(&self, outcome: Outcome) -> Option<Usage> {
-        if self.is_posted {
+        if self.is_closed {
             return None;
         }
         Some(match outcome {
@@ -93,12 +94,14 @@ impl Account {
         })
     }
 
-    pub(super) fn post(&mut self, line: &Line, end: End) -> Option<Written> {
-        self.began?;
-        if std::mem::replace(&mut self.is_posted, true) {
-            return None;
-        }
-        Some(self.ledger.as_ref()?.post(self.row(line, end)))
+    /// The row, once, of what a backend began.
+    pub(super) fn close(&mut self, line: &Line, end: End) -> Option<UsageRow> {
+        let is_closed = std::mem::replace(&mut self.is_closed, true);
+        (self.began.is_some() && !is_closed).then(|| self.row(line, end))
+    }
+
+    pub(super) fn post(&self, row: UsageRow) -> Option<Written> {
+        Some(self.ledger.as_ref()?.post(row))
     }
 
     fn row(&self, line: &Line, end: End) -> UsageRow {
@@ -137,5 +140,5 @@ pub(super) struct End {
 
 /// As Ollama shows it; what is no name is kept as it was written.
 fn shown(name: &str) -> String {
-    ModelName::parse(name).map_or_else(|_| super::short(name).to_owned(), |it| it.to_string())
+    ModelName::parse(name).map_or_else(|_| short(name).to_owned(), |it| it.to_string())
 }

@@ -6,7 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::{Value, json};
 
-use super::{LONGEST_TEXT, Line, Outcome, RequestId, millis, rfc3339, short};
+use super::text::{LONGEST_TEXT, millis, rfc3339, short};
+use super::{Line, Outcome, RequestId};
 use crate::api::ENDPOINTS;
 use crate::auth::Credential;
 use crate::reject::Reject;
