@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue};
-use jiff::tz::TimeZone;
 
 use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
@@ -82,7 +81,7 @@ impl State {
         Ok(Self {
             auth: Auth::new(&config, files),
             rules: Rules::new(&config),
-            plan: Plan::new(&config, TimeZone::UTC),
+            plan: Plan::new(&config),
             tls: tls.map(Arc::new),
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,

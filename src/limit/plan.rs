@@ -70,9 +70,8 @@ pub(super) enum Shared<'a> {
 }
 
 impl Plan {
-    /// Days and months are those of this time zone.
     #[must_use]
-    pub fn new(config: &Config, zone: TimeZone) -> Self {
+    pub fn new(config: &Config) -> Self {
         let limits = config.limits.iter().enumerate().map(|(at, limit)| {
             let earlier = config.limits.iter().take(at);
             let copies = earlier.filter(|earlier| earlier.counts_like(limit)).count();
@@ -82,10 +81,11 @@ impl Plan {
             limits: limits.collect(),
             groups: config.groups.clone(),
             roles: config.roles.clone(),
-            zone,
+            zone: config.time_zone.clone(),
         }
     }
 
+    /// That of its days and months.
     #[must_use]
     pub fn zone(&self) -> &TimeZone {
         &self.zone

@@ -51,7 +51,7 @@ async fn ticket(limits: &Limits) -> Ticket {
     let entered = limits.enter(&entry);
     let ground = Ground { bounds: &bounds, loaded_context: None };
     let permit = authorize(entry, &mut call, &ground).unwrap();
-    let plan = Plan::new(&config, TimeZone::UTC);
+    let plan = Plan::new(&config);
     let ask = || Ask {
         class: Class::Models,
         model: None,
@@ -112,8 +112,9 @@ fn plan(text: &str) -> (Plan, Config) {
     let file = folder.path().join("p.toml");
     fs::write(&file, text).unwrap();
     let given = Given { file: Some(file), ..Given::default() };
-    let config = load_without_credentials(&given).unwrap_or_else(|told| panic!("{told}")).config;
-    (Plan::new(&config, berlin()), config)
+    let loaded = load_without_credentials(&given).unwrap_or_else(|told| panic!("{told}"));
+    let config = Config { time_zone: berlin(), ..loaded.config };
+    (Plan::new(&config), config)
 }
 
 impl Room {
