@@ -22,12 +22,6 @@ impl Calendar {
         (second + offset).div_euclid(HOUR) * HOUR - offset
     }
 
-    /// The beginning of the next hour, or of this one where the moment is its beginning.
-    pub(super) fn hour_from(&self, second: i64) -> i64 {
-        let hour = self.hour(second);
-        if hour == second { hour } else { self.hour(hour + HOUR) }
-    }
-
     /// The beginning of the day that has this moment.
     pub(super) fn day(&self, second: i64) -> i64 {
         let begins = self.zoned(second).start_of_day();
@@ -79,8 +73,6 @@ mod tests {
         assert_eq!(kolkata.day(moment), at("2026-11-24T18:30:00Z"));
         assert_eq!(kolkata.day_name(moment), "2026-11-25");
         assert_eq!(kolkata.hour_name(moment), "2026-11-25T00:00+05:30");
-        assert_eq!(kolkata.hour_from(moment), at("2026-11-24T19:30:00Z"));
-        assert_eq!(kolkata.hour_from(at("2026-11-24T19:30:00Z")), at("2026-11-24T19:30:00Z"));
     }
 
     #[test]

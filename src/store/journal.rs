@@ -102,6 +102,11 @@ impl Journal {
         self.open.as_ref().map(|open| (Arc::clone(&open.name), open.length))
     }
 
+    /// Of all files, also those of others.
+    pub(super) fn size(&self) -> u64 {
+        size(&self.folder)
+    }
+
     /// Nothing more is added to this file.
     pub(super) fn close(&mut self) {
         self.open = None;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use jiff::Timestamp;
@@ -21,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// 2026-11-24T12:00:00Z.
 const NOON: u64 = 1_795_521_600;
 
-pub(in super::super) struct Room {
+struct Room {
     folder: TempDir,
     fault: Arc<Mutex<Fault>>,
 }
@@ -62,28 +64,32 @@ impl Paper for Faulty {
     fn sync(&mut self) -> io::Result<()> {
         match *self.fault.lock().unwrap() {
             Fault::NotSynced => Err(io::Error::other("input/output error")),
-            _ => self.file.sync(),
+            Fault::None | Fault::Full(_) | Fault::FullAndStuck(_) | Fault::Broken => {
+                self.file.sync()
+            }
         }
     }
 
     fn cut(&mut self, length: u64) -> io::Result<()> {
         match *self.fault.lock().unwrap() {
             Fault::FullAndStuck(_) => Err(io::Error::other("input/output error")),
-            _ => self.file.cut(length),
+            Fault::None | Fault::Full(_) | Fault::Broken | Fault::NotSynced => {
+                self.file.cut(length)
+            }
         }
     }
 }
 
 impl Room {
-    pub(in super::super) fn new() -> Self {
+    fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), fault: Arc::default() }
     }
 
-    pub(in super::super) fn path(&self) -> PathBuf {
+    fn path(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
-    pub(in super::super) fn store(&self) -> Arc<Store> {
+    fn store(&self) -> Arc<Store> {
         Arc::new(Store::open(&self.path()).unwrap())
     }
 
@@ -120,7 +126,7 @@ fn settings(mode: LedgerMode) -> LedgerSettings {
     LedgerSettings { mode, keep: Duration::from_secs(400 * 86400), zone: TimeZone::UTC }
 }
 
-pub(in super::super) fn row(number: u32) -> UsageRow {
+fn row(number: u32) -> UsageRow {
     let at = Duration::from_secs(NOON) + Duration::from_millis(u64::from(number) * 7);
     UsageRow {
         time: SystemTime::UNIX_EPOCH + at,
@@ -407,13 +413,17 @@ fn a_full_ledger_says_so_and_counts_what_it_loses() {
 fn a_journal_that_a_store_does_not_take_has_an_end() {
     let room = Room::new();
     let store = room.store();
+    // Another process has as much of it, and is alive.
+    let path = room.leave("usage-1-1.journal", b"");
+    let file = File::options().write(true).open(&path).unwrap();
+    file.lock().unwrap();
+    file.set_len(MOST_BYTES).unwrap();
     let ledger = room.ledger(&store, LedgerMode::Journal);
-    // As if so much of it were there already.
-    ledger.shared.lock().bytes = MOST_BYTES;
     drop(ledger.post(row(0)));
     until(|| ledger.trouble().is_some());
     assert!(ledger.trouble().unwrap().to_string().contains("256 MiB"));
-    ledger.shared.lock().bytes = 0;
+    assert_eq!((ledger.waiting(), ledger.lost()), (1, 0));
+    fs::remove_file(&path).unwrap();
     until(|| ledger.waiting() == 0);
     assert_has(&store, 0..1);
 }
@@ -544,6 +554,77 @@ fn two_processes_write_beside_each_other_and_each_ends_its_own() {
     drop(second);
     until(|| room.journals().is_empty());
     assert_has(&old, 0..3000);
+}
+
+/// In its own child process: tells every row that is written, until it is killed.
+fn write_until_killed(folder: &Path, round: u32) {
+    let store = Arc::new(Store::open(folder).unwrap());
+    let ledger = Ledger::start(&store, settings(LedgerMode::Journal)).unwrap();
+    let next = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed) as u32;
+                    let id = format!("{round:08x}{number:08x}");
+                    let row = UsageRow {
+                        id: id.clone().into_bytes().try_into().unwrap(),
+                        ..row(round * 1_000_000 + number)
+                    };
+                    runtime.block_on(ledger.post(row));
+                    println!("row {id}");
+                }
+            });
+        }
+    });
+}
+
+/// `PORTCULLIS_TEST_KILLS` says how often; the child is this test as well.
+#[test]
+fn a_row_that_was_told_as_written_is_there_once_whenever_the_process_is_killed() {
+    const CHILD: &str = "PORTCULLIS_TEST_LEDGER";
+    const NAME: &str =
+        "a_row_that_was_told_as_written_is_there_once_whenever_the_process_is_killed";
+    let number = |name| std::env::var(name).ok().and_then(|number| number.parse::<u32>().ok());
+    if let Some(folder) = std::env::var_os(CHILD) {
+        return write_until_killed(Path::new(&folder), number("PORTCULLIS_TEST_ROUND").unwrap());
+    }
+    let room = Room::new();
+    let mut told = Vec::new();
+    for round in 0..number("PORTCULLIS_TEST_KILLS").unwrap_or(4) {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("store::ledger::tests::{NAME}"), "--nocapture"])
+            .env(CHILD, room.path())
+            .env("PORTCULLIS_TEST_ROUND", round.to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut ids = lines.filter_map(|line| {
+            line.split_once("row ").map(|(_, id)| id.get(..16).unwrap_or_default().to_owned())
+        });
+        // Sooner and later, also in the middle of folding.
+        told.extend(ids.by_ref().take(300 + 1700 * (round as usize % 4)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        told.extend(ids.filter(|id| id.len() == 16));
+    }
+    let store = room.store();
+    let has_all = |found: Vec<String>| {
+        let once: BTreeSet<_> = found.iter().cloned().collect();
+        assert_eq!(once.len(), found.len(), "a row is there twice");
+        let missing: Vec<_> = told.iter().filter(|id| !once.contains(*id)).collect();
+        assert!(missing.is_empty(), "{missing:?} of {}", told.len());
+        assert!(told.len() > 300);
+    };
+    has_all(ids(&store));
+    drop(room.ledger(&store, LedgerMode::Journal));
+    until(|| room.journals().is_empty());
+    has_all(ids(&store));
+    let requests: u64 = store.usage(&all()).unwrap().iter().map(|it| it.tally.requests).sum();
+    assert_eq!(requests, ids(&store).len() as u64);
+    assert_eq!(store.check().unwrap(), Vec::<String>::new());
 }
 
 proptest! {

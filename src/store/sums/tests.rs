@@ -5,12 +5,52 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 use rusqlite::params;
 
-use super::super::UsageRow;
 use super::super::fold::Group;
 use super::super::journal::record;
-use super::super::ledger::tests::{Room, row};
 use super::super::usage::RowsQuery;
+use super::super::{Usage, UsageRow};
 use super::*;
+
+struct Room {
+    folder: tempfile::TempDir,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn store(&self) -> Store {
+        Store::open(self.folder.path()).unwrap()
+    }
+}
+
+/// Seven milliseconds after the one before.
+fn row(number: u32) -> UsageRow {
+    let at = at("2026-11-24T12:00:00Z") + Duration::from_millis(u64::from(number) * 7);
+    UsageRow {
+        time: SystemTime::from(at),
+        id: format!("cafe0000{number:08x}").into_bytes().try_into().unwrap(),
+        client: None,
+        name: "anna".into(),
+        key: None,
+        model: Some("gemma3:1b".to_owned()),
+        operation: "chat",
+        is_inference: true,
+        backend: "ollama".into(),
+        status: 200,
+        outcome: "done",
+        usage: Usage { prompt: 10, completion: u64::from(number), ..Usage::default() },
+        runner_options: None,
+        bytes_in: 100,
+        bytes_out: 2000,
+        queue: Duration::ZERO,
+        first_byte: None,
+        first_token: None,
+        total: Duration::from_millis(900),
+        backend_time: Duration::from_millis(800),
+    }
+}
 
 fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
@@ -23,7 +63,7 @@ fn entry(row: &UsageRow) -> UsageEntry {
 }
 
 /// Brings rows into the store as the ledger does.
-fn fold(store: &Store, rows: Vec<UsageRow>, zone: &str) {
+fn fold(store: &Store, rows: &[UsageRow], zone: &str) {
     let rows = rows.iter().map(|row| (1, entry(row))).collect();
     let segment = format!("usage-{:?}.journal", Instant::now());
     let group = Group { segment, from: 0, rows };
@@ -76,8 +116,9 @@ fn days_and_hours_are_those_of_the_zone() {
         "2026-10-25T22:59:59Z",
         "2026-10-25T23:00:00Z",
     ];
-    let rows = times.iter().zip(0..).map(|(time, number)| timed(number, at(time))).collect();
-    fold(&store, rows, "Europe/Berlin");
+    let rows: Vec<_> =
+        times.iter().zip(0..).map(|(time, number)| timed(number, at(time))).collect();
+    fold(&store, &rows, "Europe/Berlin");
     let days = query(&[By::Day], "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", "Europe/Berlin");
     let told = store.usage(&days).unwrap();
     let expected = [("2026-10-24", 1), ("2026-10-25", 4), ("2026-10-26", 1)];
@@ -109,7 +150,7 @@ fn what_is_asked_for_alone_is_told_and_each_model_by_itself() {
     // Nobody's model: it is in the rows, and not in the sums.
     rows[7].model = Some("no-such-model".to_owned());
     rows[7].status = 404;
-    fold(&store, rows, "UTC");
+    fold(&store, &rows, "UTC");
     let by_name = query(&[By::Name], "2026-11-01T00:00:00Z", "2026-12-01T00:00:00Z", "UTC");
     let told = store.usage(&by_name).unwrap();
     assert_eq!(columns(&told), [("anna".to_owned(), 7), ("bert".to_owned(), 1)]);
@@ -144,7 +185,7 @@ fn limits_find_what_was_used_since_a_moment() {
         let time = at("2026-11-23T00:10:00Z") + Duration::from_secs(hour * 3600);
         timed(hour as u32, time)
     });
-    fold(&store, rows.collect(), "Asia/Kolkata");
+    fold(&store, &rows.collect::<Vec<_>>(), "Asia/Kolkata");
     // Midnight of the 24th in Kolkata.
     let spent = store.spent_since(at("2026-11-23T18:30:00Z")).unwrap();
     let expected: u64 = (19..48).map(|hour| 10 + hour).sum();
@@ -166,7 +207,7 @@ fn a_lie_about_tokens_does_not_stop_the_sums() {
         row.backend_time = Duration::MAX;
         row.total = Duration::MAX;
     }
-    fold(&store, rows, "UTC");
+    fold(&store, &rows, "UTC");
     let all = query(&[], "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", "UTC");
     let told = store.usage(&all).unwrap();
     assert_eq!(told[0].tally.requests, 3000);
@@ -178,7 +219,7 @@ fn rows_of_one_millisecond_with_one_number_are_two_if_their_ids_are() {
     let room = Room::new();
     let store = room.store();
     let twin = UsageRow { id: *b"beef000000000001", ..row(1) };
-    fold(&store, vec![row(1), twin.clone(), row(1), twin], "UTC");
+    fold(&store, &[row(1), twin.clone(), row(1), twin], "UTC");
     let told = store.usage_rows(&rows_query()).unwrap();
     assert_eq!(told.len(), 2);
     assert_ne!(told[0].id, told[1].id);
@@ -200,7 +241,7 @@ fn a_load_is_told_with_who_had_the_model_before() {
     rows[3].model = Some("qwen3:8b".to_owned());
     rows[4].status = 500;
     rows[5].usage.load = load;
-    fold(&store, rows, "UTC");
+    fold(&store, &rows, "UTC");
     let told = store.reloads(&rows_query()).unwrap();
     let line = |reload: &super::super::Reload| {
         let before = reload.before.as_ref();
@@ -229,7 +270,7 @@ fn what_is_kept_no_longer_goes_and_its_days_stay() {
     let now = at("2026-11-24T12:00:00Z");
     let day = |days: u64| now - Duration::from_secs(days * 86400);
     let rows = (0..500).map(|days| timed(days as u32, day(days)));
-    fold(&store, rows.collect(), "UTC");
+    fold(&store, &rows.collect::<Vec<_>>(), "UTC");
     let keep = 100 * 86400;
     let prune = |now: i64| {
         while store.write(move |it| Ok(fold::prune(it, now, keep)?)).unwrap() {}
@@ -258,8 +299,8 @@ fn a_changed_zone_counts_nothing_twice() {
         let time = |hour: u64| begins + Duration::from_secs(hour * 3600);
         range.map(|hour| timed(hour as u32, time(hour))).collect()
     };
-    fold(&store, hours(0..1500), "America/New_York");
-    fold(&store, hours(1500..3000), "Asia/Tokyo");
+    fold(&store, &hours(0..1500), "America/New_York");
+    fold(&store, &hours(1500..3000), "Asia/Tokyo");
     for zone in ["America/New_York", "Asia/Tokyo", "UTC"] {
         let days = query(&[By::Day], "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z", zone);
         let told = store.usage(&days).unwrap();
@@ -293,11 +334,11 @@ proptest! {
         let room = Room::new();
         let store = room.store();
         let (first, rest) = rows.split_at(folded.min(rows.len()));
-        fold(&store, first.to_vec(), zone);
+        fold(&store, first, zone);
         // What is not in the store yet is in the journal.
         let mut bytes = Vec::new();
         rest.iter().for_each(|row| record::write(row, &mut bytes));
-        std::fs::write(room.path().join("usage-1-1.journal"), bytes).unwrap();
+        std::fs::write(room.folder.path().join("usage-1-1.journal"), bytes).unwrap();
         let query = UsageQuery {
             by,
             since: time(from),
@@ -316,7 +357,7 @@ proptest! {
 fn a_year_is_summed_from_its_days() {
     let room = Room::new();
     let store = room.store();
-    fold(&store, (0..2).map(row).collect(), "UTC");
+    fold(&store, &[row(0), row(1)], "UTC");
     let day = 86_400;
     let last = at("2026-11-24T00:00:00Z").as_second();
     store
