@@ -154,6 +154,12 @@ fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
     let reading = &call.reading;
     match call.asked.model_in() {
         ModelIn::Nowhere => Ok(()),
+        ModelIn::Perhaps if reach.may_use_cloud() => Ok(()),
+        ModelIn::Perhaps if reading.is_unclear() => Err(UNSEEN),
+        // Whether it may be asked with any other model has been decided on before.
+        ModelIn::Perhaps => {
+            reading.model().map_or(Ok(()), |name| not_in_the_cloud(reach, call, &name))
+        }
         ModelIn::Path => bars(call.asked.model_in_path()),
         ModelIn::Form => bars(reading.model().as_deref()),
         ModelIn::Body => {
@@ -169,6 +175,19 @@ fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
             bars(reading.source().as_deref())?;
             bars(reading.destination().as_deref())
         }
+    }
+}
+
+const UNSEEN: Reject = Reject::BadBody(
+    "which model the body names for this endpoint cannot be read, and who may not use models in the cloud has to \
+     say it plainly",
+);
+
+fn not_in_the_cloud(reach: &Reach, call: &Call<'_>, name: &str) -> Result<(), Reject> {
+    match ModelName::parse(name) {
+        Ok(model) if !model.is_cloud() => Ok(()),
+        Ok(_) => Err(denied(reach, &call.asked, name, true)),
+        Err(_) => Err(UNSEEN),
     }
 }
 

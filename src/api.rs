@@ -76,6 +76,8 @@ pub enum ModelIn {
     Form,
     /// The last segment of the path.
     Path,
+    /// `model` of the body, as JSON or a form: where such endpoints have had it so far.
+    Perhaps,
 }
 
 /// What the answer is when it streams.
@@ -215,7 +217,7 @@ impl Asked {
     /// Where the request names its model.
     #[must_use]
     pub fn model_in(&self) -> ModelIn {
-        self.endpoint.map_or(ModelIn::Nowhere, |endpoint| endpoint.model)
+        self.endpoint.map_or(ModelIn::Perhaps, |endpoint| endpoint.model)
     }
 
     /// The model in the path, where it stands there.
@@ -223,7 +225,11 @@ impl Asked {
     pub fn model_in_path(&self) -> Option<&str> {
         match self.model_in() {
             ModelIn::Path => self.endpoint?.parameter(&self.path),
-            ModelIn::Nowhere | ModelIn::Body | ModelIn::BothEnds | ModelIn::Form => None,
+            ModelIn::Nowhere
+            | ModelIn::Body
+            | ModelIn::BothEnds
+            | ModelIn::Form
+            | ModelIn::Perhaps => None,
         }
     }
 

@@ -278,9 +278,12 @@ async fn understood(
     if matches!(asked.model_in(), ModelIn::Nowhere | ModelIn::Path) {
         return Ok((body, Reading::default()));
     }
-    let is_packed = is_packed(asked, parts)?;
-    let length = body.whole().map_or(0, Bytes::len);
-    if !is_packed && (length <= READ_AT_ONCE || asked.model_in() == ModelIn::Form) {
+    let is_perhaps = asked.model_in() == ModelIn::Perhaps;
+    // What nobody knows is sent on packed as it came.
+    let is_packed = !is_perhaps && is_packed(asked, parts)?;
+    let whole = body.whole().map_or(&b""[..], |whole| whole);
+    let is_short = whole.len() <= READ_AT_ONCE || asked.model_in() == ModelIn::Form;
+    if !is_packed && (is_short || is_perhaps && !reading::may_be_object(whole)) {
         let reading = Reading::of(body.whole().unwrap_or(&Bytes::new()), asked, parts)?;
         return Ok((body, reading));
     }

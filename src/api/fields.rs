@@ -140,6 +140,7 @@ impl Asked {
             "v1_embeddings" => &[Model],
             "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools],
             "messages" => &[Model, Messages, Stream, MaxTokens, Tools],
+            "unknown" => &[Model],
             _ => &[],
         }
     }

@@ -53,6 +53,8 @@ struct Found {
     include_usage: Option<Member>,
     images: Images,
     tools: bool,
+    /// Nobody can say which model it names, or whether it names one.
+    unclear: bool,
 }
 
 /// The images that come along.
@@ -87,8 +89,42 @@ impl Reading {
                 let content_type = content_type.map_or(&b""[..], |it| it.as_bytes());
                 Self::of_form(body, content_type, parts.uri.query())
             }
+            ModelIn::Perhaps => Ok(Self::of_unknown(body, asked, parts)),
             ModelIn::Nowhere | ModelIn::Path => Ok(Self::default()),
         }
+    }
+
+    /// Reads a body of an endpoint that nobody knows, and refuses none: another server may take what
+    /// cannot be read here.
+    fn of_unknown(body: &Bytes, asked: &Asked, parts: &Parts) -> Self {
+        let header =
+            |name| parts.headers.get(name).map_or(&b""[..], |it| it.as_bytes().trim_ascii());
+        let (encoding, kind) = (header(header::CONTENT_ENCODING), header(header::CONTENT_TYPE));
+        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity") {
+            return Self::unclear();
+        }
+        let is_kind =
+            |it: &[u8]| kind.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it));
+        let read = if may_be_object(body) {
+            Self::of_json(body, asked)
+        } else if is_kind(b"multipart/") {
+            Self::of_form(body, kind, parts.uri.query())
+        } else if is_kind(b"application/x-www-form-urlencoded") {
+            form::no_model_in(std::str::from_utf8(body).ok()).map(|()| Self::default())
+        } else {
+            Ok(Self::default())
+        };
+        read.unwrap_or_else(|_| Self::unclear())
+    }
+
+    fn unclear() -> Self {
+        Self(Some(Box::new(Found { unclear: true, ..Found::default() })))
+    }
+
+    /// Whether the body, of an endpoint that nobody knows, may name a model that is not seen here.
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        self.found().is_some_and(|found| found.unclear)
     }
 
     /// Reads a JSON body. An empty one has nothing in it.
@@ -96,6 +132,18 @@ impl Reading {
     /// # Errors
     /// As [`Reading::of`].
     pub fn of_json(body: &Bytes, asked: &Asked) -> Result<Self, Reject> {
+        let read = Self::of_object(body, asked);
+        match asked.model_in() {
+            ModelIn::Perhaps => Ok(read.unwrap_or_else(|_| Self::unclear())),
+            ModelIn::Nowhere
+            | ModelIn::Body
+            | ModelIn::BothEnds
+            | ModelIn::Form
+            | ModelIn::Path => read,
+        }
+    }
+
+    fn of_object(body: &Bytes, asked: &Asked) -> Result<Self, Reject> {
         if body.is_empty() {
             return Ok(Self::default());
         }
@@ -328,6 +376,11 @@ impl Reading {
             _ => None,
         }
     }
+}
+
+/// Whether Go's reader of JSON would find an object in it.
+pub(super) fn may_be_object(body: &[u8]) -> bool {
+    body.trim_ascii_start().starts_with(b"{")
 }
 
 impl Found {

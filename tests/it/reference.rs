@@ -146,6 +146,7 @@ are not here are `unknown`: for operators, and for users only where `extra_endpo
             ModelIn::BothEnds => "body, both ends",
             ModelIn::Form => "form",
             ModelIn::Path => "path",
+            ModelIn::Perhaps => "perhaps",
         };
         let stream = match row.stream {
             Stream::No => "–",

@@ -211,6 +211,58 @@ async fn an_unknown_endpoint_is_no_way_round_a_rule_about_models() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_endpoint_is_no_way_into_the_cloud() {
+    let cloud = r#"{"model":"gpt-oss:120b-cloud"}"#;
+    let part =
+        "--x\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\ngpt-oss:cloud\r\n--x--\r\n";
+    let (form, packed) =
+        ("Content-Type: multipart/form-data; boundary=x\r\n", "Content-Encoding: zstd\r\n");
+    for (headers, body, status) in [
+        ("", cloud, 403),
+        (form, cloud, 403),
+        ("", "\n {\"\\u006dodel\":\"gpt-oss:cloud\"}", 403),
+        (form, part, 403),
+        ("", "{\"model\":\"small\",\"Model\":\"gpt-oss:cloud\"}", 400),
+        ("", "{\"model\":\"gpt-oss:cloud\"} and more", 400),
+        ("", "{\"model\":[\"gpt-oss:cloud\"]}", 400),
+        (packed, "\u{28}packed", 400),
+        ("Content-Type: application/x-www-form-urlencoded\r\n", "a=b&mode%6c=gpt-oss:cloud", 400),
+        ("", r#"{"model":"small"}"#, 200),
+        ("", r#"{"name":"whatever it is"}"#, 200),
+        ("Content-Type: audio/wav\r\n", "RIFF", 200),
+        ("", "", 200),
+    ] {
+        for path in ["/v1/images/generations", "/v1/images/edits", "/api/next"] {
+            let backend = Backend::ok().await;
+            let house = House::with(&backend, with_rules("")).await;
+            let ask = |path| request("POST", path, &bearer(), headers, body);
+            let answer = house.ask(ask(path)).await;
+            assert_eq!(answer.status, status, "{path} {headers} {body} {}", answer.text());
+            assert_eq!(backend.seen().len(), usize::from(status == 200));
+            let cloud = House::with(&backend, with_rules("[[rule]]\ncloud = true\n")).await;
+            assert_eq!(cloud.ask(ask(path)).await.status, 200, "{path} {headers} {body}");
+            assert_eq!(backend.seen().last().unwrap().body, body.as_bytes());
+        }
+    }
+    let backend = Backend::ok().await;
+    let opened = format!("{TWO}endpoints = ['/v1/images/*']\n");
+    let house = House::with(&backend, with_rules(&opened)).await;
+    let answer = post(&house, "/v1/images/generations", cloud).await;
+    assert_eq!((answer.status, answer.code()), (403, "model_forbidden".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_body_of_an_unknown_endpoint_is_read_as_well() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_rules("")).await;
+    let image = "A".repeat(2 << 20);
+    for (tail, status) in [(r#""model":"x:cloud"}"#, 403), (r#""model":"x"}"#, 200), ("", 400)] {
+        let body = format!("{{\"image\":\"{image}\",{tail}");
+        assert_eq!(post(&house, "/v1/images/edits", &body).await.status, status, "{tail}");
+    }
+}
+
 const TAGS: &str = r#"{"models":[{"name":"small:1b","model":"small:1b","size":1.50},{"name":"big:latest","model":"big:latest"},{"name":"small:1b","model":"big"},{"size":3},{"name":"stub","model":"stub","remote_host":"https://ollama.com"}]}"#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -586,7 +638,7 @@ fn asked(row: &Endpoint, method: &Method, who: Who) -> String {
         ModelIn::Body => ("", r#"{"model":"big"}"#),
         ModelIn::BothEnds => ("", r#"{"source":"big","destination":"big"}"#),
         ModelIn::Form => ("Content-Type: multipart/form-data; boundary=x\r\n", form),
-        ModelIn::Nowhere | ModelIn::Path => ("", ""),
+        ModelIn::Nowhere | ModelIn::Path | ModelIn::Perhaps => ("", ""),
     };
     request(method.as_str(), &path, &login, kind, body)
 }
