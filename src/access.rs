@@ -6,7 +6,7 @@ use crate::api::{Asked, Class, ModelIn};
 use crate::auth::{Credential, Identity};
 use crate::call::{BodyBounds, Call};
 use crate::config::{Change, Cors, ModelName, Origins, Role};
-use crate::reject::{Denied, ModelDenied, Reject, Why};
+use crate::reject::{Denied, Lack, ModelDenied, Reject, Why};
 
 mod lists;
 mod policy;
@@ -121,6 +121,10 @@ pub fn admit(
         let denied = Denied { operation: asked.operation(), name, why: Why::Rule };
         return Err(Reject::Forbidden(Box::new(denied)));
     }
+    if asked.is_upload() && !reach.is_free() {
+        // Whether a layer is there tells of models, and one that was uploaded makes none without all.
+        return Err(without_all_models(&reach, asked, "a model"));
+    }
     Ok(Entry(reach))
 }
 
@@ -166,7 +170,11 @@ fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
             bars(reading.model().as_deref())?;
             if reading.makes_a_stub() && !reach.may_use_cloud() {
                 let model = reading.model().unwrap_or_default();
-                return Err(denied(reach, &call.asked, &model, true));
+                return Err(denied(reach, &call.asked, &model, Lack::Cloud));
+            }
+            if reading.uses_layers() && !reach.is_free() {
+                let model = reading.model().unwrap_or_default();
+                return Err(without_all_models(reach, &call.asked, &model));
             }
             // What a model is made from is used as well.
             reading.source().map_or(Ok(()), |from| bars(Some(&from)))
@@ -186,7 +194,7 @@ const UNSEEN: Reject = Reject::BadBody(
 fn not_in_the_cloud(reach: &Reach, call: &Call<'_>, name: &str) -> Result<(), Reject> {
     match ModelName::parse(name) {
         Ok(model) if !model.is_cloud() => Ok(()),
-        Ok(_) => Err(denied(reach, &call.asked, name, true)),
+        Ok(_) => Err(denied(reach, &call.asked, name, Lack::Cloud)),
         Err(_) => Err(UNSEEN),
     }
 }
@@ -196,17 +204,32 @@ fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<(), Reject> {
         return Err(Reject::BadBody("the model's name is none that a model can have"));
     };
     let barred = reach.may_use(&model);
-    barred.map_err(|barred| denied(reach, asked, name, barred == Barred::Cloud))
+    barred.map_err(|barred| {
+        let lack = match barred {
+            Barred::ByRule | Barred::ByKey => Lack::Pattern,
+            Barred::Cloud => Lack::Cloud,
+        };
+        denied(reach, asked, name, lack)
+    })
 }
 
-fn denied(reach: &Reach, asked: &Asked, model: &str, is_cloud: bool) -> Reject {
-    let denied = ModelDenied {
+/// Nothing is hidden by it: the caller's own model is to be made of what is not its own.
+fn without_all_models(reach: &Reach, asked: &Asked, model: &str) -> Reject {
+    Reject::ModelForbidden(Box::new(lacking(reach, asked, model, Lack::AllModels)))
+}
+
+fn lacking(reach: &Reach, asked: &Asked, model: &str, lack: Lack) -> ModelDenied {
+    ModelDenied {
         operation: asked.operation(),
         model: model.to_owned(),
         who: reach.who().name().to_string(),
-        is_cloud,
+        lack,
         allowed: reach.models_shown(),
-    };
+    }
+}
+
+fn denied(reach: &Reach, asked: &Asked, model: &str, lack: Lack) -> Reject {
+    let denied = lacking(reach, asked, model, lack);
     match reach.hides_models() {
         true => Reject::UnknownModel(Box::new(denied)),
         false => Reject::ModelForbidden(Box::new(denied)),

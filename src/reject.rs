@@ -14,7 +14,7 @@ mod denied;
 mod limited;
 mod remedy;
 
-pub use denied::{Denied, ModelDenied, Why};
+pub use denied::{Denied, Lack, ModelDenied, Why};
 pub use limited::{Again, Left, Limited, Quota};
 
 /// Tells OpenAI's and Anthropic's SDKs whether to try again by themselves.
@@ -190,7 +190,7 @@ pub fn one_of_each() -> Vec<Reject> {
         operation: "chat",
         model: "gemma3:12b".to_owned(),
         who: "anna".to_owned(),
-        is_cloud: false,
+        lack: Lack::Pattern,
         allowed: Some(vec!["llama3*".to_owned()]),
     };
     let limited = |measure| Box::new(Limited::example(measure));

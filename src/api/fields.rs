@@ -13,6 +13,10 @@ pub enum Field {
     From,
     /// Where a stub's model runs.
     RemoteHost,
+    /// Layers that were uploaded, by their digests.
+    Files,
+    Adapters,
+    DraftFiles,
     Source,
     Destination,
     Stream,
@@ -46,13 +50,16 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 21;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
         Self::Name,
         Self::From,
         Self::RemoteHost,
+        Self::Files,
+        Self::Adapters,
+        Self::DraftFiles,
         Self::Source,
         Self::Destination,
         Self::Stream,
@@ -77,6 +84,9 @@ impl Field {
             Self::Name => "name",
             Self::From => "from",
             Self::RemoteHost => "remote_host",
+            Self::Files => "files",
+            Self::Adapters => "adapters",
+            Self::DraftFiles => "draft_files",
             Self::Source => "source",
             Self::Destination => "destination",
             Self::Stream => "stream",
@@ -104,7 +114,11 @@ impl Field {
             | Self::Source
             | Self::Destination => Shape::Text,
             Self::Stream => Shape::Flag,
-            Self::StreamOptions | Self::Options => Shape::Object,
+            Self::StreamOptions
+            | Self::Options
+            | Self::Files
+            | Self::Adapters
+            | Self::DraftFiles => Shape::Object,
             Self::KeepAlive => Shape::Duration,
             Self::MaxTokens | Self::MaxCompletionTokens | Self::MaxOutputTokens | Self::N => {
                 Shape::Number
@@ -120,9 +134,9 @@ impl Asked {
     #[must_use]
     pub fn fields(&self) -> &'static [Field] {
         use Field::{
-            Destination, From, Images, Input, KeepAlive, MaxCompletionTokens, MaxOutputTokens,
-            MaxTokens, Messages, Model, N, Name, Options, RemoteHost, Source, Stream,
-            StreamOptions, Tools,
+            Adapters, Destination, DraftFiles, Files, From, Images, Input, KeepAlive,
+            MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, Name, Options,
+            RemoteHost, Source, Stream, StreamOptions, Tools,
         };
         match self.operation() {
             "chat" => &[Model, Messages, Stream, Options, KeepAlive, Tools],
@@ -130,7 +144,9 @@ impl Asked {
             "embed" | "embeddings" => &[Model, Options, KeepAlive],
             "show" => &[Model, Name, Options],
             "pull" | "push" => &[Model, Name, Stream],
-            "create" => &[Model, Name, From, RemoteHost, Stream, Messages],
+            "create" => {
+                &[Model, Name, From, RemoteHost, Files, Adapters, DraftFiles, Stream, Messages]
+            }
             "delete" => &[Model, Name],
             "copy" => &[Source, Destination],
             "chat_completions" => {

@@ -209,6 +209,16 @@ impl Reading {
         self.string(Field::RemoteHost).is_some_and(|host| !host.is_empty())
     }
 
+    /// Whether a model is made from layers that are named by their digests, which may be any model's.
+    #[must_use]
+    pub fn uses_layers(&self) -> bool {
+        let is_any = |field| match self.field(field).map(|member| self.written(member.value)) {
+            None | Some("null") => false,
+            Some(written) => written.bytes().any(|byte| !b"{} \t\r\n".contains(&byte)),
+        };
+        [Field::Files, Field::Adapters, Field::DraftFiles].into_iter().any(is_any)
+    }
+
     /// Where a model is copied to.
     #[must_use]
     pub fn destination(&self) -> Option<Cow<'_, str>> {
@@ -571,6 +581,9 @@ fn misfit(field: Field) -> &'static str {
         Field::Name => "`name` must be a string",
         Field::From => "`from` must be a string",
         Field::RemoteHost => "`remote_host` must be a string",
+        Field::Files => "`files` must be an object",
+        Field::Adapters => "`adapters` must be an object",
+        Field::DraftFiles => "`draft_files` must be an object",
         Field::Source => "`source` must be a string",
         Field::Destination => "`destination` must be a string",
         Field::Stream => "`stream` must be true or false",

@@ -19,9 +19,20 @@ pub struct ModelDenied {
     /// As it was written.
     pub model: String,
     pub who: String,
-    pub is_cloud: bool,
+    pub lack: Lack,
     /// Patterns of what may be used; `None` is every model that is not in the cloud.
     pub allowed: Option<Vec<String>>,
+}
+
+/// What it would have taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// A pattern that is about the model.
+    Pattern,
+    /// The word for models in the cloud.
+    Cloud,
+    /// All models: a file of one, named by its digest, may be any model's.
+    AllModels,
 }
 
 /// Patterns that a refusal names, at most.
@@ -29,13 +40,23 @@ const MOST_SHOWN: usize = 12;
 
 impl fmt::Display for ModelDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, who, is_cloud, allowed, .. } = self;
-        if *is_cloud {
-            return write!(
-                f,
-                "{model} runs on ollama.com under the account of this server's owner, which {who} may not use; \
+        let Self { model, who, lack, allowed, .. } = self;
+        match lack {
+            Lack::Pattern => {}
+            Lack::Cloud => {
+                return write!(
+                    f,
+                    "{model} runs on ollama.com under the account of this server's owner, which {who} may not use; \
                  a rule with `cloud = true` would allow it"
-            );
+                );
+            }
+            Lack::AllModels => {
+                return write!(
+                    f,
+                    "{who} may use some models only, and the files that {model} is made of may be another's; \
+                 `from` a model that may be used makes one as well"
+                );
+            }
         }
         let patterns = allowed.as_deref().unwrap_or_default();
         if patterns.is_empty() {

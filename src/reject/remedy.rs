@@ -1,6 +1,6 @@
 //! What would have allowed a request, for whoever runs the gate.
 
-use super::{Denied, Limited, ModelDenied, Reject, Why};
+use super::{Denied, Lack, Limited, ModelDenied, Reject, Why};
 
 impl Reject {
     /// What would have to be otherwise, and who could make it so; `None` where nothing would. Not for
@@ -96,12 +96,15 @@ fn of_denied(Denied { operation, name, why }: &Denied) -> String {
     }
 }
 
-fn of_model(ModelDenied { model, who, is_cloud, .. }: &ModelDenied) -> String {
-    match is_cloud {
-        true => {
+fn of_model(ModelDenied { model, who, lack, .. }: &ModelDenied) -> String {
+    match lack {
+        Lack::Cloud => {
             format!("`cloud = true` in the rule for {who}, and in the key if it says otherwise")
         }
-        false => format!(
+        Lack::AllModels => {
+            format!("`models = \"all\"` in the rule for {who}, and in the key if it names any")
+        }
+        Lack::Pattern => format!(
             "{model} among the `models` of the rule for {who}, and of the key if it names any; \
              `portcullis explain` tells which rule that is"
         ),

@@ -272,7 +272,7 @@ fn denied_model() -> Box<ModelDenied> {
         operation: "chat",
         model: "big".to_owned(),
         who: "anna".to_owned(),
-        is_cloud: false,
+        lack: Lack::Pattern,
         allowed: Some(vec!["small*".to_owned()]),
     })
 }
@@ -287,7 +287,8 @@ fn a_denied_model_is_told_with_what_is_allowed() {
     assert_eq!(says(|_| {}), "anna may not use big; allowed are small*");
     assert!(says(|it| it.allowed = Some(Vec::new())).ends_with("nor any other model here"));
     assert!(says(|it| it.allowed = Some(vec!["m".to_owned(); 99])).ends_with("m, …"));
-    assert!(says(|it| it.is_cloud = true).contains("cloud = true"));
+    assert!(says(|it| it.lack = Lack::Cloud).contains("cloud = true"));
+    assert!(says(|it| it.lack = Lack::AllModels).contains("another's"));
 }
 
 #[test]
