@@ -141,6 +141,7 @@ fn from_store(error: StoreError) -> Reject {
         | StoreError::Replaced { .. }
         | StoreError::ReadOnly(_)
         | StoreError::Disk(_)
+        | StoreError::OddKeys { .. }
         | StoreError::Failed(_) => Reject::StoreFailed(Box::new(error)),
     }
 }

@@ -374,6 +374,7 @@ impl Gateway {
         if let Some(keys) = self.managed() {
             // What waits for the disk goes on by itself.
             let _ = tokio::time::timeout(STORE_PATIENCE, keys.tend(now)).await;
+            keys.found_revoked().into_iter().for_each(|key| drop(self.live.limits.end(key)));
             let noted = self.keep_failed_logins(now);
             let _ = tokio::time::timeout(STORE_PATIENCE, noted).await;
         }

@@ -86,6 +86,11 @@ pub enum StoreError {
     Gone { path: PathBuf },
     #[error("{} is not the file that was opened; restart the gate to take the new one", path.display())]
     Replaced { path: PathBuf },
+    #[error(
+        "keys that this version does not understand let nobody in: {}; revoke them, or start the version \
+         that wrote them", ids.join(", ")
+    )]
+    OddKeys { ids: Vec<String> },
     #[error("another process holds the store; try again")]
     Busy,
     #[error("the disk is full")]

@@ -40,6 +40,17 @@ pub struct KeyPage {
     pub next: Option<KeyId>,
 }
 
+/// A row of the table of keys.
+#[derive(Debug)]
+pub(super) enum Read {
+    Key(Box<ManagedKey>),
+    /// One that this version does not understand.
+    Odd {
+        id: String,
+        digest: Option<[u8; 32]>,
+    },
+}
+
 /// What an import came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Imported {
@@ -277,7 +288,7 @@ impl Store {
     pub(super) fn changed_since(
         &self,
         since: u64,
-        mut each: impl FnMut(ManagedKey),
+        mut each: impl FnMut(Read),
     ) -> Result<u64, StoreError> {
         let since = i64::try_from(since).unwrap_or(i64::MAX);
         self.read(|transaction| {
@@ -285,7 +296,7 @@ impl Store {
             let mut statement = transaction.prepare(&sql)?;
             let mut rows = statement.query([since])?;
             while let Some(row) = rows.next()? {
-                each(key_of(row)?);
+                each(key_of(row).map_or_else(|_| odd_row(row), |key| Read::Key(Box::new(key))));
             }
             generation(transaction)
         })
@@ -549,6 +560,13 @@ fn key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
         },
         used: at.zip(from).and_then(|(at, from)| Some(KeyUse { at, from: from.parse().ok()? })),
     })
+}
+
+/// One bad row is no reason not to see the others.
+fn odd_row(row: &Row<'_>) -> Read {
+    let text = row.get_ref(0).ok().and_then(|id| id.as_bytes().ok());
+    let id = String::from_utf8_lossy(text.unwrap_or_default()).into_owned();
+    Read::Odd { id, digest: row.get(2).ok() }
 }
 
 fn odd(column: usize) -> rusqlite::Error {

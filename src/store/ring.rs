@@ -4,7 +4,7 @@
 //! serves every request that was read before it, tells whether there is something to read. Should the
 //! stamp be lost, the store itself is asked once a second.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,14 +15,18 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use subtle::ConstantTimeEq;
 
-use super::files::{STAMP, read_stamp};
+use super::files::{STAMP, read_stamp, stamped};
 use super::key::{Grant, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey};
+use super::keys::Read;
 use super::{Store, StoreError};
 use crate::config::Role;
 use crate::live_file::{LiveFile, Parsed, SAY_AGAIN};
 
 /// A request waits for the store no longer than this.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Keys are served as they were read last for so long where there are changes that cannot be read: one of
+/// them may say that a key was revoked.
+const TRUST: Duration = Duration::from_secs(10);
 /// How often it is written when keys were used.
 const KEEP_USES: Duration = Duration::from_secs(60);
 /// Refused keys are told once in this time each, and so many at once.
@@ -51,7 +55,7 @@ pub enum Finding {
     /// Known, and lets nobody in; why is for the log.
     Refused(KeyFault),
     Unknown,
-    /// Not known, but there are changes that could not be read in time.
+    /// There are changes that could not be read in time, and one of them may be about it.
     Unclear,
 }
 
@@ -67,6 +71,7 @@ pub struct KeyRing {
     looking: Arc<tokio::sync::Mutex<()>>,
     tending: Arc<tokio::sync::Mutex<()>>,
     uses: Mutex<Uses>,
+    doubt: Mutex<Doubt>,
     told: Mutex<HashMap<KeyId, Instant>>,
     trouble: Mutex<Trouble>,
 }
@@ -79,9 +84,32 @@ struct Uses {
     kept: Instant,
 }
 
+/// What the stamp says of what was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Certainty {
+    Newest,
+    /// There is a change that could not be read in time.
+    Behind,
+    /// Without a stamp the store is asked once a second.
+    NotStamped,
+}
+
+/// What is not known for certain.
+#[derive(Debug, Default)]
+struct Doubt {
+    /// Since when there are changes that could not be read.
+    since: Option<Instant>,
+    /// Keys that were let in meanwhile.
+    let_in: HashMap<Digest, KeyId>,
+    /// Those of them that had been revoked.
+    revoked: Vec<KeyId>,
+}
+
 #[derive(Debug, Default)]
 struct Trouble {
     now: Option<StoreError>,
+    /// Rows that are no key that this version understands.
+    odd: HashSet<String>,
     said: Option<Instant>,
 }
 
@@ -122,6 +150,34 @@ impl Held {
     }
 }
 
+impl Trouble {
+    fn found(&self) -> Option<StoreError> {
+        let mut ids: Vec<_> = self.odd.iter().cloned().collect();
+        ids.sort();
+        self.now.clone().or_else(|| (!ids.is_empty()).then_some(StoreError::OddKeys { ids }))
+    }
+}
+
+/// Puts a key in its place; one that is not understood lets nobody in any more.
+fn take(keys: &mut Keys, odd: &mut HashSet<String>, read: Read) {
+    match read {
+        Read::Key(key) => {
+            if !odd.is_empty() {
+                odd.remove(key.id.as_str());
+            }
+            keys.insert(Digest(key.digest), Arc::new(Held::of(&key)));
+        }
+        Read::Odd { id, digest } => {
+            if let Some(digest) = digest {
+                keys.remove(&Digest(digest));
+            }
+            // Its digest may be what is not understood.
+            keys.retain(|_, held| held.id.as_str() != id);
+            odd.insert(id);
+        }
+    }
+}
+
 impl KeyRing {
     /// Reads every key.
     ///
@@ -130,9 +186,8 @@ impl KeyRing {
     pub fn open(store: Arc<Store>) -> Result<Self, StoreError> {
         let mut keys =
             Keys::with_capacity_and_hasher(store.count_keys()?, BuildHasherDefault::default());
-        let generation = store.changed_since(0, |key| {
-            keys.insert(Digest(key.digest), Arc::new(Held::of(&key)));
-        })?;
+        let mut trouble = Trouble::default();
+        let generation = store.changed_since(0, |read| take(&mut keys, &mut trouble.odd, read))?;
         let stamp = LiveFile::open(&store.folder().join(STAMP), 0, |text| {
             let number = read_stamp(text);
             Parsed {
@@ -150,7 +205,8 @@ impl KeyRing {
             tending: Arc::default(),
             uses: Mutex::new(Uses { since: HashMap::new(), kept: Instant::now() }),
             told: Mutex::default(),
-            trouble: Mutex::default(),
+            doubt: Mutex::default(),
+            trouble: Mutex::new(trouble),
         })
     }
 
@@ -173,7 +229,13 @@ impl KeyRing {
     /// Why the store does not do what it should, if it does not.
     #[must_use]
     pub fn trouble(&self) -> Option<StoreError> {
-        lock(&self.trouble).now.clone()
+        lock(&self.trouble).found()
+    }
+
+    /// Keys that were let in while changes could not be read, and had been revoked; each once.
+    #[must_use]
+    pub fn found_revoked(&self) -> Vec<KeyId> {
+        std::mem::take(&mut lock(&self.doubt).revoked)
     }
 
     /// Looks for a key as every change made before `since` left it, which is when the request had
@@ -185,18 +247,24 @@ impl KeyRing {
         client: IpAddr,
         since: Instant,
     ) -> Finding {
-        let is_newest = self.is_newest(since).await;
+        let certainty = self.is_newest(since).await;
         let held = {
             let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
             keys.get(&Digest(*digest)).map(Arc::clone)
         };
+        let doubt = self.doubted_for(certainty, since);
         let Some(held) = held.filter(|held| held.form == form) else {
-            return if is_newest { Finding::Unknown } else { Finding::Unclear };
+            return if doubt.is_none() { Finding::Unknown } else { Finding::Unclear };
         };
         let now = Timestamp::now();
         if let Some(why) = held.fault(client, now) {
             self.tell(&held, why, client);
             return Finding::Refused(why);
+        }
+        match doubt {
+            Some(long) if long > TRUST => return Finding::Unclear,
+            Some(_) => drop(lock(&self.doubt).let_in.insert(Digest(*digest), held.id)),
+            None => {}
         }
         lock(&self.uses).since.insert(held.id, KeyUse { at: now, from: client });
         Finding::Good(held)
@@ -209,6 +277,7 @@ impl KeyRing {
         let ring = Arc::clone(self);
         let work = move || {
             ring.read_changes();
+            ring.doubt_unless_stamped(now);
             ring.heal_stamp();
             if now.saturating_duration_since(lock(&ring.uses).kept) >= KEEP_USES {
                 ring.keep_uses(now);
@@ -242,14 +311,17 @@ impl KeyRing {
 
     /// Whether every change made before `since` is known here, after having waited for the store if
     /// need be.
-    async fn is_newest(self: &Arc<Self>, since: Instant) -> bool {
+    async fn is_newest(self: &Arc<Self>, since: Instant) -> Certainty {
         let newest = *self.stamp.current(since).await;
-        if self.knows(newest) {
-            return true;
+        if !self.knows(newest) {
+            // Boxed, because it is seldom needed, and every request would have the room for it.
+            let _ = tokio::time::timeout(PATIENCE, Box::pin(self.catch_up(newest))).await;
         }
-        // Boxed, because it is seldom needed, and every request would have the room for it.
-        let _ = tokio::time::timeout(PATIENCE, Box::pin(self.catch_up(newest))).await;
-        self.knows(newest)
+        match (self.knows(newest), newest) {
+            (true, 0) => Certainty::NotStamped,
+            (true, _) => Certainty::Newest,
+            (false, _) => Certainty::Behind,
+        }
     }
 
     fn knows(&self, newest: u64) -> bool {
@@ -273,24 +345,56 @@ impl KeyRing {
     fn read_changes(&self) {
         let known = self.generation.load(Ordering::Acquire);
         let mut changed = Vec::new();
-        let read = self.store.changed_since(known, |key| changed.push(key));
+        let read = self.store.changed_since(known, |read| changed.push(read));
         match read {
             Ok(generation) => {
-                let changed: Vec<_> = changed
-                    .iter()
-                    .map(|key| (Digest(key.digest), Arc::new(Held::of(key))))
-                    .collect();
                 let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
                 // Two looks may end in another order than they began.
                 if self.generation.load(Ordering::Acquire) <= generation {
-                    keys.extend(changed);
+                    let mut trouble = lock(&self.trouble);
+                    changed.into_iter().for_each(|read| take(&mut keys, &mut trouble.odd, read));
                     self.generation.store(generation, Ordering::Release);
                 }
+                self.settle(&keys);
                 drop(keys);
                 self.note_trouble(None);
             }
             Err(error) => self.note_trouble(Some(error)),
         }
+    }
+
+    /// How long there have been changes that cannot be read; `None` if there are none.
+    fn doubted_for(&self, certainty: Certainty, now: Instant) -> Option<Duration> {
+        if certainty == Certainty::Newest {
+            return None;
+        }
+        let mut doubt = lock(&self.doubt);
+        if certainty == Certainty::Behind {
+            doubt.since.get_or_insert(now);
+        }
+        doubt.since.map(|since| now.saturating_duration_since(since))
+    }
+
+    /// A store that cannot be read may hold changes, unless the stamp says that it does not.
+    fn doubt_unless_stamped(&self, now: Instant) {
+        if lock(&self.trouble).now.is_none() {
+            return;
+        }
+        let stamp = stamped(self.store.folder()).filter(|newest| *newest > 0);
+        let is_newest = stamp.is_some_and(|newest| self.knows(newest));
+        let mut doubt = lock(&self.doubt);
+        doubt.since = if is_newest { None } else { doubt.since.or(Some(now)) };
+    }
+
+    /// All changes are known, and so what became of the keys that were let in before they were.
+    fn settle(&self, keys: &Keys) {
+        let mut doubt = lock(&self.doubt);
+        doubt.since = None;
+        let is_revoked =
+            |digest: &Digest| keys.get(digest).is_none_or(|held| held.state == KeyState::Revoked);
+        let let_in = std::mem::take(&mut doubt.let_in);
+        let revoked = let_in.into_iter().filter(|(digest, _)| is_revoked(digest));
+        doubt.revoked.extend(revoked.map(|(_, id)| id));
     }
 
     /// Whoever changed a key may have ended before it wrote the stamp.
@@ -308,15 +412,18 @@ impl KeyRing {
             tracing::info!("the store is good again");
         }
         if trouble.now != found {
-            *trouble = Trouble { now: found, said: None };
+            (trouble.now, trouble.said) = (found, None);
         }
     }
 
     fn say_trouble(&self, now: Instant) {
         let mut trouble = lock(&self.trouble);
         let due = trouble.said.is_none_or(|said| now.saturating_duration_since(said) >= SAY_AGAIN);
-        if let Some(error) = trouble.now.clone().filter(|_| due) {
-            tracing::error!("keys are served as they were read last: {error}");
+        if let Some(error) = trouble.found().filter(|_| due) {
+            match error {
+                StoreError::OddKeys { .. } => tracing::error!("{error}"),
+                _ => tracing::error!("keys are served as they were read last: {error}"),
+            }
             trouble.said = Some(now);
         }
     }

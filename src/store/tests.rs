@@ -490,6 +490,79 @@ async fn while_the_store_is_gone_known_keys_are_served_and_others_are_told_to_co
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_cannot_be_read_is_not_ignored_for_long() {
+    for is_stamp_lost in [false, true] {
+        let room = Room::new();
+        let store = Arc::new(room.open());
+        let (_, secret) = store.create_key(named("bot"), &anna()).unwrap();
+        let (key, gone) = store.create_key(named("gone"), &anna()).unwrap();
+        let ring = Arc::new(KeyRing::open(store).unwrap());
+        let other = room.open();
+        other.set_key_state(key.id, KeyState::Revoked, &anna()).unwrap();
+        let now = Instant::now();
+        fs::rename(room.file(), room.path().join("away")).unwrap();
+        if is_stamp_lost {
+            // As one that is missing reads after two seconds.
+            fs::write(room.path().join(STAMP_NAME), "0\n").unwrap();
+            ring.tend(now).await;
+        }
+        assert_eq!(find(&ring, &gone).await, "gone", "it cannot be known yet");
+        assert_eq!(find(&ring, &secret).await, "bot");
+        let later = now + Duration::from_secs(60);
+        for secret in [&gone, &secret] {
+            let found = ring.find(&secret.digest(), KeyForm::Secret, FROM, later).await;
+            assert!(matches!(found, Finding::Unclear), "{found:?}");
+        }
+        assert_eq!(ring.found_revoked(), []);
+        fs::rename(room.path().join("away"), room.file()).unwrap();
+        ring.tend(later).await;
+        let found = ring.find(&secret.digest(), KeyForm::Secret, FROM, later).await;
+        assert!(matches!(found, Finding::Good(_)), "{found:?}");
+        assert_eq!(find(&ring, &gone).await, "!revoked");
+        assert_eq!(ring.found_revoked(), [key.id], "it was let in meanwhile");
+        assert_eq!(ring.found_revoked(), [], "once");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_read_but_has_not_changed_serves_on() {
+    let room = Room::new();
+    let store = Arc::new(room.open());
+    let (_, secret) = store.create_key(named("bot"), &anna()).unwrap();
+    let ring = Arc::new(KeyRing::open(store).unwrap());
+    fs::rename(room.file(), room.path().join("away")).unwrap();
+    let later = Instant::now() + Duration::from_secs(3600);
+    ring.tend(Instant::now()).await;
+    ring.tend(later).await;
+    let found = ring.find(&secret.digest(), KeyForm::Secret, FROM, later).await;
+    assert!(matches!(found, Finding::Good(_)), "{found:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_row_that_is_not_understood_is_no_key_and_holds_up_no_other() {
+    for odd in ["state = 'asleep'", "models = '{'", "id = 'k'", "role = 'god'"] {
+        let room = Room::new();
+        let store = Arc::new(room.open());
+        let (key, secret) = store.create_key(named("odd"), &anna()).unwrap();
+        let (good, other) = store.create_key(named("good"), &anna()).unwrap();
+        let ring = Arc::new(KeyRing::open(Arc::clone(&store)).unwrap());
+        assert_eq!(find(&ring, &secret).await, "odd");
+        let id = key.id;
+        let spoil = format!("UPDATE key SET {odd}, changed = 1000 WHERE id = '{id}'");
+        room.other().execute(&spoil, []).unwrap();
+        store.set_key_state(good.id, KeyState::Disabled, &anna()).unwrap();
+        assert_eq!(find(&ring, &other).await, "!disabled", "{odd}");
+        assert_eq!(find(&ring, &secret).await, "?", "{odd}");
+        let trouble = ring.trouble();
+        assert!(matches!(trouble, Some(StoreError::OddKeys { .. })), "{trouble:?}");
+        let anew = Arc::new(KeyRing::open(Arc::clone(&store)).unwrap());
+        assert_eq!(find(&anew, &other).await, "!disabled", "{odd}");
+        assert_eq!(find(&anew, &secret).await, "?", "{odd}");
+        assert!(anew.trouble().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_a_key_was_used_is_kept_in_groups_and_not_lost_by_a_failure() {
     let room = Room::new();
     let store = Arc::new(room.open());
