@@ -87,17 +87,19 @@ pub async fn send(
     rules: &Forwarding,
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
-    admitted.unless_ended(pin!(once(call, lease, rules, origin))).await
+    let narrows = admitted.permit().narrows(&call.asked);
+    admitted.unless_ended(pin!(once(call, narrows, lease, rules, origin))).await
 }
 
 async fn once(
     call: Call<'_>,
+    narrows: bool,
     lease: &Lease,
     rules: &Forwarding,
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     let upload = call.body.upload();
-    let mut request = outbound(call, rules, &origin)?;
+    let mut request = outbound(call, narrows, rules, &origin)?;
     let mut kept = lease.kept(Instant::now());
     loop {
         let fresh = kept.is_none();
@@ -126,7 +128,12 @@ async fn once(
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
-fn outbound(call: Call<'_>, rules: &Forwarding, origin: &Origin<'_>) -> Result<Outbound, Reject> {
+fn outbound(
+    call: Call<'_>,
+    narrows: bool,
+    rules: &Forwarding,
+    origin: &Origin<'_>,
+) -> Result<Outbound, Reject> {
     let Call { asked, parts, body, reading: _ } = call;
     let mut head = Vec::with_capacity(USUAL_HEAD);
     head.extend_from_slice(parts.method.as_str().as_bytes());
@@ -134,7 +141,7 @@ fn outbound(call: Call<'_>, rules: &Forwarding, origin: &Origin<'_>) -> Result<O
     push_target(&mut head, &asked, parts.uri.query())?;
     head.extend_from_slice(b" HTTP/1.1\r\n");
     push_ours(&mut head, &parts.headers, rules, origin);
-    push_kept(&mut head, &parts.headers, &rules.key_headers, body.is_unpacked());
+    push_kept(&mut head, &parts.headers, &rules.key_headers, (body.is_unpacked(), narrows));
     // Behind those that it has come by, so that a way back over others is seen too.
     push_field(&mut head, &header::VIA, rules.via.as_bytes());
     push_length(&mut head, &parts.method, &body);
@@ -177,17 +184,24 @@ fn push_kept(
     head: &mut Vec<u8>,
     theirs: &HeaderMap,
     key_headers: &[HeaderName],
-    is_unpacked: bool,
+    (is_unpacked, narrows): (bool, bool),
 ) {
     let mut named = named_by_connection(theirs);
     if is_unpacked {
         named.push(header::CONTENT_ENCODING);
     }
     for (name, value) in theirs {
-        if !is_dropped(name) && !key_headers.contains(name) && !named.contains(name) {
+        let is_kept = !is_dropped(name) && !key_headers.contains(name) && !named.contains(name);
+        if is_kept && !(narrows && asks_for_less(name)) {
             push_field(head, name, value.as_bytes());
         }
     }
+}
+
+/// A list that is narrowed here has to come whole, and plain.
+fn asks_for_less(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    matches!(name, "range" | "accept-encoding" | "a-im") || name.starts_with("if-")
 }
 
 /// A body that is empty but announced stays announced: some servers ask for a length.

@@ -35,12 +35,21 @@ async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>
     if connection.is_past() {
         lease.give_back(connection, Instant::now());
     }
-    let list = match (answered.status, body.is_empty()) {
-        // A HEAD has no list to narrow, and what is no list names no models.
-        (_, true) => body,
-        (StatusCode::OK, false) => access::narrowed(&body, ticket.permit().reach())
+    let packed = answered.fields.iter().any(|(name, value)| {
+        name.eq_ignore_ascii_case(b"content-encoding") && !value.eq_ignore_ascii_case(b"identity")
+    });
+    let list = match answered.status {
+        // A HEAD has no list to narrow.
+        _ if body.is_empty() => body,
+        status if status.is_success() && (status != StatusCode::OK || packed) => {
+            return Err(Reject::BackendFailed(
+                "its list of models does not come whole and plain".into(),
+            ));
+        }
+        StatusCode::OK => access::narrowed(&body, ticket.permit().reach())
             .ok_or_else(|| Reject::BackendFailed("its list of models cannot be read".into()))?,
-        (_, false) => body,
+        // What is no list names no models.
+        _ => body,
     };
     let mut response = Response::new(list);
     *response.status_mut() = answered.status;

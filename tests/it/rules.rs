@@ -326,6 +326,41 @@ async fn who_may_see_all_gets_the_list_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_narrowed_comes_whole_and_plain_or_not_at_all() {
+    let asking = "Range: bytes=30-\r\nIf-None-Match: \"1\"\r\nIf-Range: \"1\"\r\nA-IM: feed\r\n\
+                  Accept-Encoding: gzip\r\nAccept: */*\r\n";
+    for (status, fields, expected) in [
+        ("200 OK", "", 200),
+        ("200 OK", "Content-Encoding: identity\r\n", 200),
+        ("200 OK", "Content-Encoding: gzip\r\n", 502),
+        ("206 Partial Content", "Content-Range: bytes 0-9/99\r\n", 502),
+        ("203 Non-Authoritative Information", "", 502),
+        ("226 IM Used", "", 502),
+        ("404 Not Found", "", 404),
+    ] {
+        let length = TAGS.len();
+        let answer = format!("HTTP/1.1 {status}\r\n{fields}Content-Length: {length}\r\n\r\n{TAGS}");
+        let backend = Backend::saying(answer).await;
+        let house = House::with(&backend, with_rules(TWO)).await;
+        let told = house.ask(request("GET", "/api/tags", &bearer(), asking, "")).await;
+        assert_eq!(told.status, expected, "{status} {fields}");
+        if expected == 502 {
+            assert_eq!(told.code(), "backend_failed", "{status} {fields}");
+        }
+        let head = backend.seen()[0].head.to_lowercase();
+        for field in ["range:", "if-none-match:", "if-range:", "a-im:", "accept-encoding:"] {
+            assert!(!head.contains(field), "{head}");
+        }
+        assert!(head.contains("accept: */*"), "{head}");
+        // Whoever may see all gets what was asked for.
+        let all = House::new(&backend).await;
+        all.ask(request("GET", "/api/tags", &bearer(), asking, "")).await;
+        let head = backend.seen()[1].head.to_lowercase();
+        assert!(head.contains("range: bytes=30-") && head.contains("accept-encoding: gzip"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_cannot_be_read_is_not_passed_on_unread() {
     for body in ["no json", "[]", r#"{"models":{"big":1}}"#] {
         let backend = Backend::saying(ok_json(body)).await;
