@@ -24,11 +24,30 @@ impl Entry {
     pub fn reach(&self) -> &Reach {
         &self.0
     }
+}
+
+/// A caller with a model that it may use, where it asks for one. Only [`choose`] makes one.
+#[derive(Debug)]
+pub struct Chosen {
+    reach: Reach,
+    model: Option<ModelName>,
+}
+
+impl Chosen {
+    #[must_use]
+    pub fn reach(&self) -> &Reach {
+        &self.reach
+    }
+
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelName> {
+        self.model.as_ref()
+    }
 
     /// Whether the policy wants to know how the model is loaded.
     #[must_use]
     pub fn asks_for_loaded(&self) -> bool {
-        self.0.rule().policy.changes.iter().any(|(_, change)| *change == Change::Loaded)
+        self.reach.rule().policy.changes.iter().any(|(_, change)| *change == Change::Loaded)
     }
 }
 
@@ -69,6 +88,8 @@ pub struct Ground<'a> {
     pub bounds: &'a BodyBounds,
     /// The context size of the model as it is in memory; for `num_ctx = "loaded"`.
     pub loaded_context: Option<u32>,
+    /// The model has a local name, and runs elsewhere.
+    pub runs_elsewhere: bool,
 }
 
 /// The parts of a request that decide whether a browser may have been made to send it.
@@ -128,14 +149,31 @@ pub fn admit(
     Ok(Entry(reach))
 }
 
-/// Decides on what the body says, and changes in it what a policy wants to be otherwise.
+/// Decides on the models that the body names.
 ///
 /// # Errors
-/// 403 or 404 for a model, 403 for images and tools, 400 for a body whose model cannot be read, 503
-/// where there is no memory for a changed one.
-pub fn authorize(entry: Entry, call: &mut Call<'_>, ground: &Ground<'_>) -> Result<Permit, Reject> {
+/// 403 or 404 for a model, 400 for a body whose model cannot be read.
+pub fn choose(entry: Entry, call: &Call<'_>) -> Result<Chosen, Reject> {
     let Entry(reach) = entry;
-    models_are_allowed(&reach, call)?;
+    let model = allowed_model(&reach, call)?;
+    Ok(Chosen { reach, model })
+}
+
+/// Decides on what else the body says, and changes in it what a policy wants to be otherwise.
+///
+/// # Errors
+/// 403 or 404 for a model that runs elsewhere, 403 for images and tools, 503 where there is no memory
+/// for a changed body.
+pub fn authorize(
+    chosen: Chosen,
+    call: &mut Call<'_>,
+    ground: &Ground<'_>,
+) -> Result<Permit, Reject> {
+    let Chosen { reach, model: _ } = chosen;
+    if ground.runs_elsewhere && !reach.may_use_cloud() {
+        let name = call.model().unwrap_or_default();
+        return Err(denied(&reach, &call.asked, &name, Lack::Cloud));
+    }
     if !reach.may_use_cloud() && call.reading.searches_the_web() {
         let (operation, name) = (call.asked.operation(), reach.who().name().to_string());
         let why = Why::Content("a web search, which runs on the account of this server's owner,");
@@ -148,40 +186,57 @@ pub fn authorize(entry: Entry, call: &mut Call<'_>, ground: &Ground<'_>) -> Resu
     Ok(Permit { reach, changed })
 }
 
-fn models_are_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
+/// The model that is used, if it may be, as may be all others that go with it.
+fn allowed_model(reach: &Reach, call: &Call<'_>) -> Result<Option<ModelName>, Reject> {
     let bars = |name: Option<&str>| match name {
-        Some(name) => bars(reach, &call.asked, name),
+        Some(name) => bars(reach, &call.asked, name).map(Some),
         // The backend's to refuse, but not for who may not use every model.
-        None if reach.is_free() => Ok(()),
+        None if reach.is_free() => Ok(None),
         None => Err(Reject::BadBody("the body names no model")),
     };
     let reading = &call.reading;
     match call.asked.model_in() {
-        ModelIn::Nowhere => Ok(()),
-        ModelIn::Perhaps if reach.may_use_cloud() => Ok(()),
-        ModelIn::Perhaps if reading.is_unclear() => Err(UNSEEN),
-        // Whether it may be asked with any other model has been decided on before.
-        ModelIn::Perhaps => {
-            reading.model().map_or(Ok(()), |name| not_in_the_cloud(reach, call, &name))
-        }
+        ModelIn::Nowhere => Ok(None),
+        ModelIn::Perhaps => unseen_is_allowed(reach, call).map(|()| None),
         ModelIn::Path => bars(call.asked.model_in_path()),
         ModelIn::Form => bars(reading.model().as_deref()),
         ModelIn::Body => {
-            bars(reading.model().as_deref())?;
-            if reading.makes_a_stub() && !reach.may_use_cloud() {
-                let model = reading.model().unwrap_or_default();
-                return Err(denied(reach, &call.asked, &model, Lack::Cloud));
-            }
-            if reading.uses_layers() && !reach.is_free() {
-                let model = reading.model().unwrap_or_default();
-                return Err(without_all_models(reach, &call.asked, &model));
-            }
+            let model = bars(reading.model().as_deref())?;
+            made_of_what_is_allowed(reach, call)?;
             // What a model is made from is used as well.
-            reading.source().map_or(Ok(()), |from| bars(Some(&from)))
+            reading.source().map_or(Ok(None), |from| bars(Some(&from))).map(|_| model)
         }
         ModelIn::BothEnds => {
-            bars(reading.source().as_deref())?;
-            bars(reading.destination().as_deref())
+            let model = bars(reading.source().as_deref())?;
+            bars(reading.destination().as_deref()).map(|_| model)
+        }
+    }
+}
+
+fn made_of_what_is_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
+    let model = || call.reading.model().unwrap_or_default();
+    if call.reading.makes_a_stub() && !reach.may_use_cloud() {
+        return Err(denied(reach, &call.asked, &model(), Lack::Cloud));
+    }
+    if call.reading.uses_layers() && !reach.is_free() {
+        return Err(without_all_models(reach, &call.asked, &model()));
+    }
+    Ok(())
+}
+
+/// Whether an endpoint that nobody knows may be asked with any other model has been decided on before.
+fn unseen_is_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
+    let name = call.reading.model();
+    if reach.may_use_cloud() {
+        return Ok(());
+    }
+    match name.as_deref().map(ModelName::parse) {
+        _ if call.reading.is_unclear() => Err(UNSEEN),
+        None => Ok(()),
+        Some(Err(_)) => Err(UNSEEN),
+        Some(Ok(model)) if !model.is_cloud() => Ok(()),
+        Some(Ok(_)) => {
+            Err(denied(reach, &call.asked, name.as_deref().unwrap_or_default(), Lack::Cloud))
         }
     }
 }
@@ -191,20 +246,12 @@ const UNSEEN: Reject = Reject::BadBody(
      say it plainly",
 );
 
-fn not_in_the_cloud(reach: &Reach, call: &Call<'_>, name: &str) -> Result<(), Reject> {
-    match ModelName::parse(name) {
-        Ok(model) if !model.is_cloud() => Ok(()),
-        Ok(_) => Err(denied(reach, &call.asked, name, Lack::Cloud)),
-        Err(_) => Err(UNSEEN),
-    }
-}
-
-fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<(), Reject> {
+fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<ModelName, Reject> {
     let Ok(model) = ModelName::parse(name) else {
         return Err(Reject::BadBody("the model's name is none that a model can have"));
     };
     let barred = reach.may_use(&model);
-    barred.map_err(|barred| {
+    barred.map(|()| model).map_err(|barred| {
         let lack = match barred {
             Barred::ByRule | Barred::ByKey => Lack::Pattern,
             Barred::Cloud => Lack::Cloud,

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::client_addr::ClientAddr;
-use crate::config::{Config, Pattern, Role, Roles, WeakHashes};
+use crate::config::{Config, Group, Pattern, Role, Roles, Rule, WeakHashes};
 use crate::live_file::{LiveFile, Report};
 use crate::reject::{Challenges, Reject};
 use crate::store::{Actor, Held, KeyDetails, KeyId, KeyRing, ManagedKey, Secret, StoreError};
@@ -36,7 +36,7 @@ pub(crate) use lines::fault_of_name;
 use api_keys::ApiKeys;
 use attempt::{Attempt, name_and_password, scheme};
 use brake::Brake;
-use grant::{FileKeys, Front};
+use grant::{FileKeys, Fronts};
 use htpasswd::Htpasswd;
 use passwords::Passwords;
 use signature::{AuthorizedKeys, Endpoints, Replays, Signed};
@@ -102,6 +102,20 @@ impl Identity {
         self.grant.as_ref()
     }
 
+    /// Whether a rule is about it; what the rule does not say is about everybody.
+    #[must_use]
+    pub fn is_meant_by(&self, rule: &Rule, groups: &[Group]) -> bool {
+        let name = self.account().as_str();
+        let is_member = |name_of_group: &String| {
+            let group = groups.iter().find(|group| group.name == *name_of_group);
+            group.iter().flat_map(|group| &group.members).any(|member| member.matches(name))
+        };
+        matches_any(rule.names.as_deref(), |pattern| pattern.matches(name))
+            && matches_any(rule.roles.as_deref(), |role| *role == self.role())
+            && matches_any(rule.groups.as_deref(), is_member)
+            && matches_any(rule.keys.as_deref(), |key| self.holds(key))
+    }
+
     /// Whether it came with a key of this id or name.
     #[must_use]
     pub fn holds(&self, key: &Pattern) -> bool {
@@ -131,6 +145,11 @@ impl Identity {
     pub fn may_ask(&self, path: &str) -> bool {
         self.endpoints.allow(path)
     }
+}
+
+/// What is not written matches everybody.
+fn matches_any<T>(list: Option<&[T]>, test: impl FnMut(&T) -> bool) -> bool {
+    list.is_none_or(|list| list.iter().any(test))
 }
 
 /// What a caller identified by.
@@ -264,7 +283,7 @@ pub struct Auth {
     roles: Roles,
     certificates_log_in: bool,
     keys: FileKeys,
-    fronts: Vec<Front>,
+    fronts: Fronts,
     keys_are_managed: bool,
 }
 
@@ -369,7 +388,7 @@ impl Auth {
             roles: config.roles.clone(),
             certificates_log_in: config.certificates_log_in(),
             keys: FileKeys::new(&config.keys),
-            fronts: Front::of(&config.rules),
+            fronts: Fronts::of(config),
             keys_are_managed: config.data_dir.is_some(),
         }
     }

@@ -374,7 +374,9 @@ impl Gateway {
         if let Some(keys) = self.managed() {
             // What waits for the disk goes on by itself.
             let _ = tokio::time::timeout(STORE_PATIENCE, keys.tend(now)).await;
-            keys.found_revoked().into_iter().for_each(|key| drop(self.live.limits.end(key)));
+            for key in keys.found_revoked() {
+                self.live.limits.end(key);
+            }
             let noted = self.keep_failed_logins(now);
             let _ = tokio::time::timeout(STORE_PATIENCE, noted).await;
         }
@@ -444,8 +446,8 @@ impl Visit<'_> {
         let entered = live.limits.enter(&entry);
         let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         record.names(call.model());
-        let ground = loaded::ground(state, &entry, &call).await;
-        let permit = access::authorize(entry, &mut call, &ground)?;
+        let (chosen, ground) = loaded::ground(state, entry, &call).await?;
+        let permit = access::authorize(chosen, &mut call, &ground)?;
         record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
         let sifts = call.ask_usage(state.bounds());
         let mut ticket = admission::ticket(live, state, (permit, entered), &call)?;

@@ -22,7 +22,11 @@ use crate::reject::{Cause, Reject};
 use crate::socket::Socket;
 use crate::tls::BackendTls;
 
+mod known;
 mod own;
+
+use known::Known;
+use own::{LISTED_FOR, LOADED_FOR, Listed, Loaded};
 
 /// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
 /// moment is lost.
@@ -46,6 +50,9 @@ pub struct Pool {
     /// The last attempt to connect did not fail.
     up: AtomicBool,
     busy: AtomicUsize,
+    /// Models in memory, and models that it has.
+    loaded: Known<Loaded>,
+    listed: Known<Listed>,
 }
 
 /// The right to ask a backend; dropping it frees the place. Only [`Pool::choose`] makes one.
@@ -77,6 +84,8 @@ impl Pool {
             idle: Mutex::default(),
             up: AtomicBool::new(true),
             busy: AtomicUsize::new(0),
+            loaded: Known::for_about(LOADED_FOR),
+            listed: Known::for_about(LISTED_FOR),
         }
     }
 

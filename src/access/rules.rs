@@ -31,28 +31,10 @@ impl Rules {
     /// What this caller may do: by the first rule that matches.
     #[must_use]
     pub fn reach_of(&self, who: Identity) -> Reach {
-        let rule = self.rules.iter().find(|rule| self.matches(rule, &who));
+        let rule = self.rules.iter().find(|rule| who.is_meant_by(rule, &self.groups));
         let rule = Arc::clone(rule.unwrap_or(&self.otherwise));
         Reach { who, rule, hides_models: self.hides_models }
     }
-
-    fn matches(&self, rule: &Rule, who: &Identity) -> bool {
-        let is_member = |name: &String| {
-            let group = self.groups.iter().find(|group| group.name == *name);
-            let members = group.iter().flat_map(|group| &group.members);
-            members.into_iter().any(|member| member.matches(who.account().as_str()))
-        };
-        let name = who.account().as_str();
-        any(rule.names.as_deref(), |pattern| pattern.matches(name))
-            && any(rule.roles.as_deref(), |role| *role == who.role())
-            && any(rule.groups.as_deref(), is_member)
-            && any(rule.keys.as_deref(), |key| who.holds(key))
-    }
-}
-
-/// What is not written matches everybody.
-fn any<T>(list: Option<&[T]>, test: impl FnMut(&T) -> bool) -> bool {
-    list.is_none_or(|list| list.iter().any(test))
 }
 
 /// A caller with the rule that counts for it.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::attempt::single;
 use super::{Identity, Name};
 use crate::client_addr::ClientAddr;
-use crate::config::{FileKey, Pattern, Role, Rule};
+use crate::config::{Config, FileKey, Group, Role, Rule};
 use crate::reject::Reject;
 use crate::store::Grant;
 
@@ -96,39 +96,39 @@ fn is_within(networks: &[IpNet], from: ClientAddr) -> bool {
     networks.is_empty() || networks.iter().any(|net| net.contains(&from.ip()))
 }
 
-/// A credential that may say for whom it asks.
+/// The rules up to the last that lets a front end say for whom it asks; none, where none does.
 #[derive(Debug, Clone)]
-pub(super) struct Front {
-    names: Vec<Pattern>,
-    keys: Vec<Pattern>,
-    header: HeaderName,
+pub(super) struct Fronts {
+    rules: Vec<Rule>,
+    groups: Vec<Group>,
 }
 
-impl Front {
-    pub(super) fn of(rules: &[Rule]) -> Vec<Self> {
-        let front = |rule: &Rule| {
-            let header = rule.acts_for.clone()?;
-            let (names, keys) = (rule.names.clone(), rule.keys.clone());
-            Some(Self { names: names.unwrap_or_default(), keys: keys.unwrap_or_default(), header })
-        };
-        rules.iter().filter_map(front).collect()
+impl Fronts {
+    pub(super) fn of(config: &Config) -> Self {
+        let last = config.rules.iter().rposition(|rule| rule.acts_for.is_some());
+        let rules = last.and_then(|last| config.rules.get(..=last)).unwrap_or_default();
+        Self { rules: rules.to_vec(), groups: config.groups.clone() }
     }
 
-    fn is(&self, who: &Identity) -> bool {
-        self.names.iter().any(|name| name.matches(who.account().as_str()))
-            && (self.keys.is_empty() || self.keys.iter().any(|key| who.holds(key)))
-            || self.names.is_empty() && self.keys.iter().any(|key| who.holds(key))
+    pub(super) fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+
+    /// The header that the caller's own rule names: the first that is about it.
+    fn header_of(&self, who: &Identity) -> Option<&HeaderName> {
+        let own = self.rules.iter().find(|rule| who.is_meant_by(rule, &self.groups));
+        own.and_then(|rule| rule.acts_for.as_ref())
     }
 }
 
 /// The same caller, with the name of the user that it asks for behind its own.
 pub(super) fn on_behalf(
-    fronts: &[Front],
+    fronts: &Fronts,
     who: Identity,
     headers: &HeaderMap,
 ) -> Result<Identity, Reject> {
-    let Some(front) = fronts.iter().find(|front| front.is(&who)) else { return Ok(who) };
-    let Some(user) = single(headers, &front.header)? else { return Ok(who) };
+    let Some(header) = fronts.header_of(&who) else { return Ok(who) };
+    let Some(user) = single(headers, header)? else { return Ok(who) };
     let user = user.to_str().ok().filter(|user| is_user(user));
     let user = user.ok_or(Reject::BadRequest(
         "the user that is asked for has 1 to 128 printable characters, without a / and without blanks",

@@ -3,6 +3,7 @@
 //! Source: ollama types/model/name.go, internal/modelref/modelref.go, server/routes.go
 //! getExistingName, v0.20.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -105,6 +106,17 @@ impl ModelName {
     #[must_use]
     pub fn is_cloud(&self) -> bool {
         self.source == Source::Cloud
+    }
+
+    /// The same model, whatever its name says of where it runs.
+    #[must_use]
+    pub fn without_source(&self) -> Cow<'_, Self> {
+        match self.source {
+            Source::Unsaid => Cow::Borrowed(self),
+            Source::Local | Source::Cloud => {
+                Cow::Owned(Self { source: Source::Unsaid, ..self.clone() })
+            }
+        }
     }
 
     fn has_usual_host(&self) -> bool {

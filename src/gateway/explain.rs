@@ -25,8 +25,8 @@ pub struct Explained {
     pub refused: Option<Reject>,
 }
 
-/// As if `who` had sent this. No backend is asked, but where a policy wants to know how a model is
-/// loaded.
+/// As if `who` had sent this. No backend is asked, but for how a model is loaded or where it runs,
+/// where that matters.
 pub async fn explain(state: &State, who: Identity, parts: &Parts, body: Bytes) -> Explained {
     let mut stages = Vec::new();
     let refused = Box::pin(walk(state, who, parts, body, &mut stages)).await.err();
@@ -52,9 +52,9 @@ async fn walk(
     let mut call = Call::with(asked, parts, body, state.bounds()).await?;
     let model = call.model().map_or_else(|| "no model".to_owned(), |it| format!("the model {it}"));
     tell("body", format!("{length} bytes, names {model}"));
-    let ground = loaded::ground(state, &entry, &call).await;
     let shown = models_of(&entry);
-    let permit = access::authorize(entry, &mut call, &ground)?;
+    let (chosen, ground) = loaded::ground(state, entry, &call).await?;
+    let permit = access::authorize(chosen, &mut call, &ground)?;
     tell("model", shown);
     let changed = permit.changed().and_then(|changed| changed.to_str().ok());
     tell("policy", changed.unwrap_or("changes nothing").to_owned());

@@ -1,20 +1,33 @@
-//! How the model that is asked for is loaded, where a policy wants to know it.
+//! What the backend says of the model that is asked for, where that has to be known.
 
-use crate::access::{Entry, Ground};
+use crate::access::{self, Chosen, Entry, Ground};
 use crate::api::Class;
 use crate::call::Call;
-use crate::config::ModelName;
+use crate::reject::Reject;
 
 use super::State;
 
-/// What a policy needs to know beside the call; the backend is asked only where one wants to.
-pub(super) async fn ground<'a>(state: &'a State, entry: &Entry, call: &Call<'_>) -> Ground<'a> {
-    let is_asked = || call.asked.class() == Class::Inference && entry.asks_for_loaded();
-    let asked = call.model().filter(|_| is_asked());
-    let model = asked.and_then(|model| ModelName::parse(&model).ok());
-    let loaded_context = match model {
-        Some(model) => Box::pin(state.pool().loaded_context(&model, state.backend_key())).await,
-        None => None,
+/// The model, if it may be used, and what is to be known beside it. The backend is asked only where
+/// that matters, and only of such a model.
+///
+/// # Errors
+/// As [`access::choose`].
+pub(super) async fn ground<'a>(
+    state: &'a State,
+    entry: Entry,
+    call: &Call<'_>,
+) -> Result<(Chosen, Ground<'a>), Reject> {
+    let chosen = access::choose(entry, call)?;
+    let mut ground = Ground { bounds: state.bounds(), loaded_context: None, runs_elsewhere: false };
+    let Some(model) = chosen.model().filter(|_| call.asked.class() == Class::Inference) else {
+        return Ok((chosen, ground));
     };
-    Ground { bounds: state.bounds(), loaded_context }
+    let (pool, key) = (state.pool(), state.backend_key());
+    if !chosen.reach().may_use_cloud() {
+        ground.runs_elsewhere = pool.runs_elsewhere(model, key).await;
+    }
+    if chosen.asks_for_loaded() && !ground.runs_elsewhere {
+        ground.loaded_context = Box::pin(pool.loaded_context(model, key)).await;
+    }
+    Ok((chosen, ground))
 }

@@ -8,7 +8,7 @@ use jiff::tz::TimeZone;
 use proptest::prelude::*;
 
 use super::*;
-use crate::access::{Ground, Provenance, Rules, admit, authorize};
+use crate::access::{Ground, Provenance, Rules, admit, authorize, choose};
 use crate::api::Asked;
 use crate::auth::{Auth, Files, Memory, Presented};
 use crate::call::{BodyBounds, Call};
@@ -49,8 +49,9 @@ async fn ticket(limits: &Limits) -> Ticket {
     let parts = http::Request::new(()).into_parts().0;
     let mut call = Call::without_body(asked, &parts);
     let entered = limits.enter(&entry);
-    let ground = Ground { bounds: &bounds, loaded_context: None };
-    let permit = authorize(entry, &mut call, &ground).unwrap();
+    let ground = Ground { bounds: &bounds, loaded_context: None, runs_elsewhere: false };
+    let chosen = choose(entry, &call).unwrap();
+    let permit = authorize(chosen, &mut call, &ground).unwrap();
     let plan = Plan::new(&config);
     let ask = || Ask {
         class: Class::Models,

@@ -425,6 +425,7 @@ impl Seen {
 #[derive(Default)]
 struct Records {
     seen: Vec<Seen>,
+    own: Vec<Seen>,
     opened: usize,
     closed: usize,
     sent: u64,
@@ -499,6 +500,11 @@ impl Backend {
         self.records.lock().unwrap().seen.clone()
     }
 
+    /// What the gate asked in its own name.
+    pub fn asked_by_the_gate(&self) -> Vec<Seen> {
+        self.records.lock().unwrap().own.clone()
+    }
+
     /// Connections that were opened, and those that have ended.
     pub fn connections(&self) -> (usize, usize) {
         let records = self.records.lock().unwrap();
@@ -566,7 +572,12 @@ async fn converse(
 ) {
     let mut unread = Vec::new();
     while let Some(seen) = read_request(&mut socket, &mut unread, number).await {
-        records.lock().unwrap().seen.push(seen.clone());
+        {
+            let mut records = records.lock().unwrap();
+            let is_own = seen.header("user-agent").is_some_and(|agent| agent == "portcullis");
+            let place = if is_own { &mut records.own } else { &mut records.seen };
+            place.push(seen.clone());
+        }
         for step in script(&seen) {
             match step {
                 Step::Send(bytes) => {

@@ -1,5 +1,8 @@
 //! Who may use which model: rules, lists, parameters, and front ends that ask for others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use base64::Engine;
 use http::Method;
 use portcullis::api::{Class, ENDPOINTS, Endpoint, ModelIn};
@@ -550,6 +553,104 @@ async fn the_context_of_the_loaded_model_stands_in_for_a_smaller_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn how_a_model_is_loaded_is_asked_once_and_not_for_whom_is_refused() {
+    let loaded = r#"{"models":[{"name":"m:latest","model":"m:latest","context_length":8192}]}"#;
+    let backend = Backend::scripted(move |seen| {
+        let body = if seen.line().contains("/api/ps") { loaded } else { "{}" };
+        vec![crate::house::Step::Send(ok_json(body).into_bytes())]
+    })
+    .await;
+    let rules = "[[rule]]\nmodels = ['m']\ncloud = true\npolicy = { num_ctx = 'loaded' }\n";
+    let house = House::with(&backend, with_rules(rules)).await;
+    assert_eq!(post(&house, "/api/chat", r#"{"model":"other"}"#).await.status, 403);
+    assert!(backend.asked_by_the_gate().is_empty());
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let address = house.address;
+        callers.spawn(async move {
+            let mut caller = crate::house::Caller::connect(address).await;
+            let ask = request("POST", "/api/chat", &bearer(), "", r#"{"model":"m"}"#);
+            caller.send(ask).await;
+            assert_eq!(caller.answer().await.status, 200);
+        });
+    }
+    callers.join_all().await;
+    let asked = backend.asked_by_the_gate().len();
+    assert!((1..20).contains(&asked), "{asked}");
+    for seen in backend.seen() {
+        assert_eq!(seen.body, br#"{"options":{"num_ctx":8192},"model":"m"}"#);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stub_under_a_plain_name_is_in_the_cloud() {
+    let pulled = Arc::new(AtomicBool::new(false));
+    let is_there = Arc::clone(&pulled);
+    let backend = Backend::scripted(move |seen| {
+        let late =
+            r#"{"name":"late","remote_model":"x:1t","remote_host":"https://ollama.com:443"}"#;
+        let more =
+            if is_there.load(Ordering::Relaxed) { format!(",{late}") } else { String::new() };
+        let body = match seen.line().contains("/api/tags") {
+            true => TAGS.replacen("]}", &format!("{more}]}}"), 1),
+            false => "{}".to_owned(),
+        };
+        vec![crate::house::Step::Send(ok_json(&body).into_bytes())]
+    })
+    .await;
+    let house = House::with(&backend, with_rules("[[rule]]\nmodels = 'all'\n")).await;
+    let ask = async |path, model| {
+        let answer = post(&house, path, &format!("{{\"model\":\"{model}\"}}")).await;
+        let code = if answer.status == 200 { String::new() } else { answer.code() };
+        (answer.status, code)
+    };
+    let (good, no) = ((200, String::new()), (403, "model_forbidden".to_owned()));
+    for path in
+        ["/api/chat", "/api/generate", "/api/embed", "/v1/chat/completions", "/v1/responses"]
+    {
+        for stub in ["stub", "STUB:latest", "library/stub", "stub:local"] {
+            let told = ask(path, stub).await;
+            assert_eq!(told, no, "{path} {stub}");
+        }
+        assert_eq!(ask(path, "big").await, good);
+    }
+    assert_eq!(backend.asked_by_the_gate().len(), 1, "they are remembered");
+    assert!(backend.seen().iter().all(|seen| !seen.body.windows(4).any(|it| it == b"stub")));
+    pulled.store(true, Ordering::Relaxed);
+    assert_eq!(ask("/api/chat", "late").await, no, "one that has just come");
+    // Whoever may use the cloud is not asked about.
+    let all = House::with(&backend, with_rules("[[rule]]\ncloud = true\n")).await;
+    assert_eq!(post(&all, "/api/chat", r#"{"model":"stub"}"#).await.status, 200);
+    assert_eq!(backend.asked_by_the_gate().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_lists_no_models_serves_on() {
+    for list in [
+        "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}",
+        "HTTP/1.1 500 Oh No\r\nContent-Length: 2\r\n\r\n{}",
+        "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nno json",
+        "",
+    ] {
+        let backend = Backend::scripted(move |seen| {
+            if !seen.line().contains("/api/tags") {
+                return vec![crate::house::Step::Send(ok_json("{}").into_bytes())];
+            }
+            match list {
+                "" => vec![crate::house::Step::AwaitClose],
+                list => vec![crate::house::Step::Send(list.into())],
+            }
+        })
+        .await;
+        let house = House::with(&backend, with_rules("")).await;
+        for _ in 0..3 {
+            assert_eq!(post(&house, "/api/chat", r#"{"model":"m"}"#).await.status, 200, "{list}");
+        }
+        assert_eq!(backend.asked_by_the_gate().len(), 1, "{list}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rule_may_open_some_endpoints_only() {
     let backend = Backend::ok().await;
     let rules = "[[rule]]\nendpoints = ['inference', '/api/tags']\n";
@@ -646,6 +747,32 @@ async fn a_front_end_asks_for_its_users_and_nobody_else_may() {
     assert_eq!(backend.seen()[0].header("x-openwebui-user-id"), None);
     let lines = house.lines().await;
     assert_eq!(lines.last().unwrap()["name"], "openwebui/4f2-a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_front_end_asks_for_its_users_by_the_rule_that_is_its_own() {
+    let front = "acts_for = 'x-user'\n";
+    for (rules, name) in [
+        (format!("[[rule]]\nnames = ['anna']\n{front}"), "anna/u"),
+        (format!("[[rule]]\nnames = ['anna']\n[[rule]]\nnames = ['anna']\n{front}"), "anna"),
+        (format!("[[rule]]\nroles = ['operator']\n[[rule]]\nnames = ['anna']\n{front}"), "anna"),
+        (format!("[[rule]]\nnames = ['anna']\nroles = ['admin']\n{front}"), "anna"),
+        (format!("[[rule]]\nnames = ['anna']\nroles = ['operator']\n{front}"), "anna/u"),
+        (
+            format!("[groups]\ng = ['bert']\n[[rule]]\nnames = ['anna']\ngroups = ['g']\n{front}"),
+            "anna",
+        ),
+        (
+            format!("[groups]\ng = ['a*']\n[[rule]]\nnames = ['anna']\ngroups = ['g']\n{front}"),
+            "anna/u",
+        ),
+        (format!("[[rule]]\nkeys = ['lab']\n[[rule]]\nnames = ['anna']\n{front}"), "anna/u"),
+    ] {
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(&rules)).await;
+        let ask = request("GET", "/_portcullis/me", &bearer(), "X-User: u\r\n", "");
+        assert_eq!(house.ask(ask).await.json()["name"], name, "{rules}");
+    }
 }
 
 fn sha256(key: &str) -> String {
