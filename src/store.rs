@@ -27,7 +27,7 @@ mod words;
 mod writer;
 
 pub use crate::config::LedgerMode;
-pub use audit::{Actor, AuditEntry, AuditQuery, Event};
+pub use audit::{Actor, AuditEntry, AuditQuery, Event, LOGIN_FAILED};
 pub use key::{
     Grant, KeyDetails, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey, NotAnId, Rotated,
 };

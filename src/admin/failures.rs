@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::client_addr::{ClientAddr, network};
-use crate::store::{Actor, Event};
+use crate::store::{Actor, Event, LOGIN_FAILED};
 
 /// Each address has a line at once, and one more with the count when this is over.
 const GATHER: Duration = Duration::from_secs(60);
@@ -73,7 +73,7 @@ impl FailedLogins {
 /// What was presented is never in it: it may be somebody's password with one letter wrong.
 fn note(client: Option<IpAddr>, after: serde_json::Value) -> Note {
     let subject = "the admin API".to_owned();
-    let event = Event { action: "login failed", subject, before: None, after: Some(after) };
+    let event = Event { action: LOGIN_FAILED, subject, before: None, after: Some(after) };
     (event, Actor { who: "nobody".to_owned(), client })
 }
 

@@ -12,9 +12,11 @@ use crate::reject::KnockCode;
 
 /// How long a code is good.
 const GOOD_FOR: Duration = Duration::from_secs(3600);
-/// What is remembered at the most; past it the oldest goes.
+/// What is remembered at the most; past it the oldest goes of the address that has the most.
 const MOST: usize = 1000;
 const MOST_PER_ADDRESS: usize = 3;
+/// Many people seem to come from such an address; past it the oldest of them goes.
+const MOST_PER_SHARED_ADDRESS: usize = 100;
 /// Without those that look alike.
 const LETTERS: &[u8; 32] = b"23456789ABCDEFGHJKLMNPQRSTUVWXYZ";
 
@@ -48,12 +50,14 @@ impl Knocks {
             return Some(*code);
         }
         let of_address = codes.values().filter(|knock| network(knock.client) == address).count();
-        if of_address >= MOST_PER_ADDRESS && !client.is_shared() {
-            return None;
-        }
-        if codes.len() >= MOST {
-            let oldest = codes.iter().min_by_key(|(_, knock)| knock.since).map(|(code, _)| *code);
-            oldest.and_then(|code| codes.remove(&code));
+        match client.is_shared() {
+            false if of_address >= MOST_PER_ADDRESS => return None,
+            true if of_address >= MOST_PER_SHARED_ADDRESS => forget_oldest(&mut codes, address),
+            false | true if codes.len() >= MOST => {
+                let most = busiest(&codes).unwrap_or(address);
+                forget_oldest(&mut codes, most);
+            }
+            false | true => {}
         }
         let code = draw()?;
         codes.insert(code, Knock { key, client: client.ip(), since: now });
@@ -77,6 +81,21 @@ impl Knocks {
     fn lock(&self) -> MutexGuard<'_, HashMap<KnockCode, Knock>> {
         self.codes.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The address, or network, with the most codes.
+fn busiest(codes: &HashMap<KnockCode, Knock>) -> Option<IpAddr> {
+    let mut counts = HashMap::<_, usize>::new();
+    for knock in codes.values() {
+        *counts.entry(network(knock.client)).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map(|(address, _)| address)
+}
+
+fn forget_oldest(codes: &mut HashMap<KnockCode, Knock>, address: IpAddr) {
+    let of_address = codes.iter().filter(|(_, knock)| network(knock.client) == address);
+    let oldest = of_address.min_by_key(|(_, knock)| knock.since).map(|(code, _)| *code);
+    oldest.and_then(|code| codes.remove(&code));
 }
 
 fn is_good(knock: &Knock, now: Instant) -> bool {
@@ -141,6 +160,39 @@ mod tests {
         for wrong in ["", "ABCD", "ABCD-EFGH", "ABCD-EFGH-J", "ÄÄÄÄ"] {
             assert_eq!(knocks.take(wrong, now), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_flood_from_an_address_that_many_share_costs_nobody_else_the_code() {
+        let proxy = "192.0.2.9".parse().unwrap();
+        let proxies = TrustedProxies::new(Vec::new(), Some(proxy));
+        let shared = proxies.client_addr(PeerAddr::new(proxy), &HeaderMap::new());
+        assert!(shared.is_shared());
+        let (knocks, now) = (Knocks::default(), Instant::now());
+        let home = knocks.knock(key(1), client("198.51.100.1"), now).unwrap();
+        let later = |number: u32| now + Duration::from_millis(u64::from(number));
+        for number in 10..5010 {
+            assert!(knocks.knock(key(number), shared, later(number)).is_some());
+            assert!(knocks.lock().len() <= MOST_PER_SHARED_ADDRESS + 1, "{number}");
+        }
+        assert_eq!(knocks.knock(key(1), client("198.51.100.1"), now), Some(home));
+        // Nor where many addresses fill the rest: the one with the most gives way.
+        for number in 6000..6899_u32 {
+            let [_, _, c, d] = number.to_be_bytes();
+            assert!(
+                knocks
+                    .knock(key(number), client(&format!("10.0.{c}.{d}")), later(number))
+                    .is_some()
+            );
+        }
+        assert_eq!(knocks.lock().len(), MOST);
+        for number in 7000..7003 {
+            let one = client("203.0.113.1");
+            assert!(knocks.knock(key(number), one, later(number)).is_some());
+        }
+        assert_eq!(knocks.knock(key(1), client("198.51.100.1"), now), Some(home));
+        let of_shared = knocks.lock().values().filter(|knock| knock.client == proxy).count();
+        assert_eq!(of_shared, MOST_PER_SHARED_ADDRESS - 3);
     }
 
     #[test]

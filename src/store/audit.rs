@@ -11,6 +11,16 @@ use super::{Store, StoreError};
 /// Most entries of one page.
 const MOST: usize = 1000;
 const LONGEST_SUBJECT: usize = 256;
+/// The action of what anybody can add to the trail; more than this is not kept, nor for longer.
+pub const LOGIN_FAILED: &str = "login failed";
+const FAILED_LOGINS: Kept = Kept { most: 10_000, days: 90 };
+
+/// How much of something is kept.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    most: i64,
+    days: i64,
+}
 
 /// On whose behalf something is changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,7 +114,13 @@ impl Store {
     /// Where it cannot be written.
     pub fn note(&self, event: Event, by: &Actor) -> Result<(), StoreError> {
         let by = by.clone();
-        self.write(move |transaction| Ok(add(transaction, &event, &by)?))
+        self.write(move |transaction| {
+            add(transaction, &event, &by)?;
+            if event.action == LOGIN_FAILED {
+                prune(transaction, FAILED_LOGINS, Timestamp::now())?;
+            }
+            Ok(())
+        })
     }
 }
 
@@ -134,6 +150,16 @@ pub(super) fn add(
     Ok(())
 }
 
+/// Failed logins alone: the schema keeps all else.
+fn prune(transaction: &Transaction<'_>, kept: Kept, now: Timestamp) -> rusqlite::Result<()> {
+    let oldest = now.as_millisecond() - kept.days * 24 * 3600 * 1000;
+    let sql = "DELETE FROM audit WHERE action = 'login failed' AND (at < ?1 OR seq <= (
+                   SELECT seq FROM audit WHERE action = 'login failed'
+                   ORDER BY seq DESC LIMIT 1 OFFSET ?2))";
+    transaction.prepare_cached(sql)?.execute(params![oldest, kept.most])?;
+    Ok(())
+}
+
 fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
     let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok());
     Ok(AuditEntry {
@@ -146,4 +172,41 @@ fn entry(row: &Row<'_>) -> rusqlite::Result<AuditEntry> {
         before: json(row.get(6)?),
         after: json(row.get(7)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_logins_are_kept_by_number_and_by_age_and_all_else_for_ever() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let by = Actor { who: "nobody".to_owned(), client: None };
+        let event = |action, subject: String| Event { action, subject, before: None, after: None };
+        for number in 0..30 {
+            store.note(event(LOGIN_FAILED, number.to_string()), &by).unwrap();
+            store.note(event("create", number.to_string()), &by).unwrap();
+        }
+        let kept = |action: &str| {
+            let all = store.audit(&AuditQuery { limit: 1000, ..AuditQuery::default() }).unwrap();
+            let of_it = all.into_iter().filter(|entry| entry.action == action);
+            of_it.map(|entry| entry.subject).collect::<Vec<_>>()
+        };
+        let prune_to = |most, days, later: i64| {
+            let now = Timestamp::now() + jiff::SignedDuration::from_hours(later * 24);
+            let kept = Kept { most, days };
+            store.write(move |transaction| Ok(prune(transaction, kept, now)?)).unwrap();
+        };
+        assert_eq!(kept(LOGIN_FAILED).len(), 30, "few, and young");
+        prune_to(10, 90, 0);
+        assert_eq!(kept(LOGIN_FAILED), (20..30).rev().map(|it| it.to_string()).collect::<Vec<_>>());
+        prune_to(10, 90, 89);
+        assert_eq!(kept(LOGIN_FAILED).len(), 10);
+        prune_to(10, 90, 91);
+        assert!(kept(LOGIN_FAILED).is_empty());
+        assert_eq!(kept("create").len(), 30);
+        let every = store.write(|transaction| Ok(transaction.execute("DELETE FROM audit", [])?));
+        assert!(every.is_err(), "by nobody");
+    }
 }

@@ -274,9 +274,9 @@ fn a_store_that_others_may_write_is_not_opened() {
 fn a_newer_schema_and_another_programs_file_are_not_touched() {
     let room = Room::new();
     drop(room.open());
-    room.other().pragma_update(None, "user_version", 3).unwrap();
+    room.other().pragma_update(None, "user_version", 99).unwrap();
     let refused = Store::open(&room.path()).unwrap_err();
-    assert!(matches!(refused, StoreError::Newer { found: 3, known: 2, .. }), "{refused}");
+    assert!(matches!(refused, StoreError::Newer { found: 99, .. }), "{refused}");
 
     let others = Room::new();
     fs::create_dir(others.path()).unwrap();
