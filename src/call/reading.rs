@@ -16,8 +16,10 @@ use crate::reject::Reject;
 
 mod form;
 mod scan;
+mod unknown;
 
 pub use scan::Span;
+pub(super) use unknown::may_be_object;
 
 use scan::{Kind, Passed, Scanner};
 
@@ -92,39 +94,6 @@ impl Reading {
             ModelIn::Perhaps => Ok(Self::of_unknown(body, asked, parts)),
             ModelIn::Nowhere | ModelIn::Path => Ok(Self::default()),
         }
-    }
-
-    /// Reads a body of an endpoint that nobody knows, and refuses none: another server may take what
-    /// cannot be read here.
-    fn of_unknown(body: &Bytes, asked: &Asked, parts: &Parts) -> Self {
-        let header =
-            |name| parts.headers.get(name).map_or(&b""[..], |it| it.as_bytes().trim_ascii());
-        let (encoding, kind) = (header(header::CONTENT_ENCODING), header(header::CONTENT_TYPE));
-        if !encoding.is_empty() && !encoding.eq_ignore_ascii_case(b"identity") {
-            return Self::unclear();
-        }
-        let is_kind =
-            |it: &[u8]| kind.get(..it.len()).is_some_and(|start| start.eq_ignore_ascii_case(it));
-        let read = if may_be_object(body) {
-            Self::of_json(body, asked)
-        } else if is_kind(b"multipart/") {
-            Self::of_form(body, kind, parts.uri.query())
-        } else if is_kind(b"application/x-www-form-urlencoded") {
-            form::no_model_in(std::str::from_utf8(body).ok()).map(|()| Self::default())
-        } else {
-            Ok(Self::default())
-        };
-        read.unwrap_or_else(|_| Self::unclear())
-    }
-
-    fn unclear() -> Self {
-        Self(Some(Box::new(Found { unclear: true, ..Found::default() })))
-    }
-
-    /// Whether the body, of an endpoint that nobody knows, may name a model that is not seen here.
-    #[must_use]
-    pub fn is_unclear(&self) -> bool {
-        self.found().is_some_and(|found| found.unclear)
     }
 
     /// Reads a JSON body. An empty one has nothing in it.
@@ -386,11 +355,6 @@ impl Reading {
             _ => None,
         }
     }
-}
-
-/// Whether Go's reader of JSON would find an object in it.
-pub(super) fn may_be_object(body: &[u8]) -> bool {
-    body.trim_ascii_start().starts_with(b"{")
 }
 
 impl Found {

@@ -16,6 +16,7 @@ use crate::gateway::State;
 use crate::http1::ResponseHead;
 use crate::pool::{Connection, Failed, Outbound, Pool};
 use crate::record::Chain;
+use crate::reject::Reject;
 use crate::tls::{BackendTls, BackendTlsError, wants_a_certificate};
 
 /// A list of very many models is shorter.
@@ -47,7 +48,7 @@ pub(super) enum Silence {
 /// An answer that came whole.
 pub(super) struct Reply {
     pub(super) head: ResponseHead,
-    pub(super) body: Vec<u8>,
+    pub(super) body: Bytes,
 }
 
 impl Reply {
@@ -200,19 +201,13 @@ impl Coming {
 
     /// The rest of it, if that comes in time.
     pub(super) async fn whole(mut self, patience: Duration) -> Result<Reply, Silence> {
-        let mut body = Vec::new();
-        let read = async {
-            while let Some(piece) = self.piece().await? {
-                body.extend_from_slice(&piece);
-                if body.len() > MOST_READ {
-                    return Err(Silence::NoHttp("an answer without an end".to_owned()));
-                }
-            }
-            Ok(())
-        };
-        let read = tokio::time::timeout(patience, read).await;
-        read.unwrap_or(Err(Silence::Late(patience)))?;
-        Ok(Reply { head: self.head, body })
+        let read = tokio::time::timeout(patience, self.connection.whole(patience, MOST_READ)).await;
+        match read {
+            Ok(Ok(body)) => Ok(Reply { head: self.head, body }),
+            Ok(Err(Reject::BackendFailed(cause))) => Err(broken(&*cause)),
+            // All else that is said of a body is that it is late.
+            Ok(Err(_)) | Err(_) => Err(Silence::Late(patience)),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, ToSql, Transaction, params, params_from_iter};
 use serde_json::{Value, json};
 
 use super::audit::{self, Actor, Event};
@@ -434,68 +434,57 @@ fn insert(
     generation: i64,
     (action, by): (&'static str, &Actor),
 ) -> Result<(), Fault> {
-    let sql = format!(
-        "INSERT INTO key ({COLUMNS}, changed) VALUES \
-         (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)"
-    );
-    let KeyDetails { name, owner, role, models, cloud, expires, networks, limits, note: words } =
-        &key.details;
-    transaction.prepare_cached(&sql)?.execute(params![
-        key.id.as_str(),
-        key.form.as_str(),
-        key.digest.as_slice(),
-        name,
-        owner,
-        role.map(|role| role.to_string()),
-        models.as_ref().map(|models| models_to_json(models).to_string()),
-        cloud,
-        expires.map(Timestamp::as_second),
-        networks.as_deref().map(networks_to_json),
-        words,
-        key.state.as_str(),
-        key.created.as_second(),
-        key.created_by,
-        key.rotated.map(|it| it.to.to_string()),
-        key.rotated.map(|it| it.overlap_until.as_second()),
-        key.used.map(|it| it.at.as_second()),
-        key.used.map(|it| it.from.to_string()),
-        limits.to_string(),
-        generation,
-    ])?;
+    let row = row_of(key, generation);
+    let places: Vec<_> = (1..=row.len()).map(|place| format!("?{place}")).collect();
+    let sql = format!("INSERT INTO key ({COLUMNS}, changed) VALUES ({})", places.join(", "));
+    transaction.prepare_cached(&sql)?.execute(params_from_iter(row))?;
     note(transaction, key, None, (action, by))?;
     Ok(())
+}
+
+/// What stands in [`COLUMNS`], and the change that it comes from.
+fn row_of(key: &ManagedKey, generation: i64) -> Vec<Box<dyn ToSql + '_>> {
+    let KeyDetails { name, owner, role, models, cloud, expires, networks, limits, note } =
+        &key.details;
+    let seconds = |at: Option<Timestamp>| Box::new(at.map(Timestamp::as_second));
+    vec![
+        Box::new(key.id.as_str()),
+        Box::new(key.form.as_str()),
+        Box::new(key.digest.as_slice()),
+        Box::new(name),
+        Box::new(owner),
+        Box::new(role.map(|role| role.to_string())),
+        Box::new(models.as_ref().map(|models| models_to_json(models).to_string())),
+        Box::new(cloud),
+        seconds(*expires),
+        Box::new(networks.as_deref().map(networks_to_json)),
+        Box::new(note),
+        Box::new(key.state.as_str()),
+        seconds(Some(key.created)),
+        Box::new(&key.created_by),
+        Box::new(key.rotated.map(|it| it.to.to_string())),
+        seconds(key.rotated.map(|it| it.overlap_until)),
+        seconds(key.used.map(|it| it.at)),
+        Box::new(key.used.map(|it| it.from.to_string())),
+        Box::new(limits.to_string()),
+        Box::new(generation),
+    ]
 }
 
 fn networks_to_json(networks: &[IpNet]) -> String {
     json!(networks.iter().map(ToString::to_string).collect::<Vec<_>>()).to_string()
 }
 
+/// Writes the whole row: there is one who writes, and what it read before stands there still.
 fn update(
     transaction: &Transaction<'_>,
     key: &ManagedKey,
     generation: i64,
 ) -> rusqlite::Result<()> {
-    let KeyDetails { name, owner, role, models, cloud, expires, networks, limits, note } =
-        &key.details;
-    let sql = "UPDATE key SET name = ?2, owner = ?3, role = ?4, models = ?5, cloud = ?6, \
-         expires = ?7, networks = ?8, note = ?9, state = ?10, rotated_to = ?11, \
-         overlap_until = ?12, changed = ?13, limits = ?14 WHERE id = ?1";
-    transaction.prepare_cached(sql)?.execute(params![
-        key.id.as_str(),
-        name,
-        owner,
-        role.map(|role| role.to_string()),
-        models.as_ref().map(|models| models_to_json(models).to_string()),
-        cloud,
-        expires.map(Timestamp::as_second),
-        networks.as_deref().map(networks_to_json),
-        note,
-        key.state.as_str(),
-        key.rotated.map(|it| it.to.to_string()),
-        key.rotated.map(|it| it.overlap_until.as_second()),
-        generation,
-        limits.to_string(),
-    ])?;
+    let columns = COLUMNS.split(", ").chain(["changed"]).enumerate();
+    let places: Vec<_> = columns.map(|(at, name)| format!("{name} = ?{}", at + 1)).collect();
+    let sql = format!("UPDATE key SET {} WHERE id = ?1", places.join(", "));
+    transaction.prepare_cached(&sql)?.execute(params_from_iter(row_of(key, generation)))?;
     Ok(())
 }
 

@@ -276,7 +276,7 @@ async fn a_backend_without_an_end_holds_up_nobody() {
     })
     .await;
     let findings = Look::at(&endless).taken().await;
-    findings.expect("version", Verdict::Fail, "an answer without an end");
+    findings.expect("version", Verdict::Fail, "the answer is larger than it can be");
 }
 
 #[tokio::test(flavor = "multi_thread")]
