@@ -19,6 +19,7 @@ use crate::store::{
     Actor, KeyDetails, KeyId, KeyQuery, KeyState, ManagedKey, Secret, Store, StoreError,
 };
 
+mod change;
 mod roster;
 mod table;
 mod values;
@@ -78,6 +79,14 @@ enum Action {
         /// How to print
         #[arg(long, value_enum, default_value_t)]
         format: Format,
+    },
+    /// Change what keys are good for, from the next request on
+    Change {
+        /// Their ids or names
+        #[arg(required = true)]
+        keys: Vec<String>,
+        #[command(flatten)]
+        changes: change::Changes,
     },
     /// Let nobody in with these keys until they are enabled again
     Disable {
@@ -214,6 +223,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
             let store = Store::open_existing(&folder)?;
             show(&store.find_keys(key).map_err(advised)?, *format);
         }
+        Action::Change { keys, changes } => change::run(&folder, keys, changes, &by)?,
         Action::Disable { keys } => drop(set(&folder, keys, KeyState::Disabled, &by)?),
         Action::Enable { keys } => drop(set(&folder, keys, KeyState::Active, &by)?),
         Action::Revoke { keys, now, admin } => {

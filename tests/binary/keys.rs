@@ -26,6 +26,84 @@ fn bad(house: &House, arguments: &[&str]) -> String {
 }
 
 #[test]
+fn what_a_key_is_good_for_is_changed_while_the_gate_serves() {
+    let house = House::new();
+    let serve = ["serve", "--upstream", NOWHERE, "--listen", "127.0.0.1:0", DATA[0], DATA[1]];
+    let gate = house.serve_as(&serve);
+    let anna = good(&house, &["create", "anna"]);
+    let me = || gate.get("/_portcullis/me", Some(&anna));
+    let shown = || {
+        let json = good(&house, &["show", "anna", "--format", "json"]);
+        serde_json::from_str::<serde_json::Value>(&json).unwrap()
+    };
+    let before = shown();
+    let all = [
+        "change",
+        "anna",
+        "--owner",
+        "bert",
+        "--role",
+        "operator",
+        "--models",
+        "gemma3*",
+        "--cloud",
+        "false",
+        "--expires",
+        "2099-01-01",
+        "--network",
+        "127.0.0.0/8",
+        "--limit",
+        "tokens_per_day=1000",
+        "--note",
+        "new",
+    ];
+    assert!(good(&house, &all).starts_with("changed anna ("));
+    let (status, told) = me();
+    assert!(status == 200 && told.contains("bert") && told.contains("operator"), "{told}");
+    assert!(told.contains("gemma3*"), "{told}");
+    good(&house, &["change", "anna", "--network", "192.0.2.7", "--network", "10.0.0.0/8"]);
+    assert_eq!(me().0, 401, "from another network");
+    assert_eq!(shown()["note"], "new", "what is not said stays");
+    let back = [
+        "change",
+        "anna",
+        "--owner",
+        "",
+        "--role",
+        "user",
+        "--cloud",
+        "inherit",
+        "--expires",
+        "never",
+        "--network",
+        "any",
+        "--limit",
+        "none",
+        "--note",
+        "",
+    ];
+    good(&house, &back);
+    let (status, told) = me();
+    assert!(status == 200 && told.contains("anna") && told.contains("user"), "{told}");
+    let mut after = shown();
+    assert_eq!(after["models"], serde_json::json!(["gemma3*"]));
+    after["models"] = before["models"].clone();
+    after["used"] = before["used"].clone();
+    assert_eq!(after, before);
+
+    good(&house, &["create", "carl"]);
+    assert!(bad(&house, &["change", "anna"]).contains("--expires"), "nothing to change");
+    bad(&house, &["change", "anna", "carl", "--name", "both"]);
+    bad(&house, &["change", "anna", "nobody", "--note", "x"]);
+    assert_eq!(shown()["note"], "", "all or none");
+    bad(&house, &["change", "anna", "--owner", "a/b"]);
+    bad(&house, &["change", "anna", "--cloud", "perhaps"]);
+    good(&house, &["change", "anna", "--name", "dora"]);
+    good(&house, &["revoke", "dora"]);
+    bad(&house, &["change", "dora", "--note", "x"]);
+}
+
+#[test]
 fn keys_are_made_changed_and_taken_away_while_the_gate_serves() {
     let house = House::new();
     let serve = ["serve", "--upstream", NOWHERE, "--listen", "127.0.0.1:0", DATA[0], DATA[1]];

@@ -50,6 +50,30 @@ pub(super) fn network(text: &str) -> Result<IpNet, String> {
     })
 }
 
+/// A network, or `None` for anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Network(pub(super) Option<IpNet>);
+
+pub(super) fn network_or_any(text: &str) -> Result<Network, String> {
+    match text {
+        "any" => Ok(Network(None)),
+        text => network(text).map(|network| Network(Some(network))),
+    }
+}
+
+/// A word for the cloud, or `None` for what the rule says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cloud(pub(super) Option<bool>);
+
+pub(super) fn cloud(text: &str) -> Result<Cloud, String> {
+    match text {
+        "true" => Ok(Cloud(Some(true))),
+        "false" => Ok(Cloud(Some(false))),
+        "inherit" => Ok(Cloud(None)),
+        _ => Err("expected true, false or inherit".to_owned()),
+    }
+}
+
 /// `None` is never.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Expiry(pub(super) Option<Timestamp>);
@@ -85,6 +109,17 @@ pub(super) fn limit(text: &str) -> Result<(Measure, u64), String> {
         (None, _) | (Some(_), Some(_)) => {
             Err("expected one limit, such as tokens_per_day=100000".to_owned())
         }
+    }
+}
+
+/// A limit, or `None` for none at all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit(pub(super) Option<(Measure, u64)>);
+
+pub(super) fn limit_or_none(text: &str) -> Result<Limit, String> {
+    match text {
+        "none" => Ok(Limit(None)),
+        text => limit(text).map(|limit| Limit(Some(limit))),
     }
 }
 
