@@ -400,6 +400,12 @@ impl Outgoing {
         Self::new(Bytes::new(), None)
     }
 
+    /// Of what the gate sends in its own name.
+    #[must_use]
+    pub fn of(data: Bytes) -> Self {
+        Self::new(data, None)
+    }
+
     fn new(data: Bytes, memory: Option<OwnedSemaphorePermit>) -> Self {
         Self(Inner::Whole { data, memory, unpacked: false })
     }

@@ -101,6 +101,7 @@ pub struct Config {
     pub tls_key: Option<PathBuf>,
     pub tls: Tls,
     pub cors: Cors,
+    pub traces: Traces,
     pub timeouts: Timeouts,
 }
 
@@ -113,6 +114,15 @@ pub struct Backend {
     /// Whose word is taken about its certificate; without one that of the system's authorities.
     pub ca_file: Option<PathBuf>,
     pub preserve_host: bool,
+}
+
+/// Where spans of requests go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Traces {
+    /// `None` is nowhere.
+    pub endpoint: Option<BackendUrl>,
+    /// Of so many requests one is traced, unless its caller says.
+    pub sample: u32,
 }
 
 /// What to do with password hashes that are quick to guess.
@@ -245,6 +255,7 @@ impl Config {
             tls_key: None,
             tls: Tls::default(),
             cors: Cors { origins: Origins::Any },
+            traces: Traces { endpoint: None, sample: 1 },
             timeouts: Timeouts {
                 connect: Duration::from_secs(10),
                 first_byte: Duration::from_secs(600),

@@ -19,6 +19,7 @@ use crate::limit::Ticket;
 use crate::pool::{Connection, Failed, Lease, Outbound};
 use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
+use crate::traces::TRACEPARENT;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -141,7 +142,10 @@ fn outbound(
     push_target(&mut head, &asked, parts.uri.query())?;
     head.extend_from_slice(b" HTTP/1.1\r\n");
     push_ours(&mut head, &parts.headers, rules, origin);
-    push_kept(&mut head, &parts.headers, &rules.key_headers, (body.is_unpacked(), narrows));
+    let mut named = named_by_connection(&parts.headers);
+    named.extend(body.is_unpacked().then_some(header::CONTENT_ENCODING));
+    named.extend(origin.record.trace.is_some().then_some(TRACEPARENT));
+    push_kept(&mut head, &parts.headers, &rules.key_headers, &named, narrows);
     // Behind those that it has come by, so that a way back over others is seen too.
     push_field(&mut head, &header::VIA, rules.via.as_bytes());
     push_length(&mut head, &parts.method, &body);
@@ -174,6 +178,9 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
     }
     push_field(head, &X_REAL_IP, client.as_bytes());
     push_field(head, &REQUEST_ID, origin.record.line.id.as_bytes());
+    if let Some(trace) = &origin.record.trace {
+        push_field(head, &TRACEPARENT, trace.context.header().as_bytes());
+    }
     if let Some(key) = &rules.backend_key {
         push_field(head, &header::AUTHORIZATION, key.as_bytes());
     }
@@ -184,12 +191,9 @@ fn push_kept(
     head: &mut Vec<u8>,
     theirs: &HeaderMap,
     key_headers: &[HeaderName],
-    (is_unpacked, narrows): (bool, bool),
+    named: &[HeaderName],
+    narrows: bool,
 ) {
-    let mut named = named_by_connection(theirs);
-    if is_unpacked {
-        named.push(header::CONTENT_ENCODING);
-    }
     for (name, value) in theirs {
         let is_kept = !is_dropped(name) && !key_headers.contains(name) && !named.contains(name);
         if is_kept && !(narrows && asks_for_less(name)) {

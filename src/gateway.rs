@@ -201,6 +201,9 @@ impl Gateway {
             // Whoever came at the same time is read first; then one look at a file is enough for all.
             tokio::task::yield_now().await;
         }
+        if let (Some(tracer), Door::Plain | Door::Tls(_)) = (state.tracer(), &link.door) {
+            record.trace = tracer.begin(&parts.headers);
+        }
         let asker = Asker { state: &state, parts: &parts, door: &link.door };
         let visit = Visit { live: &self.live, state: &state, link };
         let came = if let Door::Admin = link.door {
@@ -381,6 +384,9 @@ impl Gateway {
             let _ = tokio::time::timeout(STORE_PATIENCE, noted).await;
         }
         state.pool().tend(now);
+        if let Some(tracer) = state.tracer() {
+            tracer.tend();
+        }
         if let Some(tls) = state.tls().cloned() {
             // When the look begins, not when it is asked for.
             let look = move || tls.tend(Instant::now(), SystemTime::now());

@@ -20,6 +20,7 @@ pub mod call; // what is being asked
 pub mod access; // whether they may
 pub mod limit; // whether they may now
 pub mod pool; // which backend, over which connection
+pub mod traces; // what a collector of traces is told
 pub mod record; // one line per request
 pub mod admin; // the admin API
 pub mod meter; // counting the answer as it passes

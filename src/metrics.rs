@@ -122,6 +122,8 @@ pub struct Gauges {
     pub waiting_rows: Option<u64>,
     pub lost_rows: Option<u64>,
     pub lost_lines: u64,
+    /// Nothing where nothing is traced.
+    pub lost_spans: Option<u64>,
     pub process: Process,
 }
 

@@ -18,12 +18,14 @@ use crate::http1::Arrival;
 use crate::metrics::Metrics;
 use crate::reject::{Fault, Reject};
 use crate::store::{KeyId, Usage, Written};
+use crate::traces::Trace;
 
 mod account;
 mod counted;
 mod decisions;
 mod outlet;
 mod text;
+mod traced;
 
 pub use account::Account;
 pub use decisions::{Decisions, MOST_DECISIONS};
@@ -177,6 +179,8 @@ pub struct Line {
 #[derive(Debug)]
 pub struct Record {
     pub line: Line,
+    /// Of a request that is traced.
+    pub trace: Option<Box<Trace>>,
     started: Instant,
     arrived: Arc<Arrival>,
     log: Log,
@@ -190,7 +194,8 @@ impl Record {
     #[must_use]
     pub fn open(log: Log, id: RequestId, arrived: Arc<Arrival>) -> Self {
         let line = Line { time: SystemTime::now(), id, ..Line::default() };
-        Self { line, started: Instant::now(), arrived, log, ended: false, account: None }
+        let started = Instant::now();
+        Self { line, trace: None, started, arrived, log, ended: false, account: None }
     }
 
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
@@ -356,6 +361,9 @@ impl Drop for Record {
         self.line.bytes_in = self.arrived.bytes();
         self.log.post(&self.line);
         self.log.shared.metrics.observe(&self.line.counted());
+        if let Some(trace) = &self.trace {
+            traced::post(&self.line, trace);
+        }
         self.log.shared.decisions.keep(&mut self.line);
     }
 }

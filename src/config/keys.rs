@@ -222,7 +222,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 97] = [
+static KEYS: [Key; 99] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -352,6 +352,12 @@ static KEYS: [Key; 97] = [
     row("cors.origins", Kind::Origins, r#"["*"]"#,
         |config, it| it.origins().map(|origins| config.cors = Cors { origins }),
         "sites whose pages may read answers, as `https://chat.example.com`; `*` alone is any"),
+    row("traces.endpoint", Kind::Backend, r#""""#,
+        |config, it| put(&mut config.traces.endpoint, it.filled(values::collector)),
+        "a collector that takes OTLP over HTTP, as `http://127.0.0.1:4318`; empty for none"),
+    row("traces.sample", Kind::Count, "1",
+        |config, it| put(&mut config.traces.sample, it.count(1..=1_000_000)),
+        "of so many requests one is traced, where its caller does not say whether it is"),
     row("timeouts.connect", Kind::Duration, r#""10s""#,
         |config, it| put(&mut config.timeouts.connect, it.timeout()),
         "to connect to the backend"),
@@ -480,8 +486,8 @@ pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key"
 pub(super) static LIMIT: Key = row("limit", Kind::Text, "", limits::open, "a limit");
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 9] =
-    ["roles", "groups", "tls", "cors", "timeouts", "backend", "rule", "key", "limit"];
+pub(super) const TABLES: [&str; 10] =
+    ["roles", "groups", "tls", "cors", "traces", "timeouts", "backend", "rule", "key", "limit"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
 pub(super) static LATER: [&str; 12] = [

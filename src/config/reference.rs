@@ -58,6 +58,7 @@ fn about(table: &str) -> (String, &'static str) {
         "limit" => {
             "How much somebody may have, beside what stands in a `[[rule]]` (for each caller it is about) and a `[[key]]` (for this key); any number of these, and all that match a request count at once. See [limits](../how-to/limits.md)."
         }
+        "traces" => "Spans of requests for a collector of traces (OpenTelemetry).",
         "cors" => {
             "Cross-origin requests of browsers, answered at the gate; never with a browser's own credentials."
         }

@@ -78,7 +78,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 97] = [
+const VALUES: [(&str, &str, &str, &str); 99] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -125,6 +125,8 @@ const VALUES: [(&str, &str, &str, &str); 97] = [
     ("tls.client_auth", "'optional'", "'on'", "\"off\", \"optional\" or \"required\""),
     ("tls.client_cert_login", "true", "'yes'", "true or false"),
     ("cors.origins", "['https://chat.example.com']", "['*', 'https://a']", "alone"),
+    ("traces.endpoint", "'http://127.0.0.1:4318'", "'collector'", "http://127.0.0.1:4318"),
+    ("traces.sample", "100", "0", "from 1 to"),
     ("timeouts.connect", "'1s'", "'0s'", "no time"),
     ("timeouts.first_byte", "'1h'", "'1y'", "not a duration"),
     ("timeouts.idle", "'1m'", "'60'", "60 of what?"),

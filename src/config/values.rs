@@ -345,5 +345,14 @@ pub(super) fn backend_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// The path is OTLP's own.
+pub(super) fn collector(text: &str) -> Result<BackendUrl, String> {
+    let url = text.strip_suffix("/v1/traces").unwrap_or(text);
+    // Not repeated: it may hold a password.
+    url.parse().map_err(|_| {
+        "not the address of a collector; expected one such as \"http://127.0.0.1:4318\"".to_owned()
+    })
+}
+
 #[cfg(test)]
 mod tests;

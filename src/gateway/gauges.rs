@@ -42,6 +42,7 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
         waiting_rows: ledger.map(|ledger| ledger.lag() + ledger.waiting() as u64),
         lost_rows: ledger.map(|ledger| ledger.lost()),
         lost_lines: live.log.lost(),
+        lost_spans: state.tracer().map(|tracer| tracer.lost()),
         process: Process::look(),
     }
 }

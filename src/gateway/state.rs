@@ -12,12 +12,13 @@ use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
 use crate::call::BodyBounds;
 use crate::client_addr::{TrustedProxies, container_gateway};
-use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint};
+use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint, Traces};
 use crate::forward::Forwarding;
 use crate::limit::Plan;
 use crate::pool::Pool;
 use crate::store::StoreError;
 use crate::tls::{BackendTls, BackendTlsError, ClientCertificate, Tls, TlsError};
+use crate::traces::Tracer;
 
 const HELP: &str = include_str!("help.html");
 const HELP_PATH: &str = "/_portcullis/help";
@@ -57,6 +58,7 @@ pub struct State {
     bounds: BodyBounds,
     pool: Arc<Pool>,
     forwarding: Forwarding,
+    tracer: Option<Arc<Tracer>>,
     /// The address is still to be put in.
     help_page: String,
 }
@@ -87,6 +89,7 @@ impl State {
             bounds,
             pool,
             forwarding: forwarding(&config, before)?,
+            tracer: tracer(&config.traces, before.and_then(|before| before.tracer.as_ref()))?,
             help_page: help_page(&config),
             config,
         })
@@ -144,6 +147,11 @@ impl State {
 
     pub(super) fn forwarding(&self) -> &Forwarding {
         &self.forwarding
+    }
+
+    /// `None` where nothing is traced.
+    pub(super) fn tracer(&self) -> Option<&Arc<Tracer>> {
+        self.tracer.as_ref()
     }
 
     pub(super) fn cors(&self) -> &Cors {
@@ -208,6 +216,22 @@ fn pool(backend: &Backend, before: Option<&Arc<Pool>>) -> Result<Arc<Pool>, Back
         Some(before) => Arc::clone(before),
         None => Arc::new(Pool::new(&backend.name, backend.url.clone(), tls)),
     })
+}
+
+/// The one before, with what waits in it, where nothing of it has changed.
+fn tracer(
+    traces: &Traces,
+    before: Option<&Arc<Tracer>>,
+) -> Result<Option<Arc<Tracer>>, BackendTlsError> {
+    let Some(url) = &traces.endpoint else { return Ok(None) };
+    if let Some(before) = before.filter(|before| before.is_for(url, traces.sample)) {
+        return Ok(Some(Arc::clone(before)));
+    }
+    let tls = match url {
+        BackendUrl::Https { host, .. } => Some(BackendTls::new(host, None)?),
+        BackendUrl::Http { .. } | BackendUrl::Unix(_) => None,
+    };
+    Ok(Some(Arc::new(Tracer::new(url.clone(), tls, traces.sample))))
 }
 
 fn forwarding(config: &Config, before: Option<&State>) -> Result<Forwarding, StateError> {

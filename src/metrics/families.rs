@@ -164,6 +164,8 @@ families! {
         "rows of usage that could not be kept";
     LINES_LOST "portcullis_log_lost_lines" Counter Count [],
         "lines of the log that were dropped because nobody read them fast enough";
+    SPANS_LOST "portcullis_traces_lost_spans" Counter Count [],
+        "spans that the collector of traces did not take";
     CPU "process_cpu" Counter Seconds [],
         "what the process has used of the processors";
     STARTED "process_start_time" Gauge Seconds [],

@@ -81,7 +81,7 @@ impl Histogram {
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a sample of Prometheus is a float in any case")]
+/// A sample of Prometheus is a float in any case.
 pub(super) fn float(number: u64) -> f64 {
     number as f64
 }

@@ -49,10 +49,10 @@ fn cpu() -> Option<Duration> {
 }
 
 #[cfg(test)]
-#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn everything_is_found_out_on_linux() {
         let before = Process::look();

@@ -1,3 +1,5 @@
+//! What is counted of requests and rows, and how it is told.
+
 use std::collections::BTreeMap;
 
 use super::*;
@@ -64,6 +66,7 @@ fn gauges() -> Gauges {
         waiting_rows: Some(11),
         lost_rows: Some(1),
         lost_lines: 4,
+        lost_spans: Some(6),
         process: Process::look(),
     }
 }
@@ -178,6 +181,7 @@ fn what_is_true_now_is_told() {
         ("portcullis_ledger_waiting_rows", 11.0),
         ("portcullis_ledger_lost_rows_total", 1.0),
         ("portcullis_log_lost_lines_total", 4.0),
+        ("portcullis_traces_lost_spans_total", 6.0),
         ("process_start_time_seconds", 1.5),
     ] {
         assert_eq!(value(&seen, name), expected, "{name}");

@@ -39,5 +39,6 @@ mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod rules; // who may use which model
 mod stream; // answers as they pass
+mod traces; // what a collector of traces is told
 mod tls; // https on both sides, certificates, the door beside it
 mod upload; // request bodies

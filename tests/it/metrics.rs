@@ -142,6 +142,10 @@ async fn what_is_told_is_what_happened() {
     assert_eq!(house.ask(ask("/api/chat", "key-of-nobody", body)).await.status, 401);
     let chats = "portcullis_requests_total{operation=\"chat\",outcome=\"done\",status=\"2xx\"}";
     // An answer is read whole a moment before its request has ended.
+    let codes = ["forbidden", "bad_credentials"];
+    for code in codes.map(|code| format!("portcullis_refusals_total{{code=\"{code}\"}}")) {
+        scrape_until(&house, &code, 1.0).await;
+    }
     let text = scrape_until(&house, chats, 3.0).await;
     for (sample, expected) in [
         (chats, 3.0),

@@ -1,0 +1,122 @@
+//! What a collector of traces is told, and how a trace goes on behind the gate.
+
+use serde_json::Value;
+
+use crate::house::{Backend, House, KEY, Seen, ok_json, until};
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+async fn house(backend: &Backend, collector: &Backend, sample: u32) -> House {
+    let endpoint = format!("http://{}", collector.address);
+    House::with(backend, |config, _| {
+        config.traces.endpoint = Some(endpoint.parse().unwrap());
+        config.traces.sample = sample;
+    })
+    .await
+}
+
+fn chat(fields: &str) -> String {
+    let body = r#"{"model":"gemma3","prompt":"a secret question"}"#;
+    format!(
+        "POST /api/generate HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {KEY}\r\n{fields}\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+fn traceparent(flags: &str) -> String {
+    format!("Traceparent: 00-{TRACE}-00f067aa0ba902b7-{flags}\r\nTracestate: a=1\r\n")
+}
+
+/// All spans that a collector has got.
+fn spans(requests: &[Seen]) -> Vec<Value> {
+    let all = requests.iter().flat_map(|seen| {
+        let document: Value = serde_json::from_slice(&seen.body).unwrap();
+        document["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array().unwrap().clone()
+    });
+    all.collect()
+}
+
+async fn spans_of(collector: &Backend, count: usize) -> Vec<Value> {
+    until("spans", || Some(spans(&collector.seen())).filter(|all| all.len() >= count)).await
+}
+
+fn attribute(span: &Value, key: &str) -> Value {
+    let all = span["attributes"].as_array().unwrap();
+    let found = all.iter().find(|it| it["key"] == key).unwrap_or_else(|| panic!("{key}: {span}"));
+    found["value"].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_callers_trace_goes_on_by_way_of_a_span_of_the_gates() {
+    let (backend, collector) = (Backend::ok().await, Backend::saying(ok_json("{}")).await);
+    let house = house(&backend, &collector, 1_000_000).await;
+    // Takes the one of a million that is traced anyway.
+    assert_eq!(house.ask(chat("")).await.status, 200);
+    assert_eq!(house.ask(chat(&traceparent("01"))).await.status, 200);
+    let asked = backend.wait_for_request(2).await;
+    assert_eq!(asked.header("tracestate").as_deref(), Some("a=1"));
+    assert_eq!(asked.head.matches("traceparent").count(), 1, "{}", asked.head);
+    let behind = asked.header("traceparent").unwrap();
+    let parts: Vec<_> = behind.split('-').collect();
+    assert_eq!((parts[0], parts[1], parts[3]), ("00", TRACE, "01"), "{behind}");
+
+    let spans = spans_of(&collector, 2).await;
+    let span = spans.iter().find(|span| span["traceId"] == TRACE).unwrap();
+    assert_eq!(span["parentSpanId"], "00f067aa0ba902b7");
+    assert_eq!(span["spanId"], parts[2], "the backend's parent is this span");
+    assert_eq!(span["name"], "generate");
+    assert_eq!(attribute(span, "http.response.status_code")["intValue"], "200");
+    assert_eq!(attribute(span, "gen_ai.request.model")["stringValue"], "gemma3");
+    assert_eq!(attribute(span, "portcullis.outcome")["stringValue"], "done");
+    let time = |value: &Value| value.as_str().unwrap().parse::<u128>().unwrap();
+    let first_byte = span["events"].as_array().unwrap().last().unwrap();
+    assert_eq!(first_byte["name"], "first byte");
+    let (began, ended) = (time(&span["startTimeUnixNano"]), time(&span["endTimeUnixNano"]));
+    assert!(began <= time(&first_byte["timeUnixNano"]), "{span}");
+    assert!(time(&first_byte["timeUnixNano"]) <= ended, "{span}");
+    for request in collector.seen() {
+        assert_eq!(request.line(), "POST /v1/traces HTTP/1.1");
+        let all = format!("{}{}", request.head, String::from_utf8(request.body).unwrap());
+        assert!(!["secret", KEY, "anna"].iter().any(|it| all.contains(it)), "{all}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_not_to_be_traced_is_passed_on_as_is_and_told_to_nobody() {
+    let (backend, collector) = (Backend::ok().await, Backend::saying(ok_json("{}")).await);
+    let house = house(&backend, &collector, 1).await;
+    assert_eq!(house.ask(chat(&traceparent("00"))).await.status, 200);
+    let asked = backend.wait_for_request(1).await;
+    let theirs = format!("00-{TRACE}-00f067aa0ba902b7-00");
+    assert_eq!(asked.header("traceparent"), Some(theirs));
+    let alive = "GET /_portcullis/health HTTP/1.1\r\nHost: gate\r\n\r\n";
+    assert_eq!(house.ask(alive).await.status, 200);
+    // Told after those before it.
+    assert_eq!(house.ask(chat("Traceparent: 00-1-2-3\r\n")).await.status, 200);
+    let spans = spans_of(&collector, 1).await;
+    assert_eq!(spans.len(), 1, "{spans:?}");
+    let asked = backend.wait_for_request(2).await;
+    let ours = asked.header("traceparent").unwrap();
+    assert!(ours.contains(spans[0]["traceId"].as_str().unwrap()), "{ours}: a new one, not 1-2-3");
+    assert!(spans[0].get("parentSpanId").is_none(), "{}", spans[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_fails_holds_up_nobody_and_is_counted() {
+    let backend = Backend::ok().await;
+    let failing = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+    let collector = Backend::saying(failing).await;
+    let house = house(&backend, &collector, 1).await;
+    for _ in 0..3 {
+        assert_eq!(house.ask(chat("")).await.status, 200);
+    }
+    spans_of(&collector, 3).await;
+    let refused = house.ask(chat("").replace(KEY, "wrong")).await;
+    assert_eq!(refused.status, 401);
+    let spans = spans_of(&collector, 4).await;
+    assert_eq!(
+        attribute(&spans[3], "portcullis.outcome")["stringValue"],
+        "refused:bad_credentials"
+    );
+}
