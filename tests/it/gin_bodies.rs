@@ -416,6 +416,11 @@ const NAMES: [&[&str]; 2] = [
         "name=\"a\"; name=\"model\"",
         "name=\"\"",
         "name = \"model\"",
+        "name= model",
+        "name=\u{a0}model",
+        "name=model ",
+        "name=model;\u{2003}filename=a",
+        "name=model@x",
         "name=\"model\";",
     ],
 ];

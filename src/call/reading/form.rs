@@ -170,6 +170,11 @@ fn disposition(header: &str) -> Result<Disposition<'_>, Reject> {
     found.ok_or(BROKEN)
 }
 
+/// RFC 9110, 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// `form-data; name="…"; filename="…"`. A mark within a value would have to be escaped, and readers
 /// differ in how.
 fn parameters(value: &str) -> Option<Disposition<'_>> {
@@ -183,7 +188,12 @@ fn parameters(value: &str) -> Option<Disposition<'_>> {
         let key = key.trim_matches([' ', '\t']);
         let (value, behind) = match behind.strip_prefix('"') {
             Some(quoted) => quoted.split_once('"')?,
-            None => behind.split_at(behind.find(';').unwrap_or(behind.len())),
+            None => {
+                let (value, behind) = behind.split_at(behind.find(';').unwrap_or(behind.len()));
+                // What is no token, such as one behind a blank, is cut or trimmed by some.
+                let value = value.trim_end_matches([' ', '\t']);
+                (Some(value).filter(|it| !it.is_empty() && it.bytes().all(is_token))?, behind)
+            }
         };
         if value.ends_with('\\') || value.contains('"') {
             return None;
