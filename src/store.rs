@@ -253,6 +253,19 @@ impl Store {
         self.writer.write(write)
     }
 
+    /// Why the last change could not be written, until one can.
+    #[must_use]
+    pub fn trouble_of_writing(&self) -> Option<StoreError> {
+        self.writer.trouble()
+    }
+
+    /// Whether changes can be written, found out by writing: a new number for the same keys. Where
+    /// only a little goes in, the next change would not.
+    fn try_to_write(&self) -> Result<(), StoreError> {
+        files::try_room(&self.folder)?;
+        self.change(|_, _| Ok(()))
+    }
+
     fn because(&self, error: &rusqlite::Error) -> StoreError {
         because(&self.file, error)
     }

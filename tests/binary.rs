@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+#[path = "binary/disk.rs"]
+mod disk;
 #[path = "binary/explain.rs"]
 mod explain;
 #[path = "binary/keys.rs"]
@@ -25,6 +27,8 @@ mod keys;
 mod ledger;
 #[path = "binary/load.rs"]
 mod load;
+#[path = "binary/managed.rs"]
+mod managed;
 #[path = "binary/many.rs"]
 mod many;
 
@@ -679,14 +683,18 @@ impl Gate {
     }
 
     fn ask(&self, request: &str) -> (u16, String) {
-        let mut socket = TcpStream::connect(&self.address).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        socket.read_to_string(&mut answer).unwrap();
-        let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
-        (status.unwrap_or_else(|| panic!("no answer: {answer}")), answer)
+        ask(&self.address, request)
     }
+}
+
+fn ask(address: &str, request: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|it| it.parse().ok());
+    (status.unwrap_or_else(|| panic!("no answer: {answer}")), answer)
 }
 
 fn lines(output: impl Read + Send + 'static) -> Receiver<String> {

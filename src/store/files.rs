@@ -13,6 +13,7 @@ pub(super) const DATABASE: &str = "portcullis.db";
 pub(super) const STAMP: &str = "keys.generation";
 /// Held while the schema is looked at and while the stamp is written: one after the other.
 const LOCK: &str = "portcullis.lock";
+const ROOM: usize = 64 << 10;
 
 /// Which file it is, whatever it is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,15 @@ pub(super) fn stamp(
         fs::rename(&beside, &path)
     };
     replace().map_err(|error| failed(folder, &error))
+}
+
+/// Whether there is room for more than any one change needs.
+pub(super) fn try_room(folder: &Path) -> Result<(), StoreError> {
+    let path = folder.join(".room");
+    let options = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).to_owned();
+    let fill = options.open(&path).and_then(|mut file| file.write_all(&[0; ROOM]));
+    let removed = fs::remove_file(&path);
+    fill.and(removed).map_err(|error| failed(folder, &error))
 }
 
 /// Nobody else has it until the file is dropped.

@@ -347,7 +347,7 @@ impl Store {
     }
 
     /// A change of keys: whole, under a generation of its own, and told to other processes.
-    fn change<T: Send + 'static>(
+    pub(super) fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Transaction<'_>, i64) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, StoreError> {

@@ -105,12 +105,14 @@ struct Doubt {
     revoked: Vec<KeyId>,
 }
 
+/// Each goes when its own work is done again; that changes can be written is known to the store.
 #[derive(Debug, Default)]
 struct Trouble {
-    now: Option<StoreError>,
+    reading: Option<StoreError>,
+    stamping: Option<StoreError>,
     /// Rows that are no key that this version understands.
     odd: HashSet<String>,
-    said: Option<Instant>,
+    said: Option<(StoreError, Instant)>,
 }
 
 impl Held {
@@ -151,10 +153,11 @@ impl Held {
 }
 
 impl Trouble {
-    fn found(&self) -> Option<StoreError> {
+    /// The stamp cannot be written, or there are rows that are no keys.
+    fn of_the_rest(&self) -> Option<StoreError> {
         let mut ids: Vec<_> = self.odd.iter().cloned().collect();
         ids.sort();
-        self.now.clone().or_else(|| (!ids.is_empty()).then_some(StoreError::OddKeys { ids }))
+        self.stamping.clone().or_else(|| (!ids.is_empty()).then_some(StoreError::OddKeys { ids }))
     }
 }
 
@@ -229,7 +232,9 @@ impl KeyRing {
     /// Why the store does not do what it should, if it does not.
     #[must_use]
     pub fn trouble(&self) -> Option<StoreError> {
-        lock(&self.trouble).found()
+        let reading = lock(&self.trouble).reading.clone();
+        let writing = || self.store.trouble_of_writing();
+        reading.or_else(writing).or_else(|| lock(&self.trouble).of_the_rest())
     }
 
     /// Keys that were let in while changes could not be read, and had been revoked; each once.
@@ -279,7 +284,10 @@ impl KeyRing {
             ring.read_changes();
             ring.doubt_unless_stamped(now);
             ring.heal_stamp();
-            if now.saturating_duration_since(lock(&ring.uses).kept) >= KEEP_USES {
+            // Whether there is room again is learned by writing.
+            let is_well =
+                ring.store.trouble_of_writing().is_none() || ring.store.try_to_write().is_ok();
+            if is_well && now.saturating_duration_since(lock(&ring.uses).kept) >= KEEP_USES {
                 ring.keep_uses(now);
             }
             ring.say_trouble(now);
@@ -300,8 +308,7 @@ impl KeyRing {
             return;
         }
         let all = uses.iter().map(|(id, used)| (*id, *used)).collect();
-        if let Err(error) = self.store.keep_uses(all) {
-            self.note_trouble(Some(error));
+        if self.store.keep_uses(all).is_err() {
             let mut later = lock(&self.uses);
             for (id, used) in uses {
                 later.since.entry(id).or_insert(used);
@@ -357,9 +364,9 @@ impl KeyRing {
                 }
                 self.settle(&keys);
                 drop(keys);
-                self.note_trouble(None);
+                lock(&self.trouble).reading = None;
             }
-            Err(error) => self.note_trouble(Some(error)),
+            Err(error) => lock(&self.trouble).reading = Some(error),
         }
     }
 
@@ -377,7 +384,7 @@ impl KeyRing {
 
     /// A store that cannot be read may hold changes, unless the stamp says that it does not.
     fn doubt_unless_stamped(&self, now: Instant) {
-        if lock(&self.trouble).now.is_none() {
+        if lock(&self.trouble).reading.is_none() {
             return;
         }
         let stamp = stamped(self.store.folder()).filter(|newest| *newest > 0);
@@ -399,33 +406,33 @@ impl KeyRing {
 
     /// Whoever changed a key may have ended before it wrote the stamp.
     fn heal_stamp(&self) {
-        if self.trouble().is_none()
-            && let Err(error) = self.store.stamp_if_due()
-        {
-            self.note_trouble(Some(error));
-        }
-    }
-
-    fn note_trouble(&self, found: Option<StoreError>) {
-        let mut trouble = lock(&self.trouble);
-        if found.is_none() && trouble.now.is_some() {
-            tracing::info!("the store is good again");
-        }
-        if trouble.now != found {
-            (trouble.now, trouble.said) = (found, None);
+        if lock(&self.trouble).reading.is_none() {
+            let healed = self.store.stamp_if_due();
+            lock(&self.trouble).stamping = healed.err();
         }
     }
 
     fn say_trouble(&self, now: Instant) {
+        let found = self.trouble();
         let mut trouble = lock(&self.trouble);
-        let due = trouble.said.is_none_or(|said| now.saturating_duration_since(said) >= SAY_AGAIN);
-        if let Some(error) = trouble.found().filter(|_| due) {
-            match error {
-                StoreError::OddKeys { .. } => tracing::error!("{error}"),
-                _ => tracing::error!("keys are served as they were read last: {error}"),
+        let Some(error) = found else {
+            if trouble.said.take().is_some() {
+                tracing::info!("the store is good again");
             }
-            trouble.said = Some(now);
+            return;
+        };
+        let is_said = |(said, at): &(StoreError, Instant)| {
+            *said == error && now.saturating_duration_since(*at) < SAY_AGAIN
+        };
+        if trouble.said.as_ref().is_some_and(is_said) {
+            return;
         }
+        match (&error, &trouble.reading) {
+            (StoreError::OddKeys { .. }, _) => tracing::error!("{error}"),
+            (_, Some(_)) => tracing::error!("keys are served as they were read last: {error}"),
+            (_, None) => tracing::error!("keys are served, but no change can be kept: {error}"),
+        }
+        trouble.said = Some((error, now));
     }
 
     /// The caller hears only that it is not let in; whoever runs the gate hears why.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
@@ -19,6 +20,8 @@ pub(super) struct Writer {
     /// `None` only while it is being dropped.
     jobs: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
+    /// Why the last change could not be written, until one can.
+    trouble: Mutex<Option<StoreError>>,
 }
 
 impl Writer {
@@ -28,12 +31,12 @@ impl Writer {
         connection: Connection,
     ) -> Result<Self, StoreError> {
         let (jobs, queue) = sync_channel(QUEUE);
-        let hand = Hand { file, opened, connection: Some(connection) };
+        let hand = Hand { file, opened, connection, is_doubted: false };
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || work(hand, &queue))
             .map_err(|error| StoreError::Failed(error.to_string()))?;
-        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), trouble: Mutex::default() })
     }
 
     pub(super) fn write<T: Send + 'static>(
@@ -48,7 +51,21 @@ impl Writer {
         let gone = || StoreError::Failed("the store's thread has ended".to_owned());
         let jobs = self.jobs.as_ref().ok_or_else(gone)?;
         jobs.send(job).map_err(|_| gone())?;
-        wait.recv().map_err(|_| gone())?
+        let done = wait.recv().map_err(|_| gone())?;
+        self.note(done.as_ref().err());
+        done
+    }
+
+    pub(super) fn trouble(&self) -> Option<StoreError> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Who asked for what cannot be, or came while another process wrote, learned nothing of the disk.
+    fn note(&self, error: Option<&StoreError>) {
+        if error.is_some_and(|error| error.is_askers() || *error == StoreError::Busy) {
+            return;
+        }
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = error.cloned();
     }
 }
 
@@ -78,8 +95,9 @@ fn work(mut hand: Hand, queue: &Receiver<Job>) {
 struct Hand {
     file: PathBuf,
     opened: FileId,
-    /// Put away after the disk failed: what it believes to have written may not be there.
-    connection: Option<Connection>,
+    connection: Connection,
+    /// The disk failed: what the connection believes to have written may not be there.
+    is_doubted: bool,
 }
 
 impl Hand {
@@ -88,10 +106,13 @@ impl Hand {
         write: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>,
     ) -> Result<T, StoreError> {
         self.opened.still_at(&self.file)?;
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => connect(&self.file)?,
-        };
+        if self.is_doubted {
+            // The old one is open until then: by the last to leave, what failed half-way would be
+            // found in the log later as if it were whole.
+            self.connection = connect(&self.file)?;
+            self.is_doubted = false;
+        }
+        let connection = &mut self.connection;
         let transact = || -> Result<T, Fault> {
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -104,10 +125,7 @@ impl Hand {
             Err(Fault::Asked(error)) => Err(error),
             Err(Fault::Store(error)) => Err(because(&self.file, &error)),
         };
-        match &done {
-            Err(StoreError::Disk(_) | StoreError::Corrupt { .. } | StoreError::Full) => {}
-            Ok(_) | Err(_) => self.connection = Some(connection),
-        }
+        self.is_doubted = matches!(done, Err(StoreError::Disk(_) | StoreError::Corrupt { .. }));
         done
     }
 }

@@ -176,7 +176,7 @@ fn house() -> House {
     house
 }
 
-fn wait_for(what: &str, mut look: impl FnMut() -> bool) {
+pub(crate) fn wait_for(what: &str, mut look: impl FnMut() -> bool) {
     let started = Instant::now();
     while !look() {
         assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
