@@ -25,6 +25,8 @@ mod explain;
 mod keys;
 #[path = "binary/ledger.rs"]
 mod ledger;
+#[path = "binary/life.rs"]
+mod life;
 #[path = "binary/load.rs"]
 mod load;
 #[path = "binary/managed.rs"]

@@ -52,15 +52,15 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
         return skip("no small file system may be mounted, so none was filled");
     };
     let mut gate = Managed::start(Some(&disk.folder.path().join("data")), None);
-    let (_, bot) = gate.made("bot");
+    let (_, bot) = gate.desk.made("bot");
     assert_eq!((gate.me(&bot), gate.alarms()), (200, 0));
     disk.fill();
 
-    let (status, told) = gate.api("POST /api/v1/keys", "{\"name\":\"late\"}");
+    let (status, told) = gate.desk.api("POST /api/v1/keys", "{\"name\":\"late\"}");
     assert!(status == 503 && told.contains("store_failed"), "{told}");
     gate.gate.says("no change can be kept: the disk is full");
     assert_eq!(gate.alarms(), 1);
-    let out = gate.run(&["key", "create", "late"]);
+    let out = gate.desk.run(&["key", "create", "late"]);
     assert!(!out.status.success() && out.stdout.is_empty(), "{}", text(&out));
     assert!(text(&out).contains("the disk is full"), "{}", text(&out));
     // Who is known is known, and a stranger is told so and not to come again.
@@ -69,13 +69,13 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
     disk.empty();
     gate.gate.says("the store is good again");
     assert_eq!(gate.alarms(), 0);
-    let late = gate.done(&["key", "create", "late"]);
+    let late = gate.desk.done(&["key", "create", "late"]);
     assert_eq!((gate.me(&bot), gate.me(&late)), (200, 200));
-    assert_eq!(gate.names(), ["bot", "late"]);
+    assert_eq!(gate.desk.names(), ["bot", "late"]);
     gate.gate.signal("TERM");
     assert_eq!(gate.gate.wait(), Some(0));
-    assert!(gate.done(&["key", "show", "bot"]).contains("from 127.0.0.1"));
-    gate.done(&["store", "check"]);
+    assert!(gate.desk.done(&["key", "show", "bot"]).contains("from 127.0.0.1"));
+    gate.desk.done(&["store", "check"]);
 }
 
 /// Calls of a running process that fail, until it is dropped.
@@ -119,10 +119,10 @@ impl Drop for Fault {
 #[test]
 fn when_writing_or_flushing_fails_the_asker_hears_it_nothing_is_half_done_and_it_heals() {
     let mut gate = Managed::start(None, None);
-    let (id, bot) = gate.made("bot");
+    let (id, bot) = gate.desk.made("bot");
     let mut names = vec!["bot".to_owned()];
-    let file = gate.data.join("portcullis.db");
-    let log = gate.data.join("portcullis.db-wal");
+    let file = gate.desk.data.join("portcullis.db");
+    let log = gate.desk.data.join("portcullis.db-wal");
     for (at, (calls, error, says)) in [
         ("pwrite64", "ENOSPC", "the disk is full"),
         ("pwrite64", "EIO", "the disk fails"),
@@ -140,7 +140,7 @@ fn when_writing_or_flushing_fails_the_asker_hears_it_nothing_is_half_done_and_it
             (format!("POST /api/v1/keys/{id}/rotate"), ""),
             (format!("POST /api/v1/keys/{id}/revoke"), "{\"now\":true}"),
         ] {
-            let (status, told) = gate.api(&line, body);
+            let (status, told) = gate.desk.api(&line, body);
             assert!(status == 503 && told.contains("store_failed"), "{calls} {line}: {told}");
         }
         gate.gate.says(&format!("no change can be kept: {says}"));
@@ -149,16 +149,16 @@ fn when_writing_or_flushing_fails_the_asker_hears_it_nothing_is_half_done_and_it
         gate.gate.says("the store is good again");
         assert_eq!(gate.alarms(), 0);
         // What was told to have failed did not happen after all.
-        assert_eq!(gate.names(), names, "{calls} {error}");
+        assert_eq!(gate.desk.names(), names, "{calls} {error}");
         let name = format!("late{at}");
-        let (_, late) = gate.made(&name);
+        let (_, late) = gate.desk.made(&name);
         names.push(name);
         assert_eq!((gate.me(&bot), gate.me(&late)), (200, 200));
     }
     gate.gate.signal("KILL");
     assert_eq!(gate.gate.wait(), None);
-    gate.done(&["store", "check"]);
-    assert_eq!(gate.names(), names);
+    gate.desk.done(&["store", "check"]);
+    assert_eq!(gate.desk.names(), names);
 }
 
 /// `portcullis key create NAME` with the `when`th of these calls failing; whether one did, and the
@@ -175,7 +175,7 @@ fn create_with(
     let mut strace = Command::new("strace");
     strace.arg("-f").arg("-o").arg(&log).args(["-e", &format!("trace={calls}")]);
     strace.args(["-e", &format!("inject={calls}:{fault}:when={when}")]);
-    strace.args([PROGRAM, "key", "create", name, "--data-dir"]).arg(&gate.data);
+    strace.args([PROGRAM, "key", "create", name, "--data-dir"]).arg(&gate.desk.data);
     let out = strace.output().unwrap();
     let log = fs::read_to_string(log).unwrap();
     let told = String::from_utf8(out.stdout.clone()).unwrap().trim_end().to_owned();
@@ -209,7 +209,7 @@ fn whichever_write_of_a_command_fails_or_is_its_last_a_key_that_was_told_works_a
                 // The stamp may be what failed; then the gate looks by itself in a second.
                 crate::load::wait_for("the key", || gate.me(&told) == 200);
             }
-            gate.done(&["store", "check"]);
+            gate.desk.done(&["store", "check"]);
             if !did_fail {
                 break;
             }

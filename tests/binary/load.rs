@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::{Gate, House, KEY, PATIENCE, PROGRAM, after, skip};
 
 /// Requests of a run under load; `PORTCULLIS_LOAD=100000` for the promise of the whole.
-fn load() -> usize {
+pub(crate) fn load() -> usize {
     std::env::var("PORTCULLIS_LOAD").ok().and_then(|it| it.parse().ok()).unwrap_or(20_000)
 }
 
@@ -21,14 +21,14 @@ const CALLERS: usize = 8;
 // ---- a model server of threads -----------------------------------------------------------------
 
 /// Answers every request, and `POST` with a stream that runs until it is told to end.
-struct Model {
-    address: SocketAddr,
-    ends: Arc<AtomicBool>,
+pub(crate) struct Model {
+    pub(crate) address: SocketAddr,
+    pub(crate) ends: Arc<AtomicBool>,
     streaming: Arc<AtomicUsize>,
 }
 
 impl Model {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::behind(TcpListener::bind("127.0.0.1:0").unwrap())
     }
 
@@ -97,15 +97,25 @@ fn callers(
     asked: &AtomicUsize,
     done: impl Fn(usize) -> bool + Sync,
 ) -> Vec<String> {
+    callers_with(address, asked, done, |_| KEY.to_owned())
+}
+
+/// The same with a key for each request, by its number.
+pub(crate) fn callers_with(
+    address: SocketAddr,
+    asked: &AtomicUsize,
+    done: impl Fn(usize) -> bool + Sync,
+    key: impl Fn(usize) -> String + Sync,
+) -> Vec<String> {
     let caller = || {
         let (mut lost, mut kept) = (Vec::new(), None);
         while lost.len() < 3 && !done(asked.load(Ordering::SeqCst)) {
-            match one_request(address, &mut kept) {
+            let number = asked.fetch_add(1, Ordering::SeqCst);
+            match request_with(&key(number), address, &mut kept) {
                 Ok(200) => {}
                 Ok(status) => lost.push(format!("status {status}")),
                 Err(error) => lost.push(error.to_string()),
             }
-            asked.fetch_add(1, Ordering::SeqCst);
         }
         lost
     };
@@ -120,12 +130,20 @@ fn one_request(
     address: SocketAddr,
     kept: &mut Option<BufReader<TcpStream>>,
 ) -> std::io::Result<u16> {
+    request_with(KEY, address, kept)
+}
+
+pub(crate) fn request_with(
+    key: &str,
+    address: SocketAddr,
+    kept: &mut Option<BufReader<TcpStream>>,
+) -> std::io::Result<u16> {
     let mut socket = match kept.take() {
         Some(socket) => socket,
         None => BufReader::new(connect(address)?),
     };
     let request =
-        format!("GET /api/tags HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {KEY}\r\n\r\n");
+        format!("GET /api/tags HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {key}\r\n\r\n");
     socket.get_mut().write_all(request.as_bytes())?;
     let gone = std::io::ErrorKind::UnexpectedEof;
     let head = head(&mut socket).ok_or(gone)?;
@@ -146,9 +164,13 @@ fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// A stream that has begun.
 fn stream(address: SocketAddr) -> BufReader<TcpStream> {
+    stream_with(KEY, address)
+}
+
+pub(crate) fn stream_with(key: &str, address: SocketAddr) -> BufReader<TcpStream> {
     let mut socket = connect(address).unwrap();
     let request = format!(
-        "POST /api/chat HTTP/1.1\r\nHost: gate\r\nX-Api-Key: {KEY}\r\nContent-Length: 2\r\n\r\n{{}}"
+        "POST /api/chat HTTP/1.1\r\nHost: gate\r\nX-Api-Key: {key}\r\nContent-Length: 2\r\n\r\n{{}}"
     );
     socket.write_all(request.as_bytes()).unwrap();
     let mut socket = BufReader::new(socket);
@@ -157,7 +179,7 @@ fn stream(address: SocketAddr) -> BufReader<TcpStream> {
     socket
 }
 
-fn ends_whole(mut stream: BufReader<TcpStream>) -> bool {
+pub(crate) fn ends_whole(mut stream: BufReader<TcpStream>) -> bool {
     let mut rest = String::new();
     loop {
         let read = stream.read_line(&mut rest);

@@ -1,5 +1,6 @@
 //! A gate with a store, and what changes it: its admin API, and `portcullis key` beside it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -9,16 +10,23 @@ use crate::{Gate, House, NOWHERE, after, ask, text};
 
 pub(crate) struct Managed {
     pub(crate) gate: Gate,
-    pub(crate) admin: String,
+    pub(crate) desk: Desk,
+}
+
+/// Where keys are changed; for any thread.
+pub(crate) struct Desk {
     pub(crate) data: PathBuf,
+    admin: String,
     /// What the gate wrote for the commands of this machine.
-    pub(crate) admin_key: String,
+    admin_key: String,
     house: House,
 }
 
 impl Managed {
     pub(crate) fn start(data: Option<&Path>, upstream: Option<&str>) -> Self {
         let house = House::new();
+        // Keys that were taken away are tried often.
+        fs::write(house.path("portcullis.toml"), "failed_attempts_per_minute = 0\n").unwrap();
         let data = data.map_or_else(|| house.path("data"), Path::to_owned);
         let mut command = house.command(&["serve", "--listen", "127.0.0.1:0"]);
         command.args(["--admin", "127.0.0.1:0", "--upstream", upstream.unwrap_or(NOWHERE)]);
@@ -26,10 +34,24 @@ impl Managed {
         let mut gate = Gate::start(command);
         gate.address = after(&gate.says("listening"), "address=");
         let admin = after(&gate.says("the admin API listens"), "address=");
-        let admin_key = std::fs::read_to_string(data.join("cli.key")).unwrap().trim().to_owned();
-        Self { gate, admin, data, admin_key, house }
+        let admin_key = fs::read_to_string(data.join("cli.key")).unwrap().trim().to_owned();
+        let desk = Desk { data, admin, admin_key, house };
+        Self { gate, desk }
     }
 
+    /// How a request with this key fares.
+    pub(crate) fn me(&self, key: &str) -> u16 {
+        self.gate.get("/_portcullis/me", Some(key)).0
+    }
+
+    pub(crate) fn alarms(&self) -> u64 {
+        let (_, ready) = self.gate.get("/_portcullis/ready", None);
+        let ready: Value = serde_json::from_str(ready.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+        ready["alarms"].as_u64().unwrap()
+    }
+}
+
+impl Desk {
     /// What the admin API answers, and with what.
     pub(crate) fn api(&self, line: &str, body: &str) -> (u16, String) {
         let (key, length) = (&self.admin_key, body.len());
@@ -51,14 +73,11 @@ impl Managed {
         (of("id"), of("secret"))
     }
 
-    /// `portcullis` with the store's folder and the admin API's address.
+    /// `portcullis` with the store's folder, and where the admin API is for what needs it.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let data = self.data.to_str().unwrap();
-        let named: &[&str] = match arguments {
-            ["key", "create" | "list" | "show" | "disable" | "enable" | "rotate", ..] => &[],
-            ["store", ..] => &[],
-            _ => &["--admin", &self.admin],
-        };
+        let named = ["--admin", &self.admin];
+        let named = if arguments.contains(&"--now") { &named[..] } else { &[] };
         self.house.run(&[arguments, named, &["--data-dir", data]].concat())
     }
 
@@ -67,17 +86,6 @@ impl Managed {
         let out = self.run(arguments);
         assert!(out.status.success(), "{arguments:?}: {}", text(&out));
         String::from_utf8(out.stdout).unwrap().trim_end().to_owned()
-    }
-
-    /// How a request with this key fares.
-    pub(crate) fn me(&self, key: &str) -> u16 {
-        self.gate.get("/_portcullis/me", Some(key)).0
-    }
-
-    pub(crate) fn alarms(&self) -> u64 {
-        let (_, ready) = self.gate.get("/_portcullis/ready", None);
-        let ready: Value = serde_json::from_str(ready.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-        ready["alarms"].as_u64().unwrap()
     }
 
     /// The names of all keys, in the order of their making.
