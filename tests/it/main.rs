@@ -32,6 +32,7 @@ mod live; // credential files that change under the gate
 mod log; // one line per request
 mod managed; // keys of the store
 mod metrics; // what it tells of itself, and to whom
+mod model_names; // Ollama's own packages, asked about every name
 mod mutations; // valid requests with a few bytes changed
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
