@@ -212,6 +212,7 @@ def nvidia(services):
     wanted = [("nvidia", -1, ["gpu"])]
     found = [(it["driver"], it["count"], it["capabilities"]) for it in devices]
     expect(found == wanted, f"devices {devices}")
+    the_model_alone_has_them(services)
 
 
 def amd(services):
@@ -219,6 +220,15 @@ def amd(services):
     expect(ollama["image"] == "ollama/ollama:rocm", f"image {ollama['image']}")
     sources = [it["source"] for it in ollama["devices"]]
     expect(sources == ["/dev/kfd", "/dev/dri"], f"devices {ollama['devices']}")
+    the_model_alone_has_them(services)
+
+
+def the_model_alone_has_them(services):
+    """What the gate answers to strangers with is not to touch a driver; and the models stay."""
+    others = [service for name, service in services.items() if name != "ollama"]
+    expect(not any(it.get("devices") or it.get("deploy") for it in others), f"{services}")
+    kept = [it["source"] for it in services["ollama"]["volumes"]]
+    expect(kept == ["ollama_data"], f"volumes {kept}")
 
 
 def tls(services):
