@@ -43,6 +43,13 @@ pub struct Held {
     id: KeyId,
     form: KeyForm,
     state: KeyState,
+    /// Most keys have none, and there may be a million.
+    terms: Option<Box<Terms>>,
+}
+
+/// Until when, and from where.
+#[derive(Debug)]
+struct Terms {
     expires: Option<Timestamp>,
     overlap_until: Option<Timestamp>,
     networks: Option<Box<[IpNet]>>,
@@ -125,18 +132,32 @@ impl Held {
             id: key.id,
             form: key.form,
             state: key.state,
-            expires: details.expires,
-            overlap_until: key.rotated.map(|rotated| rotated.overlap_until),
-            networks: details.networks.as_deref().map(Box::from),
+            terms: Terms::of(key).map(Box::new),
         }
     }
 
     fn fault(&self, client: IpAddr, now: Timestamp) -> Option<KeyFault> {
         match self.state {
-            KeyState::Disabled => return Some(KeyFault::Disabled),
-            KeyState::Revoked => return Some(KeyFault::Revoked),
-            KeyState::Active => {}
+            KeyState::Disabled => Some(KeyFault::Disabled),
+            KeyState::Revoked => Some(KeyFault::Revoked),
+            KeyState::Active => self.terms.as_ref()?.fault(client, now),
         }
+    }
+}
+
+impl Terms {
+    fn of(key: &ManagedKey) -> Option<Self> {
+        let terms = Self {
+            expires: key.details.expires,
+            overlap_until: key.rotated.map(|rotated| rotated.overlap_until),
+            networks: key.details.networks.as_deref().map(Box::from),
+        };
+        let is_any =
+            terms.expires.is_some() || terms.overlap_until.is_some() || terms.networks.is_some();
+        is_any.then_some(terms)
+    }
+
+    fn fault(&self, client: IpAddr, now: Timestamp) -> Option<KeyFault> {
         let is_over = |end: Option<Timestamp>| end.is_some_and(|end| end <= now);
         let is_outside =
             |nets: &[IpNet]| !nets.iter().any(|net| net.contains(&client.to_canonical()));
