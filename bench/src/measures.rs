@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+mod bodies;
 mod encrypted;
 mod requests;
 mod start;
@@ -56,7 +57,7 @@ pub(crate) enum Table {
 }
 
 /// Every row, in the order of the tables.
-pub(crate) static ROWS: [Row; 19] = [
+pub(crate) static ROWS: [Row; 20] = [
     row("get", true, requests::get),
     row("post-chat", true, requests::post_chat),
     row("keys-10k", true, requests::keys_10k),
@@ -68,6 +69,7 @@ pub(crate) static ROWS: [Row; 19] = [
     Row { also: "memory-per-stream", ..row("chunk", true, streams::chunk) },
     row("wrong-passwords", false, streams::wrong_passwords),
     row("upload", true, upload::upload),
+    row("bodies", true, bodies::bodies),
     row("close", true, requests::close),
     row("start", true, start::start),
     row("direct", true, requests::direct),
