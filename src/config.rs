@@ -19,6 +19,7 @@ mod listen;
 mod models;
 mod policy;
 mod names;
+mod prices;
 mod problems;
 mod reference;
 mod roles;
@@ -33,6 +34,7 @@ pub use listen::ListenAddr;
 pub use models::{BadModelName, ModelName, ModelPattern, Models};
 pub use names::fault_of_name;
 pub use policy::{Bounds, Change, Policy};
+pub use prices::{Price, Prices, Spent};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
@@ -76,6 +78,8 @@ pub struct Config {
     pub keys: Vec<FileKey>,
     /// All that match count at once.
     pub limits: Vec<Limit>,
+    /// What models cost.
+    pub prices: Prices,
     pub public_url: Option<String>,
     pub help_url: Option<String>,
     pub contact: Option<String>,
@@ -210,13 +214,7 @@ impl Config {
             listen: vec![ListenAddr::Tcp(SocketAddr::from(([0, 0, 0, 0], 8880)))],
             redirect_listen: None,
             admin: Some(ADMIN),
-            backend: Backend {
-                name: "ollama".to_owned(),
-                url: BackendUrl::Http { host: "127.0.0.1".to_owned(), port: 11434 },
-                key_file: None,
-                ca_file: None,
-                preserve_host: false,
-            },
+            backend: Backend::builtin(),
             htpasswd: None,
             api_keys: None,
             authorized_keys: None,
@@ -235,6 +233,7 @@ impl Config {
             rules: Vec::new(),
             keys: Vec::new(),
             limits: Vec::new(),
+            prices: Prices::default(),
             public_url: None,
             help_url: None,
             contact: None,
@@ -303,6 +302,18 @@ impl Config {
                    (`portcullis try` makes its own, for a look)"
                     .to_owned(),
         })
+    }
+}
+
+impl Backend {
+    fn builtin() -> Self {
+        Self {
+            name: "ollama".to_owned(),
+            url: BackendUrl::Http { host: "127.0.0.1".to_owned(), port: 11434 },
+            key_file: None,
+            ca_file: None,
+            preserve_host: false,
+        }
     }
 }
 

@@ -133,7 +133,8 @@ impl<'a> Reader<'a> {
             ("backend" | "rule" | "key" | "limit", _) => {
                 self.problem(at, format!("{name} is written [[{name}]], with two brackets"));
             }
-            ("groups", DeValue::Table(groups)) => self.groups(groups),
+            ("groups", DeValue::Table(groups)) => self.named("groups.*", groups),
+            ("prices", DeValue::Table(prices)) => self.named("prices.*", prices),
             (name, DeValue::Table(table)) if TABLES.contains(&name) => self.table(name, table),
             (name, value) if Named::find(name).is_none() && is_table(value) => {
                 self.problem(at, table_advice(name));
@@ -170,9 +171,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Their names are the reader's own.
-    fn groups(&mut self, groups: &DeTable<'_>) {
-        let Some(Named::Known(key)) = Named::find("groups.*") else { return };
-        for field in self.entries(groups) {
+    fn named(&mut self, key: &str, entries: &DeTable<'_>) {
+        let Some(Named::Known(key)) = Named::find(key) else { return };
+        for field in self.entries(entries) {
             let place = field.place.clone();
             let form = Form::Table(vec![field]);
             let folder = self.folder.clone();
@@ -310,7 +311,7 @@ fn table_advice(name: &str) -> String {
             )
         }
         None => format!(
-            "there is no table {shown}; roles, groups, tls, cors, timeouts, backend, rule, key and limit are"
+            "there is no table {shown}; roles, groups, prices, tls, cors, timeouts, backend, rule, key and limit are"
         ),
     }
 }

@@ -47,6 +47,7 @@ pub enum Kind {
     Openings,
     Policy,
     Groups,
+    Prices,
     Expiry,
     Zone,
 }
@@ -101,6 +102,7 @@ impl Kind {
             Self::Openings => "a list such as [\"inference\", \"/api/show\"]",
             Self::Policy => "a table such as { num_ctx = { max = 8192 }, tools = \"refuse\" }",
             Self::Groups => "a list of names such as [\"s01*\", \"anna\"]",
+            Self::Prices => "prices such as { prompt = 0.10, completion = 0.40 }",
             Self::Expiry => "a day such as \"2027-01-31\"",
             Self::Zone => "a time zone such as \"Europe/Berlin\"",
             Self::Pairs => "a list such as [{ cert = \"gate.pem\", key = \"gate.key\" }]",
@@ -222,7 +224,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 99] = [
+static KEYS: [Key; 100] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -337,6 +339,9 @@ static KEYS: [Key; 99] = [
     row("groups.*", Kind::Groups, "[]",
         |config, it| it.groups(&mut config.groups),
         "the names of a group, for `groups` of a rule; `*` stands for any run of characters"),
+    row("prices.*", Kind::Prices, "{}",
+        |config, it| it.prices(&mut config.prices),
+        "what a model costs, by a pattern of its name: `prompt`, `completion` and `cached` for a million tokens, `backend_hour` for an hour of a backend"),
     row("tls.pairs", Kind::Pairs, "[]",
         |config, it| put(&mut config.tls.pairs, it.pairs()),
         "further certificates, each with its key, as `{ cert = \"b.pem\", key = \"b.key\" }`; a caller gets the one for the host it names, or else the first"),
@@ -486,14 +491,13 @@ pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key"
 pub(super) static LIMIT: Key = row("limit", Kind::Text, "", limits::open, "a limit");
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 10] =
-    ["roles", "groups", "tls", "cors", "traces", "timeouts", "backend", "rule", "key", "limit"];
+pub(super) const TABLES: [&str; 11] =
+    ["roles", "groups", "prices", "tls", "cors", "traces", "timeouts", "backend", "rule", "key", "limit"];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 12] = [
+pub(super) static LATER: [&str; 11] = [
     "upgrades",
     "queue_timeout",
-    "prices",
     "audit",
     "alias",
     "backend.kind",
@@ -505,7 +509,7 @@ pub(super) static LATER: [&str; 12] = [
     "backend.tags",
 ];
 
-pub(super) const LATER_TABLES: [&str; 3] = ["prices", "audit", "alias"];
+pub(super) const LATER_TABLES: [&str; 2] = ["audit", "alias"];
 
 #[cfg(test)]
 mod tests {

@@ -210,13 +210,26 @@ impl ModelPattern {
                 name.starts().filter(|start| self.has_slash() || *start == name.model_at);
             starts.any(|start| form.get(start..).is_some_and(|form| self.0.matches(form)))
         };
-        if self.0 == Pattern::new("*") {
+        if self.is_everything() {
             return true;
         }
         let mut endings = name.endings().into_iter();
         // Where `:local` is the tag, it is another model.
         endings.any(|ending| matched(&ending))
             && (name.source != Source::Local || name.tag != TAG || matched(":local"))
+    }
+
+    pub(super) fn is_everything(&self) -> bool {
+        self.0.as_str() == "*"
+    }
+
+    pub(super) fn is_exact(&self) -> bool {
+        self.0.is_exact()
+    }
+
+    /// How much of a name it says.
+    pub(super) fn letters(&self) -> usize {
+        self.0.as_str().bytes().filter(|b| *b != b'*').count()
     }
 
     fn has_slash(&self) -> bool {

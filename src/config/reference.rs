@@ -49,6 +49,9 @@ fn about(table: &str) -> (String, &'static str) {
         }
         "tls" => "TLS for callers, beside `tls_cert` and `tls_key`.",
         "groups" => "Names of your own, each with its members: `students = [\"s01*\", \"anna\"]`.",
+        "prices" => {
+            "What models cost, in whatever currency, for the money column of `portcullis usage`: `\"gemma3*\" = { prompt = 0.10, completion = 0.40 }`."
+        }
         "rule" => {
             "Who may do what; any number of these. The first one counts in which each of `names`, `roles`, `groups` and `keys` that is written matches; whom none matches may use all models but those in the cloud."
         }

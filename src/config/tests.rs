@@ -63,6 +63,7 @@ fn line(key: &str, value: &str) -> String {
             format!("[[key]]\n{name} = {value}\n{}{}", rest("name = 'n'"), rest(&digest_line()))
         }
         Some(("groups", _)) => format!("[groups]\nstudents = {value}\n"),
+        Some(("prices", _)) => format!("[prices]\n\"gemma3*\" = {value}\n"),
         Some((table, name)) => format!("[{table}]\n{name} = {value}\n"),
     }
 }
@@ -78,7 +79,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 99] = [
+const VALUES: [(&str, &str, &str, &str); 100] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -140,6 +141,7 @@ const VALUES: [(&str, &str, &str, &str); 99] = [
     ("backend.preserve_host", "true", "1", "true or false"),
     ("hide_models", "true", "'yes'", "true or false"),
     ("groups.*", "['s01*', 'anna']", "7", "a list of names"),
+    ("prices.*", "{ prompt = 0.1, completion = 1 }", "{ prompt = -1 }", "a number from 0"),
     ("rule.names", "['anna', 's*']", "[]", "an empty list is nobody"),
     ("rule.roles", "['user']", "['boss']", "is no role"),
     ("rule.groups", "'students'", "['a/b']", "without a /"),
@@ -220,7 +222,9 @@ fn every_good_value_sets_something_of_its_own() {
 #[test]
 fn the_defaults_of_the_table_are_the_defaults() {
     // Of what there may be any number of there is none by default.
-    let once = |key: &&Key| !matches!(key.in_table().0, Some("rule" | "key" | "limit" | "groups"));
+    let once = |key: &&Key| {
+        !matches!(key.in_table().0, Some("rule" | "key" | "limit" | "groups" | "prices"))
+    };
     for key in reference().iter().filter(once) {
         let written = config(&line(key.name, key.default));
         assert_eq!(print(&written), print(&Config::builtin()), "{}", key.name);
@@ -268,6 +272,7 @@ fn the_example_names_every_key_with_its_default() {
         let start = table.map_or(Some(0), |table| EXAMPLE.find(&format!("[{table}]"))).unwrap();
         let written = match (table, name) {
             (Some("groups"), _) => "students = [".to_owned(),
+            (Some("prices"), _) => "\"gemma3*\" = {".to_owned(),
             // Of what there may be any number of the example shows one.
             (Some("rule" | "key" | "limit"), name) => format!("{name} = "),
             (_, name) => format!("{name} = {}", key.default),
@@ -293,6 +298,36 @@ fn the_examples_groups_rules_and_keys_can_be_taken_as_they_stand() {
     let config = config(&format!("[groups]\n{}\n", blocks.join("\n")));
     let Config { groups, rules, keys, limits, .. } = &config;
     assert_eq!((groups.len(), rules.len(), keys.len(), limits.len()), (1, 2, 1, 2));
+}
+
+#[test]
+fn the_examples_prices_can_be_taken_as_they_stand() {
+    let (_, prices) = EXAMPLE.split_once("\n# [prices]\n").unwrap();
+    let (prices, _) = prices.split_once("\n\n").unwrap();
+    let config = config(&format!("[prices]\n{}", prices.replace("# ", "")));
+    assert_eq!(config.prices.of("gemma3:12b").map(|price| price.cached), Some(Some(0.05)));
+    assert_eq!(config.prices.of("qwen3").map(|price| price.backend_hour), Some(0.12));
+}
+
+#[test]
+fn a_price_that_is_none_is_told() {
+    for (line, word) in [
+        ("\"gemma3*\" = 0.1", "prices such as"),
+        ("\"gemma3*\" = {}", "has no price"),
+        ("\"a b\" = { prompt = 1 }", "no pattern of models"),
+        ("\"m\" = { prompt = nan }", "a number from 0"),
+        ("\"m\" = { prompt = inf }", "a number from 0"),
+        ("\"m\" = { prompt = 1e308 }", "a number from 0"),
+        ("\"m\" = { prompt = -0.1 }", "a number from 0"),
+        ("\"m\" = { prompt = '1' }", "without quotes"),
+        ("\"m\" = { output = 1 }", "none of prompt"),
+        ("\"m\" = { cached = 1 }", "write prompt too"),
+        ("\"m\" = { prompt = 1 }\n\"M\" = { prompt = 2 }", "already"),
+    ] {
+        let told = problems(format!("[prices]\n{line}\n"));
+        assert!(told.len() == 1 && told[0].contains(word), "{line}: {told:?}");
+    }
+    assert!(problems("[[prices]]\nm = 1\n")[0].contains("did you mean [prices]?"));
 }
 
 #[test]
@@ -352,7 +387,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("[[aliases]]\nname = 'x'", "alias, if you mean that, comes with a later version"),
         (
             "[something]\nx = 'x'",
-            "roles, groups, tls, cors, timeouts, backend, rule, key and limit are",
+            "roles, groups, prices, tls, cors, timeouts, backend, rule, key and limit are",
         ),
         ("[timeouts]\nfirstbyte = '1s'", "did you mean timeouts.first_byte?"),
         ("[[backend]]\nuri = 'x'", "did you mean backend.url?"),

@@ -61,7 +61,7 @@ impl Form {
     pub(super) fn of_text(text: &str, kind: Kind, place: &Place) -> Result<Self, String> {
         let not = || Err(format!("{} is not {}", shown(text), kind.wanted()));
         match kind {
-            Kind::Policy | Kind::Groups => not(),
+            Kind::Policy | Kind::Groups | Kind::Prices => not(),
             Kind::Switch => text.parse().map_or_else(|_| not(), |on| Ok(Self::Switch(on))),
             Kind::Count => text.parse().map_or_else(|_| not(), |number| Ok(Self::Number(number))),
             Kind::Addresses
