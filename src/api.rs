@@ -157,6 +157,13 @@ pub static ENDPOINTS: [Endpoint; 30] = [
     row(POST,      "/v1/messages",             "messages",         Class::Inference, SSE),
 ];
 
+/// Whether an operation, by its name, has a model at work.
+#[must_use]
+pub fn is_inference(operation: &str) -> bool {
+    let is_it = |row: &Endpoint| row.operation == operation && row.class == Class::Inference;
+    ENDPOINTS.iter().any(is_it)
+}
+
 /// What a caller asks for: an endpoint of the table, or one that is not in it.
 #[derive(Debug, Clone)]
 pub struct Asked {

@@ -22,6 +22,7 @@ pub mod limit; // whether they may now
 pub mod pool; // which backend, over which connection
 pub mod traces; // what a collector of traces is told
 pub mod record; // one line per request
+pub mod report; // what was used, for whom asks
 pub mod admin; // the admin API
 pub mod meter; // counting the answer as it passes
 pub mod forward; // sending it on

@@ -181,7 +181,7 @@ impl Tally {
         self.prompt.saturating_add(self.completion)
     }
 
-    pub(super) fn add(&mut self, other: &Self) {
+    pub fn add(&mut self, other: &Self) {
         self.requests = self.requests.saturating_add(other.requests);
         self.estimated = self.estimated.saturating_add(other.estimated);
         self.prompt = self.prompt.saturating_add(other.prompt);
