@@ -1,4 +1,4 @@
-//! The admin API: keys, the audit trail and the last decisions, for whoever looks after the gate.
+//! The admin API: keys, the audit trail, the last decisions and what was used, for whoever looks after the gate.
 //!
 //! It has a listener of its own; the path up to the login is the gateway's. One table of routes
 //! decides what there is, who may ask for it, and what its description says.
@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::auth::{Identity, Memory};
 use crate::client_addr::ClientAddr;
+use crate::config::Config;
 use crate::limit::Limits;
 use crate::metrics::{self, Gauges, Metrics};
 use crate::record::{Decisions, RequestId};
@@ -26,14 +27,17 @@ use crate::store::{Actor, AuditQuery, Store, StoreError};
 mod command_key;
 mod doorway;
 mod failures;
+mod flow;
 mod keys;
 mod openapi;
 mod query;
 mod routes;
+mod usage;
 
 pub use command_key::{read_command_key, write_command_key};
 pub use doorway::{only_from_here, only_own_pages, with_safe_headers};
 pub use failures::FailedLogins;
+pub use flow::{Content, Flow};
 pub use openapi::description;
 pub use routes::{Found, Needs, ROUTES, Route};
 
@@ -46,6 +50,7 @@ pub const MOST_BODY: u64 = 2 * 1024 * 1024;
 /// What the answers are made from.
 #[derive(Clone, Copy)]
 pub struct Desk<'a> {
+    pub config: &'a Config,
     pub memory: &'a Memory,
     pub limits: &'a Limits,
     pub decisions: &'a Decisions,
@@ -73,9 +78,12 @@ impl Desk<'_> {
         found: &Found,
         query: Option<&str>,
         body: &Bytes,
-    ) -> Result<Response<Bytes>, Reject> {
+    ) -> Result<Response<Content>, Reject> {
         let query = Query::read(query, found.route().query)?;
-        match found.route().action {
+        let whole = match found.route().action {
+            Action::SumUsage => return usage::sums(self, &query).await,
+            Action::ListUsage => return usage::rows(self, &query).await,
+            Action::ListReloads => usage::reloads(self, &query).await,
             Action::Describe => Ok(json_answer(StatusCode::OK, &description())),
             Action::ListKeys => keys::list(self, &query).await,
             Action::CreateKey => keys::create(self, read(body)?).await,
@@ -93,7 +101,8 @@ impl Desk<'_> {
             Action::ListDecisions => decisions(self, &query),
             Action::ShowDecision => decision(self, found.id()),
             Action::Metrics => self.metrics(),
-        }
+        };
+        whole.map(|answer| answer.map(Content::Whole))
     }
 
     fn metrics(&self) -> Result<Response<Bytes>, Reject> {

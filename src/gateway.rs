@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
 use crate::access;
-use crate::admin::{self, FailedLogins};
+use crate::admin::{self, FailedLogins, Flow};
 use crate::api::{self, Asked, Target};
 use crate::auth::{Identity, Memory, Presented};
 use crate::call::{self, Call};
@@ -233,6 +233,10 @@ impl Gateway {
                 response
             }
             Ok(Served::Own(answer)) => own(answer, record),
+            Ok(Served::Flowing(answer)) => {
+                record.line.status = answer.status().as_u16();
+                answer.map(|flow| Answer::Flowing { flow, record })
+            }
             Err(reject) => {
                 closes |= reject.closes();
                 asker.refuse(&reject, record)
@@ -411,6 +415,7 @@ struct Visit<'a> {
 /// What the path came to.
 enum Served {
     Own(Response<Bytes>),
+    Flowing(Response<Box<Flow>>),
     Passed(Box<Passed>),
 }
 

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Timeout, timeout};
 
+use crate::admin::Flow;
 use crate::http1::FieldLines;
 use crate::limit::Ticket;
 use crate::pool::{Connection, Lease};
@@ -36,8 +37,19 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]
 pub enum Answer {
-    Passing { metered: Box<Metered>, fields: FieldLines },
-    Own { data: Bytes, record: Option<Box<Record>> },
+    Passing {
+        metered: Box<Metered>,
+        fields: FieldLines,
+    },
+    Own {
+        data: Bytes,
+        record: Option<Box<Record>>,
+    },
+    /// One of our own that is made while it goes.
+    Flowing {
+        flow: Box<Flow>,
+        record: Box<Record>,
+    },
 }
 
 /// The answer broke off; the connection is cut so that nobody takes it for whole.
@@ -304,7 +316,7 @@ impl Answer {
     pub fn take_fields(&mut self) -> FieldLines {
         match self {
             Self::Passing { fields, .. } => std::mem::take(fields),
-            Self::Own { .. } => FieldLines::default(),
+            Self::Own { .. } | Self::Flowing { .. } => FieldLines::default(),
         }
     }
 }
@@ -321,6 +333,7 @@ impl Body for Answer {
             Self::Passing { metered, .. } => metered.poll(cx).map_ok(Frame::data),
             Self::Own { data, .. } if data.is_empty() => Poll::Ready(None),
             Self::Own { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
+            Self::Flowing { flow, record } => flowing(flow, record, cx),
         }
     }
 
@@ -330,6 +343,7 @@ impl Body for Answer {
                 metered.state == State::Ended && metered.held.is_none()
             }
             Self::Own { data, .. } => data.is_empty(),
+            Self::Flowing { .. } => false,
         }
     }
 
@@ -339,6 +353,7 @@ impl Body for Answer {
                 metered.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),
+            Self::Flowing { .. } => SizeHint::default(),
         }
     }
 }
@@ -349,6 +364,28 @@ impl Drop for Metered {
         // Nobody is left to wait for it.
         drop(self.settle(outcome));
     }
+}
+
+/// Counts the pieces on their way; one that cannot be made cuts the answer.
+fn flowing(
+    flow: &mut Flow,
+    record: &mut Record,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+    flow.poll(cx).map(|piece| match piece {
+        Some(Ok(data)) => {
+            record.sent(data.len());
+            Some(Ok(Frame::data(data)))
+        }
+        Some(Err(reject)) => {
+            record.break_off(&reject);
+            Some(Err(Cut))
+        }
+        None => {
+            record.end(Outcome::Done);
+            None
+        }
+    })
 }
 
 impl fmt::Debug for Metered {

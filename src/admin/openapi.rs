@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+mod usage;
+
 use super::query::{MOST, USUAL};
 use super::routes::{Body, Needs, ROUTES, Route};
 use crate::config::Measure;
@@ -22,7 +24,7 @@ pub fn description() -> Value {
             "title": "Portcullis admin API",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Who may use the models behind this gate, who changed that, and what was \
-                            decided about each request.",
+                            decided about each request, and what was used.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -79,7 +81,14 @@ fn query_schema(route: &Route, name: &str) -> Value {
         }
         ("after", "list_audit") => json!({"type": "integer", "minimum": 0, "maximum": i64::MAX}),
         ("after", "list_decisions") => reference("RequestId"),
+        ("after", "list_usage" | "list_reloads") => {
+            json!({"type": "integer", "minimum": 0, "maximum": i64::MAX})
+        }
         ("after", _) => reference("KeyId"),
+        ("format", _) => json!({"type": "string", "enum": ["json", "csv"], "default": "json"}),
+        ("by", _) => usage::by(),
+        ("since", _) => usage::moment(crate::report::USUAL),
+        ("until", _) => usage::moment("now"),
         ("state", _) => reference("KeyState"),
         (_, _) => json!({"type": "string", "pattern": "^[^\\x00]*$"}),
     }
@@ -88,10 +97,11 @@ fn query_schema(route: &Route, name: &str) -> Value {
 fn responses(route: &Route) -> Value {
     let said = if route.status == 201 { "made" } else { "done" };
     let mut responses = Map::new();
-    let good = json!({
-        "description": said,
-        "content": {kind_of(route): {"schema": reference(route.gives)}},
-    });
+    let mut content = json!({kind_of(route): {"schema": reference(route.gives)}});
+    if let (Value::Object(kinds), true) = (&mut content, route.query.contains(&"format")) {
+        kinds.insert("text/csv".to_owned(), json!({"schema": {"type": "string"}}));
+    }
+    let good = json!({"description": said, "content": content});
     responses.insert(route.status.to_string(), good);
     let refusals: [(u16, &str, bool); 12] = [
         (400, "the request cannot be understood", true),
@@ -173,8 +183,10 @@ fn schemas() -> Value {
         }), &[]),
         "Admission": closed(&json!({"name": name()}), &["name"]),
     });
-    if let (Value::Object(schemas), Value::Object(more)) = (&mut schemas, answers()) {
-        schemas.extend(more);
+    for more in [answers(), usage::schemas()] {
+        if let (Value::Object(schemas), Value::Object(more)) = (&mut schemas, more) {
+            schemas.extend(more);
+        }
     }
     schemas
 }

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use http::Method;
 
+use super::usage;
 use crate::auth::Identity;
 use crate::config::Role;
 use crate::reject::{Denied, Reject, Why};
@@ -34,6 +35,9 @@ pub(super) enum Action {
     ListDecisions,
     ShowDecision,
     Metrics,
+    SumUsage,
+    ListUsage,
+    ListReloads,
 }
 
 /// One row of the table. A segment in braces stands for any one.
@@ -186,7 +190,7 @@ fn is_parameter(segment: &str) -> bool {
 
 /// Everything there is.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 15] = [
+pub static ROUTES: [Route; 18] = [
     row(Method::GET, "/api/v1/openapi.json", "describe", Action::Describe, ("Description", "this description")).for_viewers(),
     row(Method::GET, "/api/v1/keys", "list_keys", Action::ListKeys, ("KeyPage", "managed keys, the oldest first"))
         .asked_with(&["limit", "after", "identity", "state"]),
@@ -214,6 +218,12 @@ pub static ROUTES: [Route; 15] = [
     row(Method::GET, "/api/v1/decisions/{id}", "show_decision", Action::ShowDecision, ("Decision", "one of them, stage by stage, with what would have allowed it")).of("RequestId"),
     row(Method::GET, "/metrics", "metrics", Action::Metrics, ("Metrics", "what is counted, for Prometheus, as OpenMetrics text"))
         .for_viewers().under_any_host(),
+    row(Method::GET, "/api/v1/usage", "sum_usage", Action::SumUsage, ("UsageSums", "what was used, summed by the columns of `by`, as JSON or CSV"))
+        .asked_with(&usage::SUMS).for_viewers(),
+    row(Method::GET, "/api/v1/usage/rows", "list_usage", Action::ListUsage, ("UsagePage", "what was used, request by request, the newest first"))
+        .asked_with(&usage::ROWS).for_viewers(),
+    row(Method::GET, "/api/v1/usage/reloads", "list_reloads", Action::ListReloads, ("ReloadPage", "which models had to be loaded, for whom, and whose options were the cause"))
+        .asked_with(&usage::ROWS).for_viewers(),
 ];
 
 /// What is in `Allow`, by the place of a route in the table.
@@ -303,6 +313,9 @@ mod tests {
                     | Action::ListDecisions
                     | Action::ShowDecision
                     | Action::Metrics
+                    | Action::SumUsage
+                    | Action::ListUsage
+                    | Action::ListReloads
             );
             assert_eq!(reads, route.method == Method::GET, "{}", route.operation);
             assert!(reads || route.needs == Needs::Admin, "{}", route.operation);

@@ -4,11 +4,11 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use bytes::Bytes;
+use http::Response;
 use http::request::Parts;
 
 use super::{Gateway, Served, Visit, gauges, presented};
-use crate::admin::{self, Desk, Found};
+use crate::admin::{self, Content, Desk, Found};
 use crate::api::Target;
 use crate::auth::Identity;
 use crate::call;
@@ -28,7 +28,12 @@ impl Visit<'_> {
         arrived: &Arrival,
         record: &mut Record,
     ) -> Result<Served, Reject> {
-        Box::pin(self.at_the_desk(parts, body, arrived, record)).await.map(Served::Own)
+        let answer = Box::pin(self.at_the_desk(parts, body, arrived, record)).await?;
+        let (head, content) = answer.into_parts();
+        Ok(match content {
+            Content::Whole(data) => Served::Own(Response::from_parts(head, data)),
+            Content::Flowing(flow) => Served::Flowing(Response::from_parts(head, flow)),
+        })
     }
 
     async fn at_the_desk(
@@ -37,7 +42,7 @@ impl Visit<'_> {
         body: Incoming,
         arrived: &Arrival,
         record: &mut Record,
-    ) -> Result<http::Response<Bytes>, Reject> {
+    ) -> Result<Response<Content>, Reject> {
         let Self { live, state, link } = self;
         let client = state.proxies().client_addr(PeerAddr::new(link.peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
@@ -64,6 +69,7 @@ impl Visit<'_> {
             admin::only_json(&parts.headers)?;
         }
         let desk = Desk {
+            config: state.config(),
             memory: &live.memory,
             limits: &live.limits,
             decisions: live.log.decisions(),

@@ -43,3 +43,4 @@ mod stream; // answers as they pass
 mod traces; // what a collector of traces is told
 mod tls; // https on both sides, certificates, the door beside it
 mod upload; // request bodies
+mod usage; // what was used

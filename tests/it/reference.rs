@@ -234,6 +234,7 @@ fn the_commands_page_is_what_help_says() {
         "key revoke",
         "key rotate",
         "key import",
+        "usage",
         "store",
         "store backup",
         "store check",
