@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::config::{self, Given};
+use crate::config::{self, Config, Given};
 
 mod allow;
 mod ask;
@@ -21,6 +21,7 @@ mod serve;
 mod store;
 mod supervisor;
 mod try_it;
+mod usage;
 mod user;
 mod why;
 
@@ -39,7 +40,7 @@ enum Command {
     /// A five-minute look: makes a user and a key, prints lines to copy, and serves
     Try(try_it::Options),
     /// Read the configuration and every file it names, and tell all problems
-    Check(Settings),
+    Check(check::Options),
     /// Look at everything: configuration, backend, gate, this machine, and who can go round the gate
     Doctor(doctor::Options),
     /// Say what would become of a request, stage by stage, and why
@@ -50,6 +51,8 @@ enum Command {
     User(user::Options),
     /// Make, list, rotate and take away keys, also while the gate serves
     Key(key::Options),
+    /// Tell what was used, by whom and of what, and what it cost
+    Usage(usage::Options),
     /// Back up what survives a restart, and check it
     Store(store::Options),
     /// Let the machine in that was told a code by a running gate
@@ -134,12 +137,13 @@ pub fn run() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Serve(settings) => serve::run(&settings.given()),
         Command::Try(options) => try_it::run(&options),
-        Command::Check(settings) => return check::run(&settings.given()),
+        Command::Check(options) => return check::run(&options),
         Command::Doctor(options) => return doctor::run(&options),
         Command::Explain(options) => return explain::run(&options),
         Command::Init(options) => init::run(&options),
         Command::User(options) => user::run(&options),
         Command::Key(options) => key::run(&options),
+        Command::Usage(options) => usage::run(&options),
         Command::Store(options) => store::run(&options),
         Command::Allow(options) => allow::run(&options),
         Command::Why(options) => why::run(&options),
@@ -166,15 +170,18 @@ fn data_folder(flag: Option<&Path>, config: Option<&Path>) -> anyhow::Result<Pat
     if let Some(folder) = flag {
         return Ok(folder.to_owned());
     }
+    configured(config).context("cannot find the data folder")?.data_dir.context(NO_FOLDER)
+}
+
+const NO_FOLDER: &str = "no data folder is configured; name the gate's with --data-dir DIR";
+
+/// What the file and the environment say, for a command that does not serve.
+fn configured(file: Option<&Path>) -> anyhow::Result<Config> {
     let env = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let given = Given { file: config.map(Path::to_owned), flags: Vec::new(), env };
-    let loaded = config::load_without_credentials(&given).context("cannot find the data folder")?;
-    loaded
-        .config
-        .data_dir
-        .context("no data folder is configured; name the gate's with --data-dir DIR")
+    let given = Given { file: file.map(Path::to_owned), flags: Vec::new(), env };
+    Ok(config::load_without_credentials(&given)?.config)
 }
 
 /// Who types, as the system has it.

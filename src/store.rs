@@ -144,6 +144,20 @@ impl Store {
         Self::open_file(folder, file)
     }
 
+    /// Opens a store that is there, unless that would bring it up to this version: then the gate that has
+    /// it open could not open it again.
+    ///
+    /// # Errors
+    /// As [`Store::open_existing`], and for a store that an older version wrote.
+    pub fn open_current(folder: &Path) -> Result<Self, StoreError> {
+        let file = folder.join(DATABASE);
+        if FileId::of(&file).is_some() && !schema::is_current(&connect(&file)?, &file)? {
+            let says = "an older version wrote this store; the next start of the gate brings it up";
+            return Err(StoreError::Refused(says.to_owned()));
+        }
+        Self::open_existing(folder)
+    }
+
     /// How many keys a folder's store has, without bringing it up to this version.
     ///
     /// # Errors

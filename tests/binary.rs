@@ -33,6 +33,8 @@ mod load;
 mod managed;
 #[path = "binary/many.rs"]
 mod many;
+#[path = "binary/usage.rs"]
+mod usage;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis");
 /// Everything waits for at most this long, and for the thing itself.

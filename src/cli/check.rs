@@ -4,9 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
-use super::{say, say_to};
+use clap::Args;
+
+mod against;
+
+use super::{Settings, say, say_to};
 use crate::auth::Files;
-use crate::config::{self, Config, Given, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::gateway::State;
 use crate::live_file::{Report, mode_warning};
 use crate::record::Chain;
@@ -21,9 +25,24 @@ pub(super) struct Findings {
     pub(super) good: Vec<String>,
 }
 
-pub(super) fn run(given: &Given) -> ExitCode {
-    match config::load(given) {
-        Ok(loaded) => examine(loaded).0.print(),
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Also tell what this configuration would have refused of what was used since then, as 7d
+    #[arg(long, value_name = "SINCE")]
+    against_usage: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub(super) fn run(options: &Options) -> ExitCode {
+    match config::load(&options.settings.given()) {
+        Ok(loaded) => {
+            let (mut findings, state) = examine(loaded);
+            if let (Some(since), Some(state)) = (&options.against_usage, &state) {
+                findings.usage(state, since);
+            }
+            findings.print()
+        }
         Err(problems) => {
             say_to(&mut std::io::stderr(), &problems.to_string());
             ExitCode::FAILURE
@@ -51,6 +70,7 @@ pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     findings.store(&loaded.config);
     findings.roles(&files, &loaded.config);
     findings.rules(&files, &loaded.config);
+    findings.prices(&loaded.config);
     // The rest of what serving needs: the backend's key, its name.
     let state = State::new(loaded.config, None);
     let state = state.map_err(|error| findings.problems.push(Chain(&error).to_string()));
@@ -151,6 +171,20 @@ impl Findings {
                     self.warnings.push(says);
                 }
             }
+        }
+    }
+
+    /// Mostly a slip in the name of the model.
+    fn prices(&mut self, config: &Config) {
+        let says = |pattern| format!("[prices]: no model that was used is called {pattern}");
+        self.warnings.extend(against::prices_of_nothing(config).into_iter().map(says));
+    }
+
+    fn usage(&mut self, state: &State, since: &str) {
+        match against::tried(state, since) {
+            Ok(tried) if tried.refused == 0 => self.good.push(format!("usage: {}", tried.told())),
+            Ok(tried) => self.warnings.push(format!("usage: {}", tried.told())),
+            Err(error) => self.problems.push(format!("--against-usage: {error:#}")),
         }
     }
 

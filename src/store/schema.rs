@@ -50,6 +50,10 @@ pub(super) fn found(connection: &Connection, file: &Path) -> Result<u32, StoreEr
     Ok(found)
 }
 
+pub(super) fn is_current(connection: &Connection, file: &Path) -> Result<bool, StoreError> {
+    Ok(found(connection, file)? == known())
+}
+
 fn known() -> u32 {
     u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX)
 }
