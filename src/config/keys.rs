@@ -491,8 +491,10 @@ pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key"
 pub(super) static LIMIT: Key = row("limit", Kind::Text, "", limits::open, "a limit");
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 11] =
-    ["roles", "groups", "prices", "tls", "cors", "traces", "timeouts", "backend", "rule", "key", "limit"];
+pub(super) const TABLES: [&str; 11] = [
+    "roles", "groups", "prices", "tls", "cors", "traces", "timeouts", "backend", "rule", "key",
+    "limit",
+];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
 pub(super) static LATER: [&str; 11] = [

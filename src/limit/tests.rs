@@ -446,6 +446,9 @@ fn a_hundred_thousand_names_that_came_once_are_forgotten_again() {
     assert_eq!(room.uses("webui/heavy", "m", 1), "quota_exhausted", "not who has used something");
 }
 
+/// Who, whether big, the day that it began, what is held or was used, and whether it is over.
+type Past = (usize, bool, jiff::civil::Date, u64, bool);
+
 proptest! {
     /// Against a list of everything that ever happened, for several callers under several limits.
     #[test]
@@ -459,17 +462,16 @@ proptest! {
              [[limit]]\nper = 'group'\ntokens_per_month = 350\n\
              [[limit]]\nper = 'model'\nmodels = ['big']\nconcurrent = 3\n",
         );
-        // Who, whether big, the day that it began, what is held or was used, and whether it is over.
-        let mut past: Vec<(usize, bool, jiff::civil::Date, u64, bool)> = Vec::new();
+        let mut past: Vec<Past> = Vec::new();
         let mut running: Vec<(usize, Box<Charges>)> = Vec::new();
         for (seconds, who, is_big, held, used, ends) in steps {
             room.passes(Duration::from_secs(seconds));
             let day = room.wall.to_zoned(berlin()).date();
             let month = day.first_of_month();
-            let sum = |test: &dyn Fn(&(usize, bool, jiff::civil::Date, u64, bool)) -> bool| {
+            let sum = |test: &dyn Fn(&Past) -> bool| {
                 past.iter().filter(|it| test(it)).map(|it| it.3).sum::<u64>()
             };
-            let count = |test: &dyn Fn(&(usize, bool, jiff::civil::Date, u64, bool)) -> bool| {
+            let count = |test: &dyn Fn(&Past) -> bool| {
                 past.iter().filter(|it| test(it)).count()
             };
             let fits = sum(&|it| it.0 == who && it.2 == day) < 200

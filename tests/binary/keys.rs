@@ -37,26 +37,9 @@ fn what_a_key_is_good_for_is_changed_while_the_gate_serves() {
         serde_json::from_str::<serde_json::Value>(&json).unwrap()
     };
     let before = shown();
-    let all = [
-        "change",
-        "anna",
-        "--owner",
-        "bert",
-        "--role",
-        "operator",
-        "--models",
-        "gemma3*",
-        "--cloud",
-        "false",
-        "--expires",
-        "2099-01-01",
-        "--network",
-        "127.0.0.0/8",
-        "--limit",
-        "tokens_per_day=1000",
-        "--note",
-        "new",
-    ];
+    let all = "change anna --owner bert --role operator --models gemma3* --cloud false \
+               --expires 2099-01-01 --network 127.0.0.0/8 --limit tokens_per_day=1000 --note new";
+    let all: Vec<_> = all.split_whitespace().collect();
     assert!(good(&house, &all).starts_with("changed anna ("));
     let (status, told) = me();
     assert!(status == 200 && told.contains("bert") && told.contains("operator"), "{told}");
@@ -64,24 +47,8 @@ fn what_a_key_is_good_for_is_changed_while_the_gate_serves() {
     good(&house, &["change", "anna", "--network", "192.0.2.7", "--network", "10.0.0.0/8"]);
     assert_eq!(me().0, 401, "from another network");
     assert_eq!(shown()["note"], "new", "what is not said stays");
-    let back = [
-        "change",
-        "anna",
-        "--owner",
-        "",
-        "--role",
-        "user",
-        "--cloud",
-        "inherit",
-        "--expires",
-        "never",
-        "--network",
-        "any",
-        "--limit",
-        "none",
-        "--note",
-        "",
-    ];
+    let back = "change anna --role user --cloud inherit --expires never --network any --limit none";
+    let back: Vec<_> = back.split_whitespace().chain(["--owner", "", "--note", ""]).collect();
     good(&house, &back);
     let (status, told) = me();
     assert!(status == 200 && told.contains("anna") && told.contains("user"), "{told}");
