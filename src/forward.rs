@@ -83,13 +83,15 @@ pub struct Answered {
 /// 502, 503, 504, what broke the caller's own upload, and 401 for a key that was taken away meanwhile.
 pub async fn send(
     call: Call<'_>,
-    admitted: &Ticket,
+    admitted: &mut Ticket,
     lease: &Lease,
     rules: &Forwarding,
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     let narrows = admitted.permit().narrows(&call.asked);
-    admitted.unless_ended(pin!(once(call, narrows, lease, rules, origin))).await
+    admitted.begin(Instant::now(), origin.record.prompt_estimate());
+    let sent = admitted.unless_ended(pin!(once(call, narrows, lease, rules, origin))).await;
+    sent.inspect_err(|_| admitted.fail(Instant::now()))
 }
 
 async fn once(

@@ -26,7 +26,7 @@ use crate::incoming::Incoming;
 use crate::limit::{Limits, Ticket};
 use crate::meter::{Answer, Metered, Riders};
 use crate::pool::Lease;
-use crate::record::{Account, Log, Outcome, Record, RequestId, RequestIds};
+use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 use crate::store::{KeyRing, Ledger, LedgerSettings, Store, StoreError};
 use crate::tls::ClientCertificate;
@@ -214,24 +214,7 @@ impl Gateway {
         };
         let mut closes = false;
         let mut response = match came {
-            Ok(Served::Passed(passed)) => {
-                let Passed { answered, ticket, lease, sifts } = *passed;
-                let changed = ticket.permit().changed().cloned();
-                let left = ticket.left().copied();
-                let forward::Answered { status, fields, connection } = answered;
-                record.line.status = status.as_u16();
-                let riders = Riders { connection, lease, ticket, record, sifts };
-                let answer = Metered::around(fields, riders, state.idle(), asker.dialect());
-                let mut response = Response::new(answer);
-                *response.status_mut() = status;
-                if let Some(changed) = changed {
-                    response.headers_mut().insert(POLICY, changed);
-                }
-                if let Some(left) = left {
-                    left.write(response.headers_mut());
-                }
-                response
-            }
+            Ok(Served::Passed(passed)) => asker.pass(*passed, record),
             Ok(Served::Own(answer)) => own(answer, record),
             Ok(Served::Flowing(answer)) => {
                 record.line.status = answer.status().as_u16();
@@ -459,16 +442,12 @@ impl Visit<'_> {
         record.names(call.model());
         let (chosen, ground) = loaded::ground(state, entry, &call).await?;
         let permit = access::authorize(chosen, &mut call, &ground)?;
-        record.accounts(Account::open(live.ledger.as_ref(), &permit, &call));
-        let sifts = call.ask_usage(state.bounds());
-        let mut ticket = admission::ticket(live, state, (permit, entered), &call)?;
+        let (mut ticket, sifts) = admission::ticket(self, (permit, entered), &mut call, record)?;
         let lease = state.pool().choose(&ticket, state.connect_timeout());
         record.leaves_for(lease.backend());
-        ticket.begin(Instant::now(), record.prompt_estimate());
         let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
-        let sent = forward::send(call, &ticket, &lease, state.forwarding(), origin).await;
-        let answered = sent.inspect_err(|_| ticket.fail(Instant::now()))?;
+        let answered = forward::send(call, &mut ticket, &lease, state.forwarding(), origin).await?;
         lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
             .await
     }
@@ -521,6 +500,25 @@ struct Asker<'a> {
 impl Asker<'_> {
     fn dialect(&self) -> Dialect {
         Dialect::of(api::without_key(self.parts.uri.path()))
+    }
+
+    fn pass(&self, passed: Passed, mut record: Box<Record>) -> Response<Answer> {
+        let Passed { answered, ticket, lease, sifts } = passed;
+        let changed = ticket.permit().changed().cloned();
+        let left = ticket.left().copied();
+        let forward::Answered { status, fields, connection } = answered;
+        record.line.status = status.as_u16();
+        let riders = Riders { connection, lease, ticket, record, sifts };
+        let answer = Metered::around(fields, riders, self.state.idle(), self.dialect());
+        let mut response = Response::new(answer);
+        *response.status_mut() = status;
+        if let Some(changed) = changed {
+            response.headers_mut().insert(POLICY, changed);
+        }
+        if let Some(left) = left {
+            left.write(response.headers_mut());
+        }
+        response
     }
 
     fn refuse(&self, reject: &Reject, mut record: Box<Record>) -> Response<Answer> {

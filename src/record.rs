@@ -240,7 +240,9 @@ impl Record {
     /// The first of what a model made has come.
     pub fn first_token(&mut self) {
         if let Some(account) = &mut self.account {
-            account.first_token(self.started.elapsed());
+            let after = self.started.elapsed();
+            self.line.first_byte.get_or_insert(after);
+            account.first_token(after);
         }
     }
 

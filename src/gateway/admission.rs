@@ -4,36 +4,41 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use super::{Live, State};
+use super::Visit;
 use crate::access::Permit;
 use crate::call::Call;
 use crate::config::{Bounds, Change};
 use crate::limit::{Ask, Entered, Limits, Plan, Ticket};
+use crate::record::{Account, Record};
 use crate::reject::Reject;
 use crate::store::{Store, StoreError};
 
 /// About as many bytes are one token.
 const BYTES_A_TOKEN: u64 = 4;
 
+/// Opens the account of what this will cost, and takes what it needs of every limit. Whether the backend
+/// was asked to tell what the caller did not ask for.
+///
 /// # Errors
 /// See [`crate::limit::Limits::admit`].
 pub(super) fn ticket(
-    live: &Live,
-    state: &State,
+    Visit { live, state, .. }: &Visit<'_>,
     (permit, entered): (Permit, Entered),
-    call: &Call<'_>,
-) -> Result<Ticket, Reject> {
-    let model = call.model();
+    call: &mut Call<'_>,
+    record: &mut Record,
+) -> Result<(Ticket, bool), Reject> {
+    record.accounts(Account::open(live.ledger.as_ref(), &permit, call));
     let bound = most_allowed(&permit);
     let ask = || Ask {
         class: call.asked.class(),
-        model: model.as_deref(),
+        model: record.line.model.as_deref(),
         tokens_held: held(call, bound),
         now: Instant::now(),
         wall: Timestamp::now(),
         ledger_full: live.ledger.as_ref().is_some_and(|ledger| ledger.is_full()),
     };
-    live.limits.admit(state.plan(), permit, entered, ask)
+    let ticket = live.limits.admit(state.plan(), permit, entered, ask)?;
+    Ok((ticket, call.ask_usage(state.bounds())))
 }
 
 /// Brings the counts of the day and the month up to what the ledger knows.

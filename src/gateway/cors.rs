@@ -35,12 +35,15 @@ impl Granted {
         if self.origin != ANY {
             headers.append(header::VARY, HeaderValue::from_static("Origin"));
         }
-        headers.insert(
-            header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("x-request-id, retry-after, www-authenticate"),
-        );
+        headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(SHOWN));
     }
 }
+
+/// What of our answers a page may read: why not, when again, and how much is left.
+const SHOWN: &str = "x-request-id, retry-after, www-authenticate, x-portcullis-policy, \
+                     x-ratelimit-limit-requests, x-ratelimit-remaining-requests, \
+                     x-ratelimit-reset-requests, x-ratelimit-limit-tokens, \
+                     x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens";
 
 /// A preflight asks with OPTIONS for leave to send what it names (Fetch, 4.9).
 pub(super) fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response<Bytes>> {

@@ -64,11 +64,6 @@ impl Book {
         }
     }
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.shelves.iter().map(|shelf| lock(shelf).accounts.len()).sum()
-    }
-
     fn shelf(&self, id: AccountId) -> MutexGuard<'_, Shelf> {
         let at = usize::try_from(id.0).unwrap_or_default() % SHELVES;
         // There is one for each remainder.
@@ -110,4 +105,15 @@ impl fmt::Debug for Book {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Book {
+        pub(in crate::limit) fn len(&self) -> usize {
+            self.shelves.iter().map(|shelf| lock(shelf).accounts.len()).sum()
+        }
+    }
 }

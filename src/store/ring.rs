@@ -22,8 +22,10 @@ use super::{Store, StoreError};
 use crate::config::Role;
 use crate::live_file::{LiveFile, Parsed, SAY_AGAIN};
 
-/// A request waits for the store no longer than this.
-const PATIENCE: Duration = Duration::from_millis(50);
+/// A request waits so long for a change that is known to be there.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The same while the store fails, or was not read in time.
+const LITTLE_PATIENCE: Duration = Duration::from_millis(50);
 /// Keys are served as they were read last for so long where there are changes that cannot be read: one of
 /// them may say that a key was revoked.
 const TRUST: Duration = Duration::from_secs(10);
@@ -343,13 +345,20 @@ impl KeyRing {
         let newest = *self.stamp.current(since).await;
         if !self.knows(newest) {
             // Boxed, because it is seldom needed, and every request would have the room for it.
-            let _ = tokio::time::timeout(PATIENCE, Box::pin(self.catch_up(newest))).await;
+            let _ = tokio::time::timeout(self.patience(), Box::pin(self.catch_up(newest))).await;
         }
         match (self.knows(newest), newest) {
             (true, 0) => Certainty::NotStamped,
             (true, _) => Certainty::Newest,
             (false, _) => Certainty::Behind,
         }
+    }
+
+    /// The first to meet a store that does not answer waits for it; whoever comes after does not.
+    fn patience(&self) -> Duration {
+        let is_in_doubt =
+            lock(&self.doubt).since.is_some() || lock(&self.trouble).reading.is_some();
+        if is_in_doubt { LITTLE_PATIENCE } else { PATIENCE }
     }
 
     fn knows(&self, newest: u64) -> bool {
