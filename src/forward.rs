@@ -11,7 +11,7 @@ use http::header::{self, HeaderName};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 
-use crate::api::Asked;
+use crate::api::{Asked, Class};
 use crate::call::{Call, Outgoing};
 use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{FieldLines, ResponseHead, push_field};
@@ -89,15 +89,15 @@ pub async fn send(
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     let narrows = admitted.permit().narrows(&call.asked);
-    admitted.begin(Instant::now(), origin.record.prompt_estimate());
-    let sent = admitted.unless_ended(pin!(once(call, narrows, lease, rules, origin))).await;
+    let sent = once(call, narrows, (admitted, lease), rules, origin);
+    let sent = admitted.unless_ended(pin!(sent)).await;
     sent.inspect_err(|_| admitted.fail(Instant::now()))
 }
 
 async fn once(
     call: Call<'_>,
     narrows: bool,
-    lease: &Lease,
+    (admitted, lease): (&Ticket, &Lease),
     rules: &Forwarding,
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
@@ -111,7 +111,9 @@ async fn once(
             // Boxed, because it is seldom needed and large.
             None => Box::pin(lease.connect()).await?,
         };
-        origin.record.begins(Instant::now());
+        let now = Instant::now();
+        origin.record.begins(now);
+        admitted.begin(now, origin.record.prompt_estimate());
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
@@ -146,6 +148,9 @@ fn outbound(
     push_ours(&mut head, &parts.headers, rules, origin);
     let mut named = named_by_connection(&parts.headers);
     named.extend(body.is_unpacked().then_some(header::CONTENT_ENCODING));
+    // What is to be counted has to be read.
+    let is_counted = asked.class() == Class::Inference;
+    named.extend(is_counted.then_some(header::ACCEPT_ENCODING));
     named.extend(origin.record.trace.is_some().then_some(TRACEPARENT));
     push_kept(&mut head, &parts.headers, &rules.key_headers, &named, narrows);
     // Behind those that it has come by, so that a way back over others is seen too.

@@ -149,10 +149,10 @@ impl Ticket {
         &self.permit
     }
 
-    /// It leaves for a backend. Without more it is charged from here on for the backend's time and for
-    /// the `prompt`'s tokens.
-    pub fn begin(&mut self, now: Instant, prompt: Option<u64>) {
-        if let Some(charges) = &mut self.charges {
+    /// A backend has it. Without more it is charged from here on for the backend's time and for the
+    /// `prompt`'s tokens.
+    pub fn begin(&self, now: Instant, prompt: Option<u64>) {
+        if let Some(charges) = &self.charges {
             charges.begin(now, prompt.unwrap_or_default());
         }
     }

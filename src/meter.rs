@@ -144,6 +144,17 @@ impl Metered {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
+        loop {
+            match self.poll_piece(cx) {
+                // Nothing in it is for the caller.
+                Poll::Ready(Some(Ok(data))) if data.is_empty() => {}
+                polled => return polled,
+            }
+        }
+    }
+
+    /// The next piece, of which nothing may be left.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         if self.held.is_some() {
             return self.poll_held(cx);
         }
@@ -158,20 +169,20 @@ impl Metered {
         match connection.poll_data(cx) {
             Poll::Ready(Ok(Some(data))) => {
                 self.read(&data);
-                let data = self.sifted(data);
+                let mut data = self.sifted(data);
                 self.finish_if_past();
-                if self.is_over() {
-                    return self.hold(data, cx);
+                if self.state == State::Ended {
+                    data = self.with_rest(data);
                 }
-                match data.is_empty() {
-                    true => self.poll(cx),
+                match self.is_over() {
+                    true => self.hold(data, cx),
                     false => Poll::Ready(Some(Ok(data))),
                 }
             }
             Poll::Ready(Ok(None)) => {
-                let rest = self.sieve.as_mut().map(|sieve| sieve.finish()).unwrap_or_default();
-                self.record.sent(rest.len());
                 self.finish_if_past();
+                self.state = State::Ended;
+                let rest = self.with_rest(Bytes::new());
                 self.hold(rest, cx)
             }
             Poll::Ready(Err(cause)) => self.broken(&Reject::BackendFailed(cause)),
@@ -185,6 +196,16 @@ impl Metered {
         }
     }
 
+    /// With what was held back because the stream might have gone on.
+    fn with_rest(&mut self, data: Bytes) -> Bytes {
+        let rest = self.sieve.as_mut().map(|sieve| sieve.finish()).unwrap_or_default();
+        if rest.is_empty() {
+            return data;
+        }
+        self.record.sent(rest.len());
+        [data, rest].concat().into()
+    }
+
     /// Whether these are the last bytes, by the answer's own word or by its framing.
     fn is_over(&self) -> bool {
         self.state == State::Ended || self.reader.as_ref().is_some_and(|reader| reader.is_over())
@@ -196,7 +217,7 @@ impl Metered {
             self.held = Some(Held { data, written: Box::pin(timeout(PATIENCE, written)) });
             return self.poll_held(cx);
         }
-        Poll::Ready((!data.is_empty()).then_some(Ok(data)))
+        Poll::Ready(Some(Ok(data)))
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
@@ -205,7 +226,7 @@ impl Metered {
             let _ = ready!(held.written.as_mut().poll(cx));
         }
         let held = self.held.take();
-        Poll::Ready(held.map(|held| held.data).filter(|data| !data.is_empty()).map(Ok))
+        Poll::Ready(held.map(|held| Ok(held.data)))
     }
 
     /// Charges what the request came to, once.

@@ -16,6 +16,9 @@ use crate::store::{Store, StoreError};
 /// About as many bytes are one token.
 const BYTES_A_TOKEN: u64 = 4;
 
+/// No model makes as many; sums of these do not overflow.
+const MOST_HELD: u64 = 1 << 32;
+
 /// Opens the account of what this will cost, and takes what it needs of every limit. Whether the backend
 /// was asked to tell what the caller did not ask for.
 ///
@@ -56,8 +59,8 @@ pub(super) fn recall(limits: &Limits, store: &Store, plan: &Plan) -> Result<(), 
 /// The prompt, with the most that was asked for; nothing for who asked for no end.
 fn held(call: &Call<'_>, bound: Option<u64>) -> u64 {
     let asked = call.reading.asked_maximum().unwrap_or_default();
-    let answer = bound.map_or(asked, |bound| asked.min(bound));
-    answer.saturating_add(call.reading.prompt_bytes() / BYTES_A_TOKEN)
+    let answer = bound.map_or(asked, |bound| asked.min(bound)).min(MOST_HELD);
+    (answer + call.reading.prompt_bytes() / BYTES_A_TOKEN).min(MOST_HELD)
 }
 
 /// What the policy makes of a longer answer.

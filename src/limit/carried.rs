@@ -40,10 +40,10 @@ impl Limits {
         let who = Subject {
             name: &spent.name,
             account,
-            // Of a key with a role of its own nobody knows it any more.
             role: plan.role_of(account),
             key: spent.key.as_deref(),
             key_id: None,
+            is_recalled: true,
             // Whichever these are.
             by_rule: &Allowance::NONE,
             by_key: &Allowance::NONE,

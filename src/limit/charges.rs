@@ -1,6 +1,6 @@
 //! What one request took from every account that it counts for; given back or settled when it ends.
 
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::account::{Account, Counts, Moment, Obstacle, Taken, wait};
@@ -16,8 +16,8 @@ pub struct Charges {
     left: Left,
     /// Whether what it comes to is counted, as the ledger does.
     spends: bool,
-    /// When it left for a backend, and the tokens of its prompt.
-    begun: Option<(Instant, u64)>,
+    /// When a backend had it, and the tokens of its prompt.
+    begun: OnceLock<(Instant, u64)>,
     is_settled: bool,
 }
 
@@ -63,16 +63,17 @@ impl Charges {
         let left = left(&open);
         drop(open);
         let taken = accounts.into_iter().zip(taken).collect();
-        Ok(Self { taken, left, spends: moment.spends, begun: None, is_settled: false })
+        Ok(Self { taken, left, spends: moment.spends, begun: OnceLock::new(), is_settled: false })
     }
 
-    pub(super) fn begin(&mut self, now: Instant, prompt: u64) {
-        self.begun = Some((now, prompt));
+    pub(super) fn begin(&self, now: Instant, prompt: u64) {
+        // Sent again over another connection, it began with the first.
+        let _ = self.begun.set((now, prompt));
     }
 
     /// No answer came of it, which is not the caller's fault.
     pub(super) fn fail(&mut self, now: Instant) {
-        let began = self.begun.map_or(now, |(began, _)| began);
+        let began = self.begun.get().map_or(now, |(began, _)| *began);
         self.settle(0, now.saturating_duration_since(began), now);
     }
 
@@ -99,7 +100,7 @@ impl Drop for Charges {
         if !self.is_settled {
             // Whoever leaves before an answer has had a backend at work on the prompt.
             let now = Instant::now();
-            let (began, prompt) = self.begun.unwrap_or((now, 0));
+            let (began, prompt) = self.begun.get().copied().unwrap_or((now, 0));
             self.settle(prompt, now.saturating_duration_since(began), now);
         }
         for (account, _) in &self.taken {

@@ -8,6 +8,7 @@ use crate::access::Reach;
 use crate::config::{
     Allowance, Config, Group, Limit, ModelName, Models, Pattern, Per, Role, Roles,
 };
+use crate::store::KeyId;
 
 /// Part of a snapshot: what is counted lives beside it, and goes on when this is replaced.
 #[derive(Debug)]
@@ -37,6 +38,9 @@ pub struct Subject<'a> {
     pub key: Option<&'a str>,
     /// Of a managed key.
     pub key_id: Option<&'a str>,
+    /// Known by a row of usage, which has neither the role nor the id of a key: whatever limit may have
+    /// been about it is.
+    pub is_recalled: bool,
     pub by_rule: &'a Allowance,
     pub by_key: &'a Allowance,
 }
@@ -130,11 +134,13 @@ impl Plan {
     }
 
     fn is_about(&self, limit: &Limit, who: &Subject<'_>) -> bool {
+        let is_unsure = who.is_recalled && who.key.is_some();
         let holds = |key: &Pattern| {
-            [who.key, who.key_id].into_iter().flatten().any(|held| key.matches(held))
+            let may_be = is_unsure && key.to_string().parse::<KeyId>().is_ok();
+            may_be || [who.key, who.key_id].into_iter().flatten().any(|held| key.matches(held))
         };
         any(limit.names.as_deref(), |name| name.matches(who.account))
-            && any(limit.roles.as_deref(), |role| *role == who.role)
+            && any(limit.roles.as_deref(), |role| is_unsure || *role == who.role)
             && any(limit.groups.as_deref(), |group| self.is_member(group, who))
             && any(limit.keys.as_deref(), holds)
     }
@@ -201,6 +207,7 @@ impl<'a> Subject<'a> {
             role: who.role(),
             key: grant.map(|grant| grant.key_name.as_str()),
             key_id: grant.map(|grant| grant.key_id.as_str()).filter(|id| !id.is_empty()),
+            is_recalled: false,
             by_rule: &reach.rule().allowance,
             by_key: grant.map_or(&NOTHING, |grant| &grant.allowance),
         }

@@ -133,6 +133,7 @@ impl Room {
             role: Role::User,
             key: None,
             key_id: None,
+            is_recalled: false,
             by_rule: &self.by_rule,
             by_key: &NOTHING,
         }
@@ -380,6 +381,37 @@ fn counts_go_on_when_the_configuration_is_read_anew_with_other_numbers_in_anothe
     .0;
     assert_eq!(room.uses("anna", "m", 1), "ok");
     assert_eq!(room.uses("anna", "m", 1), "quota_exhausted");
+}
+
+#[test]
+fn what_a_key_used_counts_after_a_restart_though_its_role_and_its_id_are_not_in_the_ledger() {
+    let text = "[[limit]]\nroles = ['user']\ntokens_per_day = 10\n\
+                [[limit]]\nkeys = ['k00000000001']\ntokens_per_month = 20\n";
+    let room = Room::new(text);
+    let used = |key: Option<&str>| Spent {
+        name: "anna".to_owned(),
+        key: key.map(str::to_owned),
+        model: None,
+        operation: "chat".to_owned(),
+        requests: 1,
+        tokens: 15,
+        backend_time: Duration::ZERO,
+    };
+    let all = [used(Some("bot"))];
+    room.limits.restore(&room.plan, room.wall, &all, &all);
+    let who = Subject { key: Some("bot"), key_id: Some("k00000000001"), ..room.who("anna") };
+    let shown = room.limits.spent(&room.plan, &who, room.now, room.wall);
+    assert_eq!(
+        (&shown.used["tokens_per_day"], &shown.used["tokens_per_month"]),
+        (&15.into(), &15.into())
+    );
+    // Whose role is known is asked for it: without a key it is that of `[roles]`.
+    let room =
+        Room::new("default_role = 'operator'\n[[limit]]\nroles = ['user']\ntokens_per_day = 10\n");
+    let all = [used(None)];
+    room.limits.restore(&room.plan, room.wall, &all, &all);
+    let shown = room.limits.spent(&room.plan, &room.who("anna"), room.now, room.wall);
+    assert_eq!(shown.used["tokens_per_day"], 0);
 }
 
 #[test]

@@ -268,3 +268,37 @@ async fn a_chat_of_openais_is_counted_though_its_caller_did_not_ask_and_does_not
         assert_eq!(row.bytes_out, expected.len() as u64);
     }
 }
+
+/// What comes to the caller of these pieces of a stream that was asked for its usage.
+async fn sifted(pieces: Vec<String>) -> String {
+    let backend = Backend::scripted(move |seen| {
+        assert!(!seen.head.to_ascii_lowercase().contains("accept-encoding"), "{}", seen.head);
+        let pieces = pieces.iter().map(|piece| chunk(piece)).collect::<String>();
+        vec![send(stream_head("text/event-stream") + &pieces + "0\r\n\r\n")]
+    })
+    .await;
+    let house = house(&backend).await;
+    let body = "{\"model\":\"tiny\",\"stream\":true,\"messages\":[]}";
+    let asked = post("/v1/chat/completions", body);
+    let asked = asked.replacen("Host:", "Accept-Encoding: gzip\r\nHost:", 1);
+    let mut caller = house.connect().await;
+    caller.send(asked).await;
+    let answer = caller.answer().await;
+    assert!(answer.whole, "{}", answer.text());
+    answer.text()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_sifted_ends_with_all_that_was_held_back() {
+    for rest in [": bye\n", "data: {\"choices\"", "data: {\"id\":1}\n"] {
+        let words = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n".to_owned();
+        assert_eq!(sifted(vec![words.clone(), rest.to_owned()]).await, words + rest);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_great_many_pieces_of_which_nothing_is_left_do_no_harm() {
+    let usage = "data: {\"choices\":[],\"usage\":{}";
+    let pieces = std::iter::once(usage.to_owned()).chain((0..100_000).map(|_| " ".to_owned()));
+    assert_eq!(sifted(pieces.chain(["}\n\n".to_owned()]).collect()).await, "");
+}

@@ -266,3 +266,19 @@ async fn a_backend_that_fails_costs_no_tokens() {
     assert_eq!(house.ask(chat("m")).await.status, 502);
     assert_eq!(me(&house).await["used"]["tokens_per_day"], 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_while_no_backend_can_be_reached_is_charged_nothing() {
+    let backend = Backend::ok().await;
+    let limits = with_limits("[[rule]]\ntokens_per_day = 1000\ngpu_seconds_per_day = 10\n");
+    let house = House::with(&backend, |config, folder| {
+        limits(config, folder);
+        // An address that answers to nobody; the wait for it is the gate's own.
+        config.backend.url = "http://192.0.2.1:9".parse().unwrap();
+        config.timeouts.connect = std::time::Duration::from_millis(1200);
+    })
+    .await;
+    assert_eq!(house.ask(chat("m")).await.status, 503);
+    let used = me(&house).await["used"].clone();
+    assert_eq!((&used["tokens_per_day"], &used["gpu_seconds_per_day"]), (&0.into(), &0.into()));
+}
