@@ -33,6 +33,8 @@ pub(super) struct Folder {
     keep: Duration,
     /// How far files are folded.
     marks: HashMap<String, u64>,
+    /// The file that was put away last.
+    gone: Option<String>,
 }
 
 impl Folder {
@@ -42,7 +44,14 @@ impl Folder {
         calendar: Calendar,
         keep: Duration,
     ) -> Self {
-        Self { store, shared, calendar: Arc::new(calendar), keep, marks: HashMap::new() }
+        Self {
+            store,
+            shared,
+            calendar: Arc::new(calendar),
+            keep,
+            marks: HashMap::new(),
+            gone: None,
+        }
     }
 
     pub(super) fn run(mut self) {
@@ -165,8 +174,9 @@ impl Folder {
         };
         moved.map_err(|error| files::failed(path, &error))?;
         self.marks.remove(name);
-        let name = name.to_owned();
-        self.store.write(move |transaction| Ok(fold::forget(transaction, &name)?))
+        // Whoever opened the file before it went still has to find out that it is in the store.
+        let Some(earlier) = self.gone.replace(name.to_owned()) else { return Ok(()) };
+        self.store.write(move |transaction| Ok(fold::forget(transaction, &earlier)?))
     }
 
     fn prune_if_due(&self, last: &mut Option<Instant>) -> Result<(), StoreError> {

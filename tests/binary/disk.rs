@@ -6,11 +6,17 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::managed::Managed;
 use crate::{House, PROGRAM, skip, text};
+
+/// How often room that was given back is taken again.
+const AGAIN: Duration = Duration::from_millis(10);
 
 /// A file system of its own with a megabyte of room.
 struct Disk {
@@ -26,13 +32,40 @@ impl Disk {
         mounted.then_some(Self { folder })
     }
 
-    fn fill(&self) {
-        let mut filler = File::create(self.folder.path().join("filler")).unwrap();
-        while filler.write_all(&[0; 512]).is_ok() {}
+    /// Until what this gives back is dropped: the store's own log gives room back now and then.
+    fn stays_full(&self) -> Full {
+        let path = self.folder.path().join("filler");
+        fill(&path);
+        let (ends, is_over) = channel::<()>();
+        let filling = thread::spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = is_over.recv_timeout(AGAIN) {
+                fill(&path);
+            }
+        });
+        Full { ends: Some(ends), filling: Some(filling) }
     }
 
     fn empty(&self) {
         fs::remove_file(self.folder.path().join("filler")).unwrap();
+    }
+}
+
+fn fill(path: &Path) {
+    // Where not even the name has room, it is full.
+    let Ok(mut filler) = File::options().create(true).append(true).open(path) else { return };
+    while filler.write_all(&[0; 512]).is_ok() {}
+}
+
+/// Keeps a disk full.
+struct Full {
+    ends: Option<Sender<()>>,
+    filling: Option<JoinHandle<()>>,
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        drop(self.ends.take());
+        self.filling.take().map(JoinHandle::join).transpose().unwrap();
     }
 }
 
@@ -54,7 +87,7 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
     let mut gate = Managed::start(Some(&disk.folder.path().join("data")), None);
     let (_, bot) = gate.desk.made("bot");
     assert_eq!((gate.me(&bot), gate.alarms()), (200, 0));
-    disk.fill();
+    let full = disk.stays_full();
 
     let (status, told) = gate.desk.api("POST /api/v1/keys", "{\"name\":\"late\"}");
     assert!(status == 503 && told.contains("store_failed"), "{told}");
@@ -66,6 +99,7 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
     // Who is known is known, and a stranger is told so and not to come again.
     assert_eq!((gate.me(&bot), gate.me("pc_nobody")), (200, 401));
 
+    drop(full);
     disk.empty();
     gate.gate.says("the store is good again");
     assert_eq!(gate.alarms(), 0);
