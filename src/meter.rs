@@ -168,8 +168,8 @@ impl Metered {
         }
         match connection.poll_data(cx) {
             Poll::Ready(Ok(Some(data))) => {
-                self.read(&data);
-                let mut data = self.sifted(data);
+                let is_usual = self.read(&data);
+                let mut data = self.sifted(data, is_usual);
                 self.finish_if_past();
                 if self.state == State::Ended {
                     data = self.with_rest(data);
@@ -243,20 +243,23 @@ impl Metered {
         self.connection.as_ref().map_or(Some(0), |connection| connection.left())
     }
 
-    fn read(&mut self, data: &Bytes) {
+    /// True if these are a token more and nothing else.
+    fn read(&mut self, data: &Bytes) -> bool {
         self.waits_since = None;
-        if let Some(reader) = &mut self.reader {
-            let had_begun = reader.has_begun();
-            reader.see(data);
-            if !had_begun && reader.has_begun() {
-                self.record.first_token();
-            }
+        let Some(reader) = &mut self.reader else { return false };
+        let had_begun = reader.has_begun();
+        let is_usual = reader.see(data);
+        if !had_begun && reader.has_begun() {
+            self.record.first_token();
         }
+        is_usual
     }
 
-    /// What of it goes on, counted.
-    fn sifted(&mut self, mut data: Bytes) -> Bytes {
-        if let Some(sieve) = &mut self.sieve {
+    /// What of it goes on, counted. A token passes, whatever is asked for besides.
+    fn sifted(&mut self, mut data: Bytes, is_usual: bool) -> Bytes {
+        if let Some(sieve) = &mut self.sieve
+            && !(is_usual && sieve.is_between())
+        {
             data = sieve.pass(data);
         }
         self.record.sent(data.len());

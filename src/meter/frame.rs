@@ -123,7 +123,9 @@ pub(super) enum Filling {
     Digits,
 }
 
-const NO_HOLE: Hole = Hole { begin: 0, end: 0, filling: Filling::Digits };
+impl Hole {
+    pub(super) const NONE: Self = Self { begin: 0, end: 0, filling: Filling::Digits };
+}
 
 /// What a frame has said so far.
 #[derive(Debug)]
@@ -155,7 +157,7 @@ impl Default for Frame {
             choices: Choices::Absent,
             texts: 0,
             text_bytes: 0,
-            holes: [NO_HOLE; MOST_HOLES],
+            holes: [Hole::NONE; MOST_HOLES],
             hole_count: 0,
         }
     }

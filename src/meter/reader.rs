@@ -84,6 +84,8 @@ pub struct Reader {
     events: Events,
     /// The next byte begins a line, or an event.
     at_start: bool,
+    /// A line or event has been learnt, and the next byte may begin one that is like it.
+    expects_usual: bool,
     scanner: Scanner,
     /// What the frame under way has said.
     frame: Frame,
@@ -107,6 +109,7 @@ impl Reader {
             mark: 0,
             events: Events::default(),
             at_start: true,
+            expects_usual: false,
             scanner: Scanner::default(),
             frame: Frame::default(),
             template: Template::default(),
@@ -130,8 +133,23 @@ impl Reader {
         self.has_ended
     }
 
-    /// The next bytes of the answer.
-    pub fn see(&mut self, piece: &[u8]) {
+    /// The next bytes of the answer. True if they are a token more and nothing else, as most are.
+    #[inline]
+    pub fn see(&mut self, piece: &[u8]) -> bool {
+        if self.expects_usual && self.template.is(piece) {
+            self.chunks += 1;
+            return true;
+        }
+        self.read(piece);
+        self.expects_usual = self.at_start
+            && self.events.is_at_start()
+            && !self.has_ended
+            && self.mark == BYTE_ORDER_MARK.len()
+            && self.template.is_some();
+        false
+    }
+
+    fn read(&mut self, piece: &[u8]) {
         let piece = self.behind_mark(piece);
         // Where the event under way begins, if it does so in this piece.
         let mut begin = self.at_start.then_some(0);
@@ -253,7 +271,7 @@ impl Reader {
         self.json(line);
         self.at_start = end.is_some();
         if at_start && self.at_start && self.scanner.passed() == line.len() {
-            self.template.learn(line, 0, &self.frame);
+            self.template.learn(line, 0, &self.frame, b"\n");
         }
         line.len() + usize::from(self.at_start)
     }
@@ -285,7 +303,7 @@ impl Reader {
                 {
                     let line = event.get(..before + used).unwrap_or_default();
                     let shift = line.len().saturating_sub(data.len());
-                    self.template.learn(line, shift, &self.frame);
+                    self.template.learn(line, shift, &self.frame, b"\n\n");
                 }
             }
         }

@@ -41,11 +41,15 @@ enum Verdict {
 }
 
 impl Sieve {
+    /// The next byte begins an event.
+    pub(super) fn is_between(&self) -> bool {
+        self.verdict == Verdict::Absent && !self.events.is_after_return()
+    }
+
     /// What of this piece, and of what was held back, goes on; it may be nothing.
     #[must_use]
     pub fn pass(&mut self, piece: Bytes) -> Bytes {
-        let is_between = self.verdict == Verdict::Absent && !self.events.is_after_return();
-        if is_between && piece.ends_with(b"\n\n") && USAGE.find(&piece).is_none() {
+        if self.is_between() && piece.ends_with(b"\n\n") && USAGE.find(&piece).is_none() {
             return piece;
         }
         let mut kept = Kept { head: BytesMut::new(), range: 0..0, piece };

@@ -84,8 +84,24 @@ fn read<'a>(
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> Reader {
     let mut reader = reader(operation, content_type);
-    pieces.into_iter().for_each(|piece| reader.see(piece));
+    for piece in pieces {
+        reader.see(piece);
+    }
     reader
+}
+
+/// The lines or events of an answer, each in a piece of its own, as a server sends them.
+fn frames<'a>(content_type: &str, answer: &'a [u8]) -> Vec<&'a [u8]> {
+    let end: &[u8] = if content_type == SSE { b"\n\n" } else { b"\n" };
+    let mut frames = Vec::new();
+    let mut begin = 0;
+    for at in 1..=answer.len() {
+        if answer[begin..at].ends_with(end) || at == answer.len() {
+            frames.push(&answer[begin..at]);
+            begin = at;
+        }
+    }
+    frames
 }
 
 #[test]
@@ -113,6 +129,8 @@ fn a_recorded_answer_counts_the_same_wherever_it_is_cut_in_two() {
             assert!(reader.is_over(), "{name} cut at {at}");
         }
         assert_eq!(read(operation, content_type, bytes.chunks(1)).finish(), usage, "{name}");
+        let frames = frames(content_type, bytes);
+        assert_eq!(read(operation, content_type, frames).finish(), usage, "{name} by frames");
     }
 }
 
@@ -210,7 +228,9 @@ fn a_line_of_eight_megabytes_is_read_without_being_kept() {
     let answer = format!("{line}\n{end}\n");
     let mut reader = reader("generate", NDJSON);
     let measured = allocation_counter::measure(|| {
-        answer.as_bytes().chunks(60_000).for_each(|piece| reader.see(piece));
+        for piece in answer.as_bytes().chunks(60_000) {
+            reader.see(piece);
+        }
     });
     assert_eq!(measured.count_total, 0);
     assert_eq!((reader.finish().prompt, reader.finish().completion), (3, 4));
@@ -556,8 +576,11 @@ proptest! {
     ) {
         let mark = if mark { "\u{feff}" } else { "" };
         let answer = format!("{mark}{}{end}{}", lines.join(end), last.unwrap_or_default());
+        let slow = Slow::of("generate", NDJSON, &answer).usage();
         let reader = read("generate", NDJSON, cut(answer.as_bytes(), &lengths));
-        prop_assert_eq!(reader.finish(), Slow::of("generate", NDJSON, &answer).usage(), "{}", answer);
+        prop_assert_eq!(&reader.finish(), &slow, "{}", answer);
+        let reader = read("generate", NDJSON, frames(NDJSON, answer.as_bytes()));
+        prop_assert_eq!(reader.finish(), slow, "{}", answer);
     }
 
     #[test]
@@ -576,6 +599,8 @@ proptest! {
         let reader = read("chat_completions", SSE, cut(answer.as_bytes(), &lengths));
         let slow = Slow::of("chat_completions", SSE, &answer);
         prop_assert_eq!(reader.is_over(), slow.done);
+        prop_assert_eq!(reader.finish(), slow.usage(), "{}", answer);
+        let reader = read("chat_completions", SSE, frames(SSE, answer.as_bytes()));
         prop_assert_eq!(reader.finish(), slow.usage(), "{}", answer);
     }
 
@@ -615,6 +640,8 @@ proptest! {
         let pieces = read(operation, content_type, cut(&answer, &lengths));
         prop_assert_eq!(pieces.finish(), whole.finish(), "{}", String::from_utf8_lossy(&answer));
         prop_assert_eq!(pieces.is_over(), whole.is_over());
+        let frames = read(operation, content_type, frames(content_type, &answer));
+        prop_assert_eq!(frames.finish(), whole.finish(), "{}", String::from_utf8_lossy(&answer));
         let in_one = sifted([answer.as_slice()]);
         prop_assert_eq!(sifted(cut(&answer, &lengths)), in_one);
     }

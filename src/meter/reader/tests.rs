@@ -74,3 +74,47 @@ fn events_are_counted() {
     assert_eq!(counted("chat_completions", SSE, &all), (estimate(99, 5), true));
     assert_eq!(counted("chat_completions", SSE, &words), (estimate(99, 5), false));
 }
+
+const WORD: &str = r#"{"model":"m","created_at":"2026-01-01T00:00:00.123456Z","message":{"role":"assistant","content":" one"},"done":false}"#;
+
+/// Whether each of these lines, in a piece of its own behind two usual ones, is a usual token; the
+/// count has to be what single bytes come to.
+fn usual(lines: &[&str]) -> Vec<bool> {
+    let lines: Vec<_> = [WORD, WORD].iter().chain(lines).map(|it| format!("{it}\n")).collect();
+    let mut reader = reader("chat", NDJSON);
+    let seen: Vec<bool> = lines.iter().map(|line| reader.see(line.as_bytes())).collect();
+    assert_eq!(seen[..2], [false, true]);
+    assert_eq!(reader.finish(), counted("chat", NDJSON, &lines.concat()).0, "{lines:?}");
+    seen[2..].to_vec()
+}
+
+#[test]
+fn a_token_with_another_text_and_another_moment_is_known_at_once() {
+    for text in ["a", " seven..", r"\n\n", r#" \"b\\"#, r"\u003c", "\u{4f60}\u{597d}, \u{4f60}"] {
+        let line = WORD.replace(" one", text).replace("00:00.123456", "12:34.567890");
+        assert_eq!(usual(&[&line]), [true], "{text}");
+    }
+    // Zeros at the end of a fraction are left out; the longest is what is usual.
+    let (short, long) = (WORD.replace("3456Z", "Z"), WORD.replace("3456Z", "3456789Z"));
+    assert_eq!(usual(&[&short, WORD, &long, &long, WORD]), [false, true, false, true, false]);
+}
+
+#[test]
+fn what_is_not_another_text_is_read_in_full() {
+    for line in [
+        WORD.replace(" one", ""),
+        WORD.replace("false", "true"),
+        WORD.replace(" one", r#"a","thinking":"b"#),
+        WORD.replace(" one", r#"a","role":"b"#),
+        WORD.replace(" one", "a\nb"),
+        WORD.replace(" one", "a\\\nb"),
+        WORD.replace(" one", r"a\"),
+        WORD.replace(" one", r#"a"#) + " ",
+        WORD.replace("123456", "12\n456"),
+        WORD.replace("123456", r#"12"456"#),
+        WORD.replace("content", "another"),
+        r#"{"error":"the runner has gone"}"#.to_owned(),
+    ] {
+        assert_eq!(usual(&[&line]), [false], "{line}");
+    }
+}
