@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 
 use super::calendar::Calendar;
 use super::fold::{self, Group};
-use super::journal::{self, Stretch};
+use super::journal;
 use super::ledger::Shared;
 use super::{Store, StoreError, UsageEntry, files};
 
@@ -23,8 +23,6 @@ const SLOWEST: Duration = Duration::from_secs(30);
 /// Rows of one transaction: whoever changes a key waits for one at the most.
 const GROUP: usize = 500;
 const PRUNE: Duration = Duration::from_secs(3600);
-/// A tear is shorter: one write of many rows.
-const TEAR: u64 = 2 << 20;
 
 pub(super) struct Folder {
     store: Arc<Store>,
@@ -120,17 +118,17 @@ impl Folder {
                 Err(TryLockError::Error(error)) => return Err(files::failed(folder, &error)),
             }
         }
-        let torn = loop {
+        loop {
             let from = self.marks.get(name).copied().unwrap_or(0);
             let stretch = journal::read(&mut file, from, good);
-            let Stretch { rows, torn } = stretch.map_err(|error| files::failed(folder, &error))?;
+            let rows = stretch.map_err(|error| files::failed(folder, &error))?.rows;
             if rows.is_empty() {
-                break torn;
+                break;
             }
             self.fold_rows(name, from, rows)?;
-        };
+        }
         if good.is_none() {
-            self.put_away(&path, name, torn)?;
+            self.put_away(&path, name, &mut file)?;
         }
         Ok(())
     }
@@ -160,19 +158,23 @@ impl Folder {
         }
     }
 
-    /// Everything of it is in the store.
-    fn put_away(&mut self, path: &Path, name: &str, torn: u64) -> Result<(), StoreError> {
-        let moved = if torn > TEAR {
+    /// Everything of it that could be read is in the store.
+    fn put_away(&mut self, path: &Path, name: &str, file: &mut File) -> Result<(), StoreError> {
+        // All of it: damage may lie before what was folded last.
+        let whole = journal::read(file, 0, None).map_err(|error| files::failed(path, &error))?;
+        let (torn, damaged) = (whole.torn, whole.damaged);
+        if damaged > 0 {
             let aside = path.with_extension("damaged");
-            error!(file = %aside.display(), bytes = torn, "the journal of usage is damaged");
-            fs::rename(path, aside)
+            fs::rename(path, &aside).map_err(|error| files::failed(path, &error))?;
+            let file = aside.display();
+            error!(%file, places = damaged, "the journal of usage is damaged, and rows are lost");
+            self.shared.count_lost(damaged);
         } else {
-            if torn > 0 {
-                warn!(bytes = torn, "the journal of usage ended in the middle of a row");
-            }
-            fs::remove_file(path)
-        };
-        moved.map_err(|error| files::failed(path, &error))?;
+            fs::remove_file(path).map_err(|error| files::failed(path, &error))?;
+        }
+        if torn > 0 {
+            warn!(bytes = torn, "the journal of usage ended in the middle of a row");
+        }
         self.marks.remove(name);
         // Whoever opened the file before it went still has to find out that it is in the store.
         let Some(earlier) = self.gone.replace(name.to_owned()) else { return Ok(()) };

@@ -190,8 +190,10 @@ pub(super) fn size(folder: &Path) -> u64 {
 pub(super) struct Stretch {
     /// Each with where it ends.
     pub(super) rows: Vec<(u64, UsageEntry)>,
-    /// Bytes behind the last whole record.
+    /// Bytes of a record at the end that was not written whole.
     pub(super) torn: u64,
+    /// Stretches between good records, or behind the last, that are none: each was one row at least.
+    pub(super) damaged: u64,
 }
 
 /// The records from one place to another, or to the end.
@@ -201,13 +203,30 @@ pub(super) fn read(file: &mut File, from: u64, to: Option<u64>) -> io::Result<St
     let most = to.map_or(u64::MAX, |to| to.saturating_sub(from));
     file.take(most).read_to_end(&mut bytes)?;
     let (mut stretch, mut rest, mut end) = (Stretch::default(), bytes.as_slice(), from);
-    while let Some((entry, length)) = record::read(rest) {
+    while !rest.is_empty() {
+        let Some((entry, length)) = record::read(rest) else {
+            let skipped = next_good(rest);
+            match skipped {
+                None if record::is_cut(rest) => stretch.torn = rest.len() as u64,
+                None | Some(_) => stretch.damaged += 1,
+            }
+            let skipped = skipped.unwrap_or(rest.len());
+            rest = rest.get(skipped..).unwrap_or_default();
+            end += skipped as u64;
+            continue;
+        };
         rest = rest.get(length..).unwrap_or_default();
         end += length as u64;
         stretch.rows.push((end, entry));
     }
-    stretch.torn = rest.len() as u64;
     Ok(stretch)
+}
+
+/// How far it is to the next good record. Where the broken one says it ends comes first: what a caller
+/// wrote into its texts is not looked at then.
+fn next_good(bytes: &[u8]) -> Option<usize> {
+    let is_good = |at: &usize| bytes.get(*at..).is_some_and(|rest| record::read(rest).is_some());
+    record::length(bytes).into_iter().chain(1..bytes.len()).find(is_good)
 }
 
 /// What is in the journal and not yet in the store. The files are opened before the store is asked how far

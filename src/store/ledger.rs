@@ -293,6 +293,10 @@ impl Shared {
         state.has_written_all
     }
 
+    pub(super) fn count_lost(&self, rows: u64) {
+        self.lost.fetch_add(rows, Ordering::Relaxed);
+    }
+
     pub(super) fn is_over(&self) -> bool {
         self.lock().is_over
     }

@@ -38,19 +38,25 @@ pub(in super::super) fn write(row: &UsageRow, to: &mut Vec<u8>) {
     }
 }
 
+/// How many bytes the first record takes by its own word; `None` where no record is so long.
+pub(in super::super) fn length(bytes: &[u8]) -> Option<usize> {
+    let length = usize::try_from(u32::from_le_bytes(*bytes.first_chunk()?)).ok()?;
+    (1..=MOST).contains(&length).then_some(HEAD + length)
+}
+
+/// Whether it may be the beginning of a record that was not written to its end.
+pub(in super::super) fn is_cut(bytes: &[u8]) -> bool {
+    bytes.len() < 4 || length(bytes).is_some_and(|length| length > bytes.len())
+}
+
 /// The first record, and how many bytes it takes; `None` where there is no whole one.
 pub(in super::super) fn read(bytes: &[u8]) -> Option<(UsageEntry, usize)> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    let (checksum, rest) = rest.split_first_chunk()?;
-    let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
-    if length == 0 || length > MOST {
+    let length = length(bytes)?;
+    let (head, body) = bytes.get(..length)?.split_at_checked(HEAD)?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*head.last_chunk()?) {
         return None;
     }
-    let body = rest.get(..length)?;
-    if crc32fast::hash(body) != u32::from_le_bytes(*checksum) {
-        return None;
-    }
-    Some((entry(&mut Eye(body))?, HEAD + length))
+    Some((entry(&mut Eye(body))?, length))
 }
 
 fn fields(row: &UsageRow, pen: &mut Pen<'_>) {

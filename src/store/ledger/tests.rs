@@ -294,20 +294,62 @@ fn what_is_no_record_of_ours_is_no_row() {
         let _ledger = room.ledger(&store, LedgerMode::Journal);
         until(|| !path.exists());
         assert_eq!(ids(&store), expected(0..2), "{name}");
+        assert!(path.with_extension("damaged").exists(), "{name}");
     }
 }
 
 #[test]
 fn a_damaged_journal_is_put_aside_and_not_away() {
     let room = Room::new();
-    let mut bytes = records(0..40_000);
-    let middle = records(0..100).len();
-    bytes[middle + 20] ^= 1;
+    let mut bytes = records(0..3_000);
+    assert!((bytes.len() as u64) < journal::SEGMENT);
+    let broken = records(0..100).len();
+    bytes[broken + 20] ^= 1;
     let path = room.leave("usage-1-1.journal", &bytes);
     let store = room.store();
-    let _ledger = room.ledger(&store, LedgerMode::Journal);
-    until(|| !path.exists());
-    assert_has(&store, 0..100);
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    until(|| ledger.lost() == 1);
+    assert!(!path.exists());
+    assert_eq!(ids(&store), [expected(0..100), expected(101..3_000)].concat());
+    assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes);
+}
+
+#[test]
+fn damage_is_no_tear_whatever_byte_of_a_row_it_hits() {
+    let (whole, begins, ends) = (records(0..4), records(0..1).len(), records(0..2).len());
+    let room = Room::new();
+    for at in begins..ends {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x10;
+        let path = room.leave("usage-1-1.journal", &bytes);
+        let read = journal::read(&mut File::open(&path).unwrap(), 0, None).unwrap();
+        let ids: Vec<_> = read.rows.into_iter().map(|(_, entry)| entry.id).collect();
+        assert_eq!(ids, [expected(0..1), expected(2..4)].concat(), "byte {at}");
+        assert_eq!((read.torn, read.damaged), (0, 1), "byte {at}");
+        // What was written behind it was not torn off, though the last row is.
+        bytes.pop();
+        let path = room.leave("usage-1-1.journal", &bytes);
+        let read = journal::read(&mut File::open(&path).unwrap(), 0, None).unwrap();
+        assert_eq!((read.rows.len(), read.damaged), (2, 1), "byte {at}");
+        assert!(read.torn > 0, "byte {at}");
+    }
+}
+
+#[test]
+fn damage_before_what_was_folded_last_keeps_the_file_too() {
+    let room = Room::new();
+    let mut bytes = records(0..4);
+    bytes[records(0..1).len() + 20] ^= 1;
+    let store = room.store();
+    let path = room.leave("usage-1-1.journal", &bytes);
+    // A process that was killed between folding and putting away.
+    let read = journal::read(&mut File::open(&path).unwrap(), 0, None).unwrap();
+    let group = Group { segment: "usage-1-1.journal".to_owned(), from: 0, rows: read.rows };
+    let calendar = Calendar::new(TimeZone::UTC);
+    store.write(move |it| fold::fold(it, &group, &calendar)).unwrap();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    until(|| ledger.lost() == 1);
+    assert_eq!(ids(&store), [expected(0..1), expected(2..4)].concat());
     assert_eq!(fs::read(path.with_extension("damaged")).unwrap(), bytes);
 }
 
