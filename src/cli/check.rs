@@ -27,7 +27,7 @@ pub(super) struct Findings {
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// Also tell what its roles, rules and models would have refused of what was used since then, as 7d
+    /// Also tell what its roles, rules, models and limits would have refused of what was used since then, as 7d
     #[arg(long, value_name = "SINCE")]
     against_usage: Option<String>,
     #[command(flatten)]

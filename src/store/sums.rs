@@ -50,7 +50,7 @@ impl Store {
             only: UsageFilter::default(),
         };
         // Days of another zone, from before it was changed, would not do.
-        Ok(self.sum(&query, Grain::Hours)?.into_iter().map(spent).collect())
+        Ok(self.sum(&query, Grain::Hours)?.into_iter().map(Spent::from).collect())
     }
 
     fn sum(&self, query: &UsageQuery, grain: Grain) -> Result<Vec<UsageSum>, StoreError> {
@@ -70,17 +70,20 @@ impl Store {
     }
 }
 
-fn spent(sum: UsageSum) -> Spent {
-    let mut columns = sum.columns.into_iter();
-    let mut next = || columns.next().flatten();
-    Spent {
-        name: next().unwrap_or_default(),
-        key: next(),
-        model: next(),
-        operation: next().unwrap_or_default(),
-        requests: sum.tally.requests,
-        tokens: sum.tally.tokens(),
-        backend_time: sum.tally.backend_time,
+/// Of a sum by name, key, model and operation.
+impl From<UsageSum> for Spent {
+    fn from(sum: UsageSum) -> Self {
+        let mut columns = sum.columns.into_iter();
+        let mut next = || columns.next().flatten();
+        Self {
+            name: next().unwrap_or_default(),
+            key: next(),
+            model: next(),
+            operation: next().unwrap_or_default(),
+            requests: sum.tally.requests,
+            tokens: sum.tally.tokens(),
+            backend_time: sum.tally.backend_time,
+        }
     }
 }
 

@@ -220,7 +220,8 @@ impl UsageEntry {
     }
 
     /// Names of models that there are not have no end, and sums of them tell nothing.
-    pub(super) fn summed_model(&self) -> Option<&str> {
+    #[must_use]
+    pub fn summed_model(&self) -> Option<&str> {
         self.model.as_deref().filter(|_| self.status != 404)
     }
 }

@@ -237,6 +237,13 @@ fn check_tells_what_a_configuration_would_have_refused() {
     assert!(told.contains("usage: 2 of 17 requests"), "{told}");
     assert!(told.contains("1 chat of qwen3:8b by anna (model_forbidden)"), "{told}");
     assert!(told.contains("1 chat by bert (forbidden)"), "{told}");
+    let (is_good, told) =
+        check("[[limit]]\nnames = ['home*']\nrequests_per_minute = 1\nconcurrent = 1\n", "7d");
+    assert!(is_good && told.contains("usage: 0 of 17 requests"), "one a minute: {told}");
+    // Four chats within as many minutes: even if midnight is between them, a day has two.
+    let (_, told) = check("[[limit]]\nper = 'all'\ngpu_seconds_per_day = 1\n", "7d");
+    let line = "(quota_exhausted: gpu_seconds_per_day = 1 for everybody together)";
+    assert!(told.contains(line), "{told}");
     let prices = "[prices]\n'gemma*' = { prompt = 1 }\n'llama*' = { prompt = 1 }\n";
     let (_, told) = check(prices, "1m");
     assert!(told.contains("usage: 0 of 0 requests"), "{told}");

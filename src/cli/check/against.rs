@@ -1,6 +1,8 @@
 //! What a configuration would have refused of what was used, and which prices are nobody's.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use http::{HeaderMap, Method};
 use jiff::Timestamp;
@@ -10,8 +12,14 @@ use crate::api::{Asked, ENDPOINTS};
 use crate::auth::Identity;
 use crate::config::{Config, ModelName};
 use crate::gateway::State;
+use crate::limit::Limits;
+use crate::reject::Reject;
 use crate::report::{Period, grouped, printable};
-use crate::store::{By, Store, StoreError, UsageFilter, UsageQuery, UsageSum};
+use crate::store::{By, Spent, Store, StoreError, UsageEntry, UsageFilter, UsageQuery, UsageSum};
+
+mod replay;
+
+use replay::{Pages, Replay, subject};
 
 /// Groups of refused requests that are told.
 const MOST_TOLD: usize = 10;
@@ -22,39 +30,29 @@ const BY: [By; 4] = [By::Name, By::Key, By::Model, By::Operation];
 pub(super) struct Tried {
     pub(super) requests: u64,
     pub(super) refused: u64,
-    groups: BTreeMap<(String, String, String), u64>,
+    /// Against how many limits could be tried, where rows were kept for fewer than all.
+    rows: Option<u64>,
+    /// What was asked, by whom, and why it was refused.
+    groups: BTreeMap<Group, u64>,
 }
 
-/// Tries what was used since then, as far as role, rules and models decide on it.
+type Group = (String, String, String);
+type Columns = Vec<Option<String>>;
+
+/// Tries what was used since then, as far as role, rules, models and limits decide on it.
 ///
 /// # Errors
 /// For a time that cannot be read, or a store.
 pub(super) fn tried(state: &State, since: &str) -> anyhow::Result<Tried> {
     let config = state.config();
-    let zone = &config.time_zone;
     let Some(folder) = &config.data_dir else {
         anyhow::bail!("without `data_dir` nothing is known of what was used");
     };
-    let period = Period::read(Some(since), None, Timestamp::now(), zone);
+    let period = Period::read(Some(since), None, Timestamp::now(), &config.time_zone);
     let period = period.map_err(|says| anyhow::anyhow!(says))?;
     let store = Store::open_current(folder)?;
-    let query = UsageQuery {
-        by: BY.to_vec(),
-        since: period.since,
-        until: period.until,
-        zone: zone.clone(),
-        only: UsageFilter::default(),
-    };
     let bench = Bench { state, rules: Rules::new(config), store: &store };
-    let mut tried = Tried::default();
-    for sum in store.usage(&query)? {
-        tried.requests += sum.tally.requests;
-        if let Some(group) = bench.refused(&sum)? {
-            tried.refused += sum.tally.requests;
-            *tried.groups.entry(group).or_default() += sum.tally.requests;
-        }
-    }
-    Ok(tried)
+    Ok(bench.try_all(period)?)
 }
 
 impl Tried {
@@ -63,7 +61,7 @@ impl Tried {
         let (refused, all) = (grouped(self.refused), grouped(self.requests));
         let mut groups: Vec<_> = self.groups.iter().collect();
         groups.sort_by_key(|(_, requests)| std::cmp::Reverse(**requests));
-        let one = |((what, name, code), requests): &(&(String, String, String), &u64)| {
+        let one = |((what, name, code), requests): &(&Group, &u64)| {
             let what = if **requests == 1 { what.clone() } else { plural(what) };
             format!("{} {what} by {} ({code})", grouped(**requests), printable(name))
         };
@@ -73,7 +71,20 @@ impl Tried {
             told.push(format!("{} others", grouped(more)));
         }
         let colon = if told.is_empty() { "" } else { ": " };
-        format!("{refused} of {all} requests would have been refused{colon}{}", told.join(", "))
+        let mut says = format!(
+            "{refused} of {all} requests would have been refused{colon}{}",
+            told.join(", ")
+        );
+        if let Some(rows) = self.rows {
+            says +=
+                &format!("; limits were tried on the {} whose rows are still kept", grouped(rows));
+        }
+        says
+    }
+
+    fn refuse(&mut self, group: Group, requests: u64) {
+        self.refused += requests;
+        *self.groups.entry(group).or_default() += requests;
     }
 }
 
@@ -85,12 +96,78 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// What was asked, by whom, and the code of the refusal.
-    fn refused(&self, sum: &UsageSum) -> Result<Option<(String, String, String)>, StoreError> {
-        let [name, key, model, operation] = sum.columns.as_slice() else { return Ok(None) };
+    fn try_all(&self, period: Period) -> Result<Tried, StoreError> {
+        let (mut tried, mut barred, mut has_limits) = (Tried::default(), BTreeSet::new(), false);
+        for sum in self.sums(period.since, period.until)? {
+            tried.requests += sum.tally.requests;
+            let [name, key, ..] = sum.columns.as_slice() else { continue };
+            let name = name.as_deref().unwrap_or_default();
+            let who = self.asker(name, key.as_deref())?;
+            let reach = self.rules.reach_of(who.clone());
+            has_limits |= !self.state.plan().is_free(&subject(&reach, name, key.as_deref()));
+            if let Some(group) = self.refused(&sum, who) {
+                tried.refuse(group, sum.tally.requests);
+                barred.insert(sum.columns);
+            }
+        }
+        if has_limits {
+            self.try_limits(period, &barred, &mut tried)?;
+        }
+        Ok(tried)
+    }
+
+    /// Limits depend on what came before, so every request is tried in its turn, but for those that
+    /// come to no limit.
+    fn try_limits(
+        &self,
+        period: Period,
+        barred: &BTreeSet<Columns>,
+        tried: &mut Tried,
+    ) -> Result<(), StoreError> {
+        let plan = self.state.plan();
+        let mut replay = Replay::new(plan, (period.since, Instant::now()));
+        let (day, month) = Limits::wants_since(plan, period.since);
+        let spent = |since| -> Result<Vec<Spent>, StoreError> {
+            Ok(self.sums(since, period.since)?.into_iter().map(Spent::from).collect())
+        };
+        replay.recall(&spent(day)?, &spent(month)?);
+        let (mut rows, mut reaches) = (0, BTreeMap::new());
+        for page in Pages::new(self.store, period) {
+            for row in page? {
+                rows += 1;
+                if barred.contains(&columns(&row)) {
+                    continue;
+                }
+                let reach = match reaches.entry((row.name.clone(), row.key.clone())) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let who = self.asker(&row.name, row.key.as_deref())?;
+                        new.insert(self.rules.reach_of(who))
+                    }
+                };
+                let who = subject(reach, &row.name, row.key.as_deref());
+                if let Err(reject) = replay.take(&row, &who) {
+                    let says = limit_told(&reject, &row.name);
+                    tried.refuse((row.operation, row.name, says), 1);
+                }
+            }
+        }
+        tried.rows = (rows < tried.requests).then_some(rows);
+        // Some may have come while the others were read.
+        tried.requests = tried.requests.max(rows);
+        Ok(())
+    }
+
+    fn sums(&self, since: Timestamp, until: Timestamp) -> Result<Vec<UsageSum>, StoreError> {
+        let zone = self.state.config().time_zone.clone();
+        let only = UsageFilter::default();
+        self.store.usage(&UsageQuery { by: BY.to_vec(), since, until, zone, only })
+    }
+
+    fn refused(&self, sum: &UsageSum, who: Identity) -> Option<Group> {
+        let [name, _, model, operation] = sum.columns.as_slice() else { return None };
         let (name, operation) = (name.as_deref().unwrap_or_default(), operation.as_deref());
         let operation = operation.unwrap_or_default();
-        let who = self.asker(name, key.as_deref())?;
         let group = |what: String, code: &str| Some((what, name.to_owned(), code.to_owned()));
         let headers = HeaderMap::new();
         let (method, path) = endpoint(operation);
@@ -100,11 +177,11 @@ impl Bench<'_> {
         let entry = asked.and_then(|asked| access::admit(&self.rules, who, &asked, provenance));
         let entry = match entry {
             Ok(entry) => entry,
-            Err(reject) => return Ok(group(operation.to_owned(), reject.row().code)),
+            Err(reject) => return group(operation.to_owned(), reject.row().code),
         };
         let name_of = model.as_deref().and_then(|model| ModelName::parse(model).ok());
         let barred = name_of.and_then(|model| entry.reach().may_use(&model).err().map(|_| model));
-        Ok(barred.and_then(|model| group(format!("{operation} of {model}"), "model_forbidden")))
+        barred.and_then(|model| group(format!("{operation} of {model}"), "model_forbidden"))
     }
 
     /// With the role and the models of the key, where it is known.
@@ -124,6 +201,31 @@ impl Bench<'_> {
         let is_theirs = by_file.account().as_str() == account;
         Ok(if is_theirs { by_file } else { auth.suppose(account) })
     }
+}
+
+/// Those of `BY`.
+fn columns(row: &UsageEntry) -> Columns {
+    let model = row.summed_model().map(str::to_owned);
+    vec![Some(row.name.clone()), row.key.clone(), model, Some(row.operation.clone())]
+}
+
+/// `rate_limited: requests_per_minute = 30 for the group students together`.
+fn limit_told(reject: &Reject, name: &str) -> String {
+    let code = reject.row().code;
+    let (Reject::RateLimited(limit)
+    | Reject::QuotaExhausted(limit)
+    | Reject::TooManyConcurrent(limit)) = reject
+    else {
+        return code.to_owned();
+    };
+    let mut says = format!("{code}: {} = {}", limit.measure.as_str(), limit.number);
+    if limit.whose != name {
+        says += &format!(" for {}", printable(&limit.whose));
+    }
+    if let Some(models) = &limit.models {
+        says += &format!(" with {models}");
+    }
+    says
 }
 
 /// Where an operation is asked for; an unknown one at a place that nobody knows either.
