@@ -43,6 +43,25 @@ fn ticks(pid: u32) -> Option<u64> {
     Some(next()? + next()?)
 }
 
+/// The processor's time of the threads that these processes have now, to the nanosecond: of each
+/// group of names, and of all. A thread that has ended counts no more.
+pub(crate) fn of_threads<const N: usize>(pids: &[u32], names: [&[&str]; N]) -> ([u64; N], u64) {
+    let (mut groups, mut all) = ([0; N], 0);
+    for pid in pids {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+        for task in tasks.map(|task| task.path()) {
+            let name = fs::read_to_string(task.join("comm")).unwrap_or_default();
+            let says = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+            let nanos = says.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0u64);
+            all += nanos;
+            for (group, names) in groups.iter_mut().zip(names) {
+                *group += if names.contains(&name.trim_end()) { nanos } else { 0 };
+            }
+        }
+    }
+    (groups, all)
+}
+
 /// Waits until these processes do nothing more, two seconds at most.
 pub(crate) fn settle(pids: &[u32]) {
     for _ in 0..20 {
@@ -52,6 +71,15 @@ pub(crate) fn settle(pids: &[u32]) {
             return;
         }
     }
+}
+
+/// Waits until these processes have done nothing for that long, a minute at most; whether they have.
+pub(crate) fn is_idle_for(pids: &[u32], quiet: Duration) -> bool {
+    (0..40).any(|_| {
+        let before = Cpu::of(pids);
+        thread::park_timeout(quiet);
+        Cpu::of(pids).since(&before) <= TICK
+    })
 }
 
 /// The resident memory of these processes together, in KiB. What they share counts in each.
@@ -94,6 +122,9 @@ mod tests {
         }
         assert!(Cpu::of_us().since(&before) >= 3 * TICK);
         let us = [std::process::id()];
+        // the kernel cuts names off
+        let ([ours], all) = of_threads(&us, [&["cost::tests::wo"]]);
+        assert!(0 < ours && ours <= all);
         assert!(memory(&us) > 500 && peak_memory(&us) >= memory(&us) / 2);
     }
 }

@@ -79,6 +79,8 @@ pub(crate) struct Tally {
     pub(crate) both_ways: Histogram,
     /// From the sending of a token to its arrival.
     pub(crate) token: Histogram,
+    /// The same of the last one of each stream.
+    pub(crate) last: Histogram,
 }
 
 /// Callers at work.

@@ -44,6 +44,8 @@ enum Task {
     Guard(guard::GuardArgs),
     /// Measure over TLS and HTTP/2: three minutes, with results of their own
     Tls(Measure),
+    /// Measure what rows of usage cost: four minutes, with results of their own
+    Ledger(Measure),
     /// Name the rows and the proxies, and how to get those that are not here
     List,
 }
@@ -63,7 +65,7 @@ struct Measure {
     #[arg(long, value_name = "PATH")]
     portcullis: Option<PathBuf>,
     /// Where the results go; a full run writes bench/RESULTS.md (over TLS
-    /// bench/RESULTS-TLS.md), any other one shows them
+    /// bench/RESULTS-TLS.md, of the ledger bench/RESULTS-LEDGER.md), any other one shows them
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// How many rounds each row has
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         Some(Task::Guard(args)) => guard::run(&args),
         Some(Task::List) => list().map(|()| true),
         Some(Task::Tls(args)) => measure(&args, Table::Tls).map(|()| true),
+        Some(Task::Ledger(args)) => measure(&args, Table::Ledger).map(|()| true),
         None => measure(&args.measure, Table::Plain).map(|()| true),
     };
     match done {
@@ -99,6 +102,7 @@ fn list() -> anyhow::Result<()> {
         let run = match row.table {
             Table::Plain => "",
             Table::Tls => "(bench/run tls)",
+            Table::Ledger => "(bench/run ledger)",
         };
         writeln!(out, "  {mark} {} {also}{run}", row.name)?;
     }
@@ -147,11 +151,16 @@ fn measure(args: &Measure, table: Table) -> anyhow::Result<()> {
     }
     let outcomes = run(&bench, &rows)?;
     let mode = if args.short { "short" } else { "full" };
-    let manner = if two_cores {
-        format!("The {mode} mode; the proxies on core 0, callers and backend on core 1.")
+    let place = if two_cores {
+        "the proxies on core 0, callers and backend on core 1"
     } else {
-        format!("The {mode} mode, on a machine with a single core: all share it.")
+        "on a machine with a single core: all share it"
     };
+    let profile = bench.portcullis.parent().and_then(Path::file_name).unwrap_or_default();
+    let manner = format!(
+        "The {mode} mode, {place}; Portcullis as the profile `{}` builds it.",
+        profile.display()
+    );
     let report = Report { table, outcomes: &outcomes, machine: &machine, manner, present, missing };
     let text = report.text();
     match out {
@@ -197,7 +206,7 @@ fn rows(args: &Measure, table: Table) -> anyhow::Result<Vec<&'static Row>> {
     }
     let wanted = |row: &&Row| {
         if args.only.is_empty() {
-            if args.short { row.in_short } else { row.table == table }
+            if args.short && table != Table::Ledger { row.in_short } else { row.table == table }
         } else {
             args.only.iter().any(|name| named(row, name))
         }
@@ -223,6 +232,7 @@ fn where_to(args: &Measure, table: Table) -> anyhow::Result<Option<PathBuf>> {
     Ok(Some(folder.join(match table {
         Table::Plain => "RESULTS.md",
         Table::Tls => "RESULTS-TLS.md",
+        Table::Ledger => "RESULTS-LEDGER.md",
     })))
 }
 

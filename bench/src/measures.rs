@@ -8,10 +8,12 @@ use anyhow::Context;
 
 mod bodies;
 mod encrypted;
+mod ledger;
 mod requests;
 mod start;
 mod streams;
 mod upload;
+mod year;
 
 use crate::cost;
 use crate::peer::{Id, Kind, Peer, Settings};
@@ -54,10 +56,12 @@ pub(crate) enum Table {
     Plain,
     /// A run of its own: both together take too long.
     Tls,
+    /// Ours with a ledger beside ours without.
+    Ledger,
 }
 
 /// Every row, in the order of the tables.
-pub(crate) static ROWS: [Row; 20] = [
+pub(crate) static ROWS: [Row; 26] = [
     row("get", true, requests::get),
     row("post-chat", true, requests::post_chat),
     row("keys-10k", true, requests::keys_10k),
@@ -78,6 +82,12 @@ pub(crate) static ROWS: [Row; 20] = [
     Row { table: Table::Tls, ..row("h2-get", true, encrypted::h2_get) },
     Row { table: Table::Tls, ..row("tls-chunk", false, encrypted::tls_chunk) },
     Row { table: Table::Tls, ..row("h2-chunk", false, encrypted::h2_chunk) },
+    Row { table: Table::Ledger, ..row("answer-end-1", false, ledger::answer_end_1) },
+    Row { table: Table::Ledger, ..row("answer-end-200", false, ledger::answer_end_200) },
+    Row { table: Table::Ledger, ..row("row-cpu", false, ledger::row_cpu) },
+    Row { table: Table::Ledger, ..row("row-cpu-1000", false, ledger::row_cpu_1000) },
+    Row { table: Table::Ledger, ..row("metered-streams", false, ledger::metered_streams) },
+    Row { table: Table::Ledger, ..row("year", false, year::year) },
 ];
 
 const fn row(

@@ -20,35 +20,17 @@ pub(crate) struct Report<'a> {
     pub(crate) missing: Vec<(&'static Kind, String)>,
 }
 
+const ROUNDS: &str = "Every figure below comes from one run: the proxies take turns round by round, on one core, with \
+     the callers and the backend on the other. Each answer was checked to the last byte; a run with \
+     a single wrong one has no results. A figure is the median of the rounds, with the least and \
+     the most of them behind it; a ratio is taken within each round. The processor's time is that \
+     of all processes of a proxy, in and outside the kernel, as `/proc` has it.";
+
 impl Report<'_> {
     /// The whole text, as Markdown.
     pub(crate) fn text(&self) -> String {
-        let (title, elsewhere) = match self.table {
-            Table::Plain => (
-                "Results",
-                "What TLS and HTTP/2 cost is in [a table of its own](RESULTS-TLS.md), from another \
-                 run.",
-            ),
-            Table::Tls => (
-                "Results over TLS and HTTP/2",
-                "Figures without TLS are in [another table](RESULTS.md), from another run. All \
-                 proxies show the same certificate (ECDSA P-256), and all callers offer TLS 1.3 \
-                 with one key exchange and one cipher and never resume.",
-            ),
-        };
-        let mut text = format!("# {title}\n\n");
-        let words = [
-            "Every figure below comes from one run: the proxies take turns round by round, on one \
-             core, with the callers and the backend on the other. Each answer was checked to the \
-             last byte; a run with a single wrong one has no results. A figure is the median of \
-             the rounds, with the least and the most of them behind it; a ratio is taken within \
-             each round. The processor's time is that of all processes of a proxy, in and outside \
-             the kernel, as `/proc` has it.",
-            "Portcullis checks a login, knows roles and writes one line per request in all of them; \
-             \"nginx tuned\", HAProxy and Caddy check nobody and write nothing.",
-            elsewhere,
-        ];
-        for paragraph in words {
+        let mut text = format!("# {}\n\n", self.title());
+        for paragraph in [ROUNDS, self.subjects(), self.elsewhere()] {
             push(&mut text, format_args!("{paragraph}\n\n"));
         }
         push(&mut text, format_args!("{}\n\n", self.manner));
@@ -58,6 +40,47 @@ impl Report<'_> {
         }
         self.surroundings(&mut text);
         text
+    }
+
+    fn title(&self) -> &'static str {
+        match self.table {
+            Table::Plain => "Results",
+            Table::Tls => "Results over TLS and HTTP/2",
+            Table::Ledger => "What rows of usage cost",
+        }
+    }
+
+    fn subjects(&self) -> &'static str {
+        match self.table {
+            Table::Plain | Table::Tls => {
+                "Portcullis checks a login, knows roles and writes one line per request in all of \
+                 them; \"nginx tuned\", HAProxy and Caddy check nobody and write nothing."
+            }
+            Table::Ledger => {
+                "All of them are Portcullis: without `data_dir`, where no rows are kept; with it, \
+                 where the last bytes of an answer wait until its row is written to the journal; \
+                 and with `ledger = \"durable\"`, where they wait until the row is on the disk. \
+                 Each counts the tokens that pass."
+            }
+        }
+    }
+
+    fn elsewhere(&self) -> &'static str {
+        match self.table {
+            Table::Plain => {
+                "What TLS and HTTP/2 cost is in [a table of its own](RESULTS-TLS.md), and so is \
+                 [what rows of usage cost](RESULTS-LEDGER.md), both from other runs."
+            }
+            Table::Tls => {
+                "Figures without TLS are in [another table](RESULTS.md), from another run. All \
+                 proxies show the same certificate (ECDSA P-256), and all callers offer TLS 1.3 \
+                 with one key exchange and one cipher and never resume."
+            }
+            Table::Ledger => {
+                "Other proxies are in [another table](RESULTS.md), from another run; instructions \
+                 for a request that leaves a row are in [instructions.txt](instructions.txt)."
+            }
+        }
     }
 
     fn goals(&self, text: &mut String) {
@@ -81,6 +104,9 @@ impl Report<'_> {
         text.push_str("## The machine\n\n| | |\n|---|---|\n");
         for (name, value) in self.machine.rows() {
             push(text, format_args!("| {name} | {value} |\n"));
+        }
+        if self.table == Table::Ledger {
+            return;
         }
         text.push_str("\n## The proxies\n\n| | version | login |\n|---|---|---|\n");
         for (kind, version) in &self.present {

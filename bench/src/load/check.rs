@@ -151,6 +151,9 @@ impl Check {
             tally.first.add(now - times.sent);
             tally.both_ways.add(now - times.sent + (times.got - self.asked));
         }
+        if number == chat.tokens {
+            tally.last.add(now - times.sent);
+        }
         Ok(())
     }
 }
