@@ -145,10 +145,11 @@ impl Metered {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         loop {
-            match self.poll_piece(cx) {
-                // Nothing in it is for the caller.
-                Poll::Ready(Some(Ok(data))) if data.is_empty() => {}
-                polled => return polled,
+            let polled = self.poll_piece(cx);
+            let is_empty = matches!(&polled, Poll::Ready(Some(Ok(data))) if data.is_empty());
+            // Of a piece with nothing for the caller the next one is read at once.
+            if !is_empty {
+                return polled;
             }
         }
     }
