@@ -159,7 +159,7 @@ families! {
     STORE_GOOD "portcullis_store_good" Gauge Count [],
         "0 while the store in `data_dir` cannot be used";
     ROWS_WAITING "portcullis_ledger_waiting_rows" Gauge Count [],
-        "rows of usage in the journal that are not in the store yet";
+        "rows of usage that are not in the store yet: they wait in memory or in the journal";
     ROWS_LOST "portcullis_ledger_lost_rows" Counter Count [],
         "rows of usage that could not be kept";
     LINES_LOST "portcullis_log_lost_lines" Counter Count [],
