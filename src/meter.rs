@@ -224,7 +224,9 @@ impl Metered {
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         if let Some(held) = &mut self.held {
             // Late or not, the caller waits no longer.
-            let _ = ready!(held.written.as_mut().poll(cx));
+            if !matches!(ready!(held.written.as_mut().poll(cx)), Ok(true)) {
+                self.record.count_late();
+            }
         }
         let held = self.held.take();
         Poll::Ready(held.map(|held| Ok(held.data)))

@@ -121,6 +121,7 @@ pub struct Gauges {
     pub is_store_good: Option<bool>,
     pub waiting_rows: Option<u64>,
     pub lost_rows: Option<u64>,
+    pub late_answers: Option<u64>,
     pub lost_lines: u64,
     /// Nothing where nothing is traced.
     pub lost_spans: Option<u64>,

@@ -268,6 +268,13 @@ impl Record {
         account.post(row)
     }
 
+    /// The answer goes out whole before its row is written.
+    pub fn count_late(&self) {
+        if let Some(account) = &self.account {
+            account.count_late();
+        }
+    }
+
     /// How it has ended, as far as is known.
     #[must_use]
     pub fn outcome(&self) -> Outcome {

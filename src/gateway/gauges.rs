@@ -41,6 +41,7 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
         is_store_good: keys.map(|keys| keys.trouble().is_none()),
         waiting_rows: ledger.map(|ledger| ledger.lag() + ledger.waiting() as u64),
         lost_rows: ledger.map(|ledger| ledger.lost()),
+        late_answers: ledger.map(|ledger| ledger.late()),
         lost_lines: live.log.lost(),
         lost_spans: state.tracer().map(|tracer| tracer.lost()),
         process: Process::look(),

@@ -162,6 +162,8 @@ families! {
         "rows of usage that are not in the store yet: they wait in memory or in the journal";
     ROWS_LOST "portcullis_ledger_lost_rows" Counter Count [],
         "rows of usage that could not be kept";
+    ANSWERS_LATE "portcullis_ledger_late_answers" Counter Count [],
+        "answers that went out whole before their row was in the journal";
     LINES_LOST "portcullis_log_lost_lines" Counter Count [],
         "lines of the log that were dropped because nobody read them fast enough";
     SPANS_LOST "portcullis_traces_lost_spans" Counter Count [],

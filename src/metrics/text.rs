@@ -134,6 +134,7 @@ impl Page {
         out.gauge(&all::STORE_GOOD, gauges.is_store_good.map(u64::from))?;
         out.gauge(&all::ROWS_WAITING, gauges.waiting_rows)?;
         out.counter(&all::ROWS_LOST, gauges.lost_rows)?;
+        out.counter(&all::ANSWERS_LATE, gauges.late_answers)?;
         out.counter(&all::LINES_LOST, Some(gauges.lost_lines))?;
         out.counter(&all::SPANS_LOST, gauges.lost_spans)
     }

@@ -104,6 +104,12 @@ impl Account {
         Some(self.ledger.as_ref()?.post(row))
     }
 
+    pub(super) fn count_late(&self) {
+        if let Some(ledger) = &self.ledger {
+            ledger.count_late();
+        }
+    }
+
     fn row(&self, line: &Line, end: End) -> UsageRow {
         UsageRow {
             time: line.time,

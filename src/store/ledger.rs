@@ -52,7 +52,7 @@ pub struct Ledger {
     writer: Option<JoinHandle<()>>,
 }
 
-/// Ready as soon as the row is in the journal, or cannot be now.
+/// Ready as soon as the row is in the journal, or cannot be now; whether it is.
 #[derive(Debug)]
 pub struct Written(Option<oneshot::Receiver<()>>);
 
@@ -105,6 +105,17 @@ impl Ledger {
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::Relaxed)
+    }
+
+    /// An answer goes out whole before its row is in the journal.
+    pub fn count_late(&self) {
+        self.shared.late.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Answers that went out whole before their row was in the journal, since the start.
+    #[must_use]
+    pub fn late(&self) -> u64 {
+        self.shared.late.load(Ordering::Relaxed)
     }
 
     /// Rows that are in memory and not in the journal.
@@ -160,12 +171,12 @@ impl Drop for Ledger {
 }
 
 impl Future for Written {
-    type Output = ();
+    type Output = bool;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
         match &mut self.0 {
-            None => Poll::Ready(()),
-            Some(written) => Pin::new(written).poll(context).map(drop),
+            None => Poll::Ready(false),
+            Some(written) => Pin::new(written).poll(context).map(|written| written.is_ok()),
         }
     }
 }
@@ -184,6 +195,7 @@ pub(super) struct Shared {
     settled: Condvar,
     waiting: AtomicUsize,
     lost: AtomicU64,
+    late: AtomicU64,
 }
 
 #[derive(Default)]

@@ -6,14 +6,20 @@ use std::sync::Arc;
 
 use portcullis::admin::ROUTES;
 use portcullis::api::ENDPOINTS;
-use portcullis::config::{Pattern, Role, Roles};
+use portcullis::config::{Config, Pattern, Role, Roles};
 use portcullis::metrics::FAMILIES;
+use tempfile::TempDir;
 use tokio::sync::Notify;
 
 use crate::house::{Answer, Backend, Caller, House, PATIENCE, Step, chunk, stream_head};
 
 async fn house(backend: &Backend) -> House {
+    house_with(backend, |_, _| {}).await
+}
+
+async fn house_with(backend: &Backend, change: impl FnOnce(&mut Config, &TempDir)) -> House {
     House::with(backend, |config, folder| {
+        change(config, folder);
         config.admin = Some("127.0.0.1:0".parse().unwrap());
         config.failed_attempts_per_minute = 0;
         let keys = "key-of-prometheus # prometheus\nkey-of-anna # anna\n";
@@ -193,6 +199,30 @@ async fn what_is_under_way_is_told_and_so_is_a_file_that_broke() {
     assert_eq!(value(&text, "portcullis_file_good{file=\"api_keys\"}"), 0.0, "{text}");
     go.notify_one();
     scrape_until(&house, "portcullis_in_flight_requests", 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_went_without_their_row_are_counted() {
+    let backend = Backend::scripted(|_| {
+        let end = "{\"model\":\"gemma3\",\"done\":true,\"eval_count\":2}\n";
+        let head = stream_head("application/x-ndjson");
+        [head, chunk(end), "0\r\n\r\n".to_owned()].map(|it| Step::Send(it.into())).into()
+    })
+    .await;
+    let house =
+        house_with(&backend, |config, folder| config.data_dir = Some(folder.path().join("data")))
+            .await;
+    let sample = "portcullis_ledger_late_answers_total";
+    assert!(scrape(&house).await.contains(&format!("{sample} 0\n")));
+    std::fs::rename(house.file("data"), house.file("elsewhere")).unwrap();
+    // The first finds out, and the others do not wait.
+    for _ in 0..3 {
+        let answer = house.ask(ask("/api/chat", "key-of-anna", r#"{"model":"gemma3"}"#)).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    let text = scrape_until(&house, sample, 3.0).await;
+    assert_eq!(value(&text, "portcullis_ledger_waiting_rows"), 3.0, "{text}");
+    assert_eq!(value(&text, "portcullis_ledger_lost_rows_total"), 0.0, "{text}");
 }
 
 #[test]

@@ -212,7 +212,7 @@ fn until(mut is_so: impl FnMut() -> bool) {
 }
 
 async fn soon(written: Written) {
-    tokio::time::timeout(PATIENCE, written).await.unwrap();
+    assert!(tokio::time::timeout(PATIENCE, written).await.unwrap());
 }
 
 #[tokio::test]
@@ -372,7 +372,7 @@ fn assert_outlives(fault: Fault, mode: LedgerMode) {
     // Nobody waits for what is not to be expected.
     let mut late = ledger.post(row(600));
     let mut context = Context::from_waker(std::task::Waker::noop());
-    assert!(Pin::new(&mut late).poll(&mut context).is_ready());
+    assert_eq!(Pin::new(&mut late).poll(&mut context), Poll::Ready(false));
     room.set(Fault::None);
     until(|| ledger.waiting() == 0);
     assert_eq!(ledger.trouble(), None);
