@@ -13,6 +13,7 @@ use super::calendar::Calendar;
 use super::fold::{self, Group};
 use super::journal;
 use super::ledger::Shared;
+use super::words::Unused;
 use super::{Store, StoreError, UsageEntry, files};
 
 /// Rows are gathered for so long, since each time costs the disk the same.
@@ -198,6 +199,22 @@ impl Folder {
             let pruned =
                 self.store.write(move |transaction| Ok(fold::prune(transaction, now, keep)?));
             if !pruned? {
+                return self.prune_words();
+            }
+        }
+        Ok(())
+    }
+
+    fn prune_words(&self) -> Result<(), StoreError> {
+        let mut unused = self.store.read(Unused::begin)?;
+        while self.store.read(|transaction| unused.look(transaction))? {
+            if self.shared.is_over() {
+                return Ok(());
+            }
+        }
+        while let Some(forget) = unused.next() {
+            // Otherwise the next time will do.
+            if !self.store.write(move |transaction| Ok(forget.run(transaction)?))? {
                 return Ok(());
             }
         }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use super::super::fold::{self, Group};
 use super::super::journal::Paper;
 use super::super::usage::{RowsQuery, UsageFilter, UsageQuery};
+use super::super::words::Unused;
 use super::super::{Usage, files};
 use super::*;
 
@@ -578,6 +579,79 @@ fn a_group_that_was_folded_in_part_goes_on_where_it_was() {
     drop(room.ledger(&store, LedgerMode::Journal));
     until(|| !path.exists());
     assert_has(&store, 0..40);
+}
+
+/// All words, in the order of the alphabet.
+fn words(room: &Room) -> Vec<String> {
+    let other = Connection::open(room.path().join(files::DATABASE)).unwrap();
+    let mut words = other.prepare("SELECT word FROM usage_word ORDER BY word").unwrap();
+    let words = words.query_map([], |row| row.get(0)).unwrap();
+    words.collect::<rusqlite::Result<_>>().unwrap()
+}
+
+/// Folds a row as another process does.
+fn fold_one(store: &Store, row: &UsageRow) {
+    let mut bytes = Vec::new();
+    record::write(row, &mut bytes);
+    let (entry, end) = record::read(&bytes).unwrap();
+    let segment = format!("usage-{}", entry.id);
+    let group = Group { segment, from: 0, rows: vec![(end as u64, entry)] };
+    let calendar = Calendar::new(TimeZone::UTC);
+    store.write(move |it| fold::fold(it, &group, &calendar)).unwrap();
+}
+
+/// Of a caller who writes what he likes in place of a model's name.
+fn of_no_model(number: u32, days_ago: u64) -> UsageRow {
+    let time = row(0).time - Duration::from_secs(days_ago * 86400);
+    UsageRow { time, model: Some(format!("none{number}")), status: 404, ..row(number) }
+}
+
+#[test]
+fn a_word_goes_with_the_last_row_that_has_it() {
+    let room = Room::new();
+    let store = room.store();
+    for number in 0..50 {
+        fold_one(&store, &of_no_model(number, 500));
+    }
+    let kept = UsageRow { runner_options: Some("num_ctx=8192".into()), ..of_no_model(49, 0) };
+    fold_one(&store, &UsageRow { id: row(99).id, ..kept });
+    assert_eq!(words(&room).len(), 50 + 5);
+    let _ledger = room.ledger(&store, LedgerMode::Journal);
+    until(|| words(&room).len() < 10);
+    // The sums of old days have no such model, and all else.
+    assert_eq!(words(&room), ["anna", "chat", "done", "none49", "num_ctx=8192", "ollama"]);
+    assert_eq!(store.usage(&all()).unwrap()[0].tally.requests, 51);
+    let query = RowsQuery {
+        since: Timestamp::MIN,
+        until: Timestamp::MAX,
+        only: UsageFilter::default(),
+        before: None,
+        limit: 9,
+    };
+    let rows = store.usage_rows(&query).unwrap();
+    assert_eq!((rows.len(), rows[0].model.as_deref()), (1, Some("none49")));
+}
+
+#[test]
+fn a_word_that_comes_again_while_it_is_looked_for_stays() {
+    let room = Room::new();
+    let store = room.store();
+    let anew = Connection::open(room.path().join(files::DATABASE)).unwrap();
+    anew.execute("INSERT INTO usage_word (word) VALUES ('none1'), ('none2')", []).unwrap();
+    fold_one(&store, &row(0));
+    let find = || {
+        let mut unused = store.read(Unused::begin).unwrap();
+        while store.read(|it| unused.look(it)).unwrap() {}
+        unused.next().unwrap()
+    };
+    let forget = find();
+    fold_one(&store, &of_no_model(1, 0));
+    assert!(!store.write(move |it| Ok(forget.run(it)?)).unwrap());
+    assert!(words(&room).contains(&"none1".to_owned()));
+    let forget = find();
+    assert!(store.write(move |it| Ok(forget.run(it)?)).unwrap());
+    assert!(words(&room).contains(&"none1".to_owned()));
+    assert!(!words(&room).contains(&"none2".to_owned()));
 }
 
 #[test]
