@@ -356,6 +356,12 @@ impl Gateway {
         self.live.memory.managed()
     }
 
+    /// What was used, where there is a folder for it.
+    #[must_use]
+    pub fn ledger(&self) -> Option<&Arc<Ledger>> {
+        self.live.ledger.as_ref()
+    }
+
     /// To be called about once a second: files are looked at, old connections closed.
     pub async fn tend(&self) {
         let state = self.state();

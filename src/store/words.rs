@@ -124,7 +124,7 @@ impl Unused {
     /// Some that may go, and no more once there is none.
     pub(super) fn next(&mut self) -> Option<Forget> {
         let words: Vec<_> = self.words.iter().copied().take(STEP).collect();
-        words.iter().for_each(|word| drop(self.words.remove(word)));
+        self.words.retain(|word| !words.contains(word));
         (!words.is_empty()).then_some(Forget { words, requests: self.requests })
     }
 }
