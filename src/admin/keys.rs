@@ -128,6 +128,9 @@ impl<'de> Deserialize<'de> for ModelsSent {
     }
 }
 
+/// Up to here every whole number is a float of its own.
+const MOST_EXACT: f64 = 9_007_199_254_740_991.0;
+
 /// Each limit by its name; those that are not there are none.
 #[derive(Debug)]
 struct LimitsSent(Allowance);
@@ -136,12 +139,21 @@ impl<'de> Deserialize<'de> for LimitsSent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let wrong = serde::de::Error::custom::<String>;
         let mut allowance = Allowance::default();
-        for (name, number) in BTreeMap::<String, u64>::deserialize(deserializer)? {
+        for (name, number) in BTreeMap::<String, serde_json::Number>::deserialize(deserializer)? {
             let measure = Measure::of(&name).ok_or_else(|| wrong(no_measure(&name)))?;
+            let number = whole(&number)
+                .ok_or_else(|| wrong(format!("{name}: {number} is no whole number")))?;
             allowance.set(measure, number).map_err(|says| wrong(format!("{name}: {says}")))?;
         }
         Ok(Self(allowance))
     }
+}
+
+/// In JSON 10.0 is the same number as 10.
+fn whole(number: &serde_json::Number) -> Option<u64> {
+    let float =
+        || number.as_f64().filter(|it| it.fract() == 0.0 && (0.0..=MOST_EXACT).contains(it));
+    number.as_u64().or_else(|| float().map(|it| it as u64))
 }
 
 impl Fields {
@@ -360,4 +372,21 @@ fn digest(hex: &str) -> Option<[u8; 32]> {
         _ => None,
     };
     digits.chunks(2).map(byte).collect::<Option<Vec<_>>>()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_whole_number_however_json_writes_it() {
+        let read = |text: &str| serde_json::from_str::<LimitsSent>(text).map(|it| it.0);
+        for text in ["10", "10.0", "1e1"] {
+            let limits = read(&format!("{{\"concurrent\":{text}}}")).unwrap();
+            assert_eq!(limits.get(Measure::Concurrent), Some(10), "{text}");
+        }
+        for text in ["10.5", "-1.0", "1e300", "\"10\"", "null"] {
+            assert!(read(&format!("{{\"concurrent\":{text}}}")).is_err(), "{text}");
+        }
+    }
 }

@@ -44,7 +44,8 @@ fn what_the_gate_takes_a_name_for_is_what_ollama_takes_it_for() {
         panic!("{error}");
     }
     let (good, cloud, bad) = *counts.borrow();
-    let enough = cases / 20;
+    // About a twentieth are in the cloud.
+    let enough = cases / 50;
     assert!(
         good > enough && cloud > enough && bad > enough,
         "{good} good, {cloud} cloud, {bad} bad"
