@@ -120,9 +120,7 @@ impl Outcome {
             Self::Refused(_) => "refused",
         }
     }
-}
 
-impl Outcome {
     /// The code of a refusal.
     fn code(self) -> Option<&'static str> {
         match self {

@@ -23,6 +23,9 @@ pub(super) use unknown::may_be_object;
 
 use scan::{Kind, Passed, Scanner};
 
+/// Bytes of text to a token, where nobody counted.
+pub const BYTES_A_TOKEN: u64 = 4;
+
 /// Members of an object whose keys are compared; no request has half as many.
 const MAX_MEMBERS: usize = 128;
 /// A report of options, and one value in it.
@@ -267,6 +270,11 @@ impl Reading {
     pub fn prompt_bytes(&self) -> u64 {
         let Some(found) = self.found().filter(|found| !found.object.is_empty()) else { return 0 };
         (found.body.len() as u64).saturating_sub(found.images.bytes)
+    }
+
+    /// About so many tokens are the prompt.
+    pub fn prompt_estimate(&self) -> u64 {
+        self.prompt_bytes() / BYTES_A_TOKEN
     }
 
     /// The most tokens that the answer may have, over all answers, if the caller set a bound.

@@ -13,9 +13,6 @@ use crate::record::{Account, Record};
 use crate::reject::Reject;
 use crate::store::{Store, StoreError};
 
-/// About as many bytes are one token.
-const BYTES_A_TOKEN: u64 = 4;
-
 /// No model makes as many; sums of these do not overflow.
 const MOST_HELD: u64 = 1 << 32;
 
@@ -60,7 +57,7 @@ pub(super) fn recall(limits: &Limits, store: &Store, plan: &Plan) -> Result<(), 
 fn held(call: &Call<'_>, bound: Option<u64>) -> u64 {
     let asked = call.reading.asked_maximum().unwrap_or_default();
     let answer = bound.map_or(asked, |bound| asked.min(bound)).min(MOST_HELD);
-    (answer + call.reading.prompt_bytes() / BYTES_A_TOKEN).min(MOST_HELD)
+    (answer + call.reading.prompt_estimate()).min(MOST_HELD)
 }
 
 /// What the policy makes of a longer answer.

@@ -6,11 +6,10 @@ use super::events::{Events, What};
 use super::frame::{Choices, Frame, Kind, Numbers};
 use super::scan::{Number, Scanner};
 use super::template::Template;
+use crate::call::reading::BYTES_A_TOKEN;
 use crate::store::Usage;
 
 const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
-/// Bytes of text to a token, where nobody counted.
-const BYTES_A_TOKEN: u64 = 4;
 
 /// In which form an answer says what it came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

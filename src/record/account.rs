@@ -11,9 +11,6 @@ use crate::call::Call;
 use crate::config::ModelName;
 use crate::store::{Ledger, Usage, UsageRow, Written};
 
-/// Bytes of a prompt to a token, where nobody counted.
-const BYTES_A_TOKEN: u64 = 4;
-
 /// What a row says beyond the line. There is one for every request that may leave a row.
 #[derive(Debug)]
 pub struct Account {
@@ -51,7 +48,7 @@ impl Account {
             model: call.model().map(|model| shown(&model)),
             is_inference,
             runner_options: call.reading.runner_options(),
-            prompt: call.reading.prompt_bytes() / BYTES_A_TOKEN,
+            prompt: call.reading.prompt_estimate(),
             began: None,
             first_token: None,
             is_closed: false,
