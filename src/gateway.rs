@@ -201,9 +201,6 @@ impl Gateway {
             // Whoever came at the same time is read first; then one look at a file is enough for all.
             tokio::task::yield_now().await;
         }
-        if let (Some(tracer), Door::Plain | Door::Tls(_)) = (state.tracer(), &link.door) {
-            record.trace = tracer.begin(&parts.headers);
-        }
         let asker = Asker { state: &state, parts: &parts, door: &link.door };
         let visit = Visit { live: &self.live, state: &state, link };
         let came = if let Door::Admin = link.door {
@@ -436,7 +433,7 @@ impl Visit<'_> {
         let presented = presented(parts, &target, door.certificate(state)?);
         let who =
             state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
-        self.met(client, &who, record);
+        self.met(client, &who, parts, record);
         if let Some(answer) = open::to_callers(live, state, &who, parts, &target)? {
             return Ok(Served::Own(answer));
         }
@@ -474,8 +471,10 @@ impl Visit<'_> {
         }
     }
 
-    fn met(&self, client: ClientAddr, who: &Identity, record: &mut Record) {
+    fn met(&self, client: ClientAddr, who: &Identity, parts: &Parts, record: &mut Record) {
         record.met(who);
+        // Strangers would decide what is kept of them.
+        record.trace = self.state.tracer().and_then(|tracer| tracer.begin(&parts.headers));
         self.live.notice(client, self.link, who);
     }
 }

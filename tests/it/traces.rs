@@ -112,11 +112,21 @@ async fn a_collector_that_fails_holds_up_nobody_and_is_counted() {
         assert_eq!(house.ask(chat("")).await.status, 200);
     }
     spans_of(&collector, 3).await;
-    let refused = house.ask(chat("").replace(KEY, "wrong")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_stranger_there_is_no_trace_whatever_it_asks_for() {
+    let (backend, collector) = (Backend::ok().await, Backend::saying(ok_json("{}")).await);
+    let house = house(&backend, &collector, 1).await;
+    let refused = house.ask(chat(&traceparent("01")).replace(KEY, "wrong")).await;
     assert_eq!(refused.status, 401);
-    let spans = spans_of(&collector, 4).await;
+    // A caller is traced, refused or not; told after those before it.
+    let odd = chat("").replace("/api/generate", "/api/unheard-of").replace("POST", "PATCH");
+    assert_eq!(house.ask(odd).await.status, 404);
+    let spans = spans_of(&collector, 1).await;
+    assert_eq!(spans.len(), 1, "{spans:?}");
     assert_eq!(
-        attribute(&spans[3], "portcullis.outcome")["stringValue"],
-        "refused:bad_credentials"
+        attribute(&spans[0], "portcullis.outcome")["stringValue"],
+        "refused:unknown_endpoint"
     );
 }
