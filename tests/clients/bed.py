@@ -148,7 +148,8 @@ def write_gguf(path, salt):
 class Backend:
     """A small backend that remembers each request and answers after a while, or line by line.
 
-    With `lines` it sends a line, and the next one only when `next_line` was released for it.
+    With `lines` it sends a line, and the next one only when `next_line` was released for it. What the
+    gate asks of its own accord, the list of models, has its answer at once: it would take a release.
     """
 
     def __init__(self, silent_for=0.0, lines=0):
@@ -163,11 +164,16 @@ class Backend:
                 outer.bodies.append(len(self.rfile.read(int(self.headers.get("content-length") or 0))))
                 outer.heads.append((self.command, self.path, dict(self.headers.items())))
                 self.send_response(200)
-                self.stream() if lines else self.whole()
+                if self.command == "GET":
+                    self.whole({"models": []})
+                elif lines:
+                    self.stream()
+                else:
+                    time.sleep(silent_for)  # the slowness that is being tested
+                    self.whole({"model": MODEL, "response": "slow but sure", "done": True})
 
-            def whole(self):
-                time.sleep(silent_for)  # the slowness that is being tested
-                body = json.dumps({"model": MODEL, "response": "slow but sure", "done": True}).encode()
+            def whole(self, said):
+                body = json.dumps(said).encode()
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
