@@ -65,8 +65,9 @@ impl Account {
 impl Counts {
     /// Brings everything to this moment; nothing is taken.
     pub(super) fn come(&mut self, allowance: &Allowance, moment: &Moment) {
-        self.day.come(moment.almanac.day);
-        self.month.come(moment.almanac.month);
+        let Almanac { day, month, .. } = moment.almanac;
+        self.day.come(day, day);
+        self.month.come(month, day);
         for (bucket, measure) in [
             (&mut self.requests, Measure::RequestsPerMinute),
             (&mut self.tokens, Measure::TokensPerMinute),
@@ -93,6 +94,8 @@ impl Counts {
         let after = |wait: Duration| (wait > Duration::ZERO).then_some(Again::After(wait));
         match measure {
             Measure::RequestsPerMinute => after(self.requests.wait_for_one()),
+            // It is not to be waited for what may never be used.
+            Measure::TokensPerMinute if self.tokens.is_only_held() => Some(Again::Ended),
             Measure::TokensPerMinute => after(self.tokens.wait_for_any()),
             Measure::Concurrent => (self.running >= number).then_some(Again::Ended),
             Measure::TokensPerDay => tokens_of(&self.day, number, Span::Day, almanac),

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 pub(super) struct Bucket {
     /// In parts, of which a unit has as many as a minute has nanoseconds: nothing is ever rounded.
     level: u128,
+    /// Of what was put in, in parts, what may turn out to be less.
+    held: u128,
     /// All that has, or would have, leaked away since the beginning, in parts.
     leaked: u128,
     rate: u64,
@@ -44,6 +46,11 @@ impl Bucket {
         self.wait_for((self.level + 1).saturating_sub(self.size()))
     }
 
+    /// It is full only of what may turn out to be less.
+    pub(super) fn is_only_held(&self) -> bool {
+        self.level >= self.size() && self.level.saturating_sub(self.held) < self.size()
+    }
+
     /// How long until it is empty.
     pub(super) fn wait_for_all(&self) -> Duration {
         self.wait_for(self.level)
@@ -65,6 +72,7 @@ impl Bucket {
     pub(super) fn hold(&mut self, units: u64) -> Hold {
         let hold = Hold { units, level: self.level, leaked: self.leaked };
         self.put(units);
+        self.held = self.held.saturating_add(parts(units));
         hold
     }
 
@@ -72,6 +80,7 @@ impl Bucket {
     /// for, so it is not given back a second time.
     pub(super) fn settle(&mut self, hold: Hold, units: u64, now: Instant) {
         self.leak(now);
+        self.held = self.held.saturating_sub(parts(hold.units));
         if units >= hold.units {
             return self.put(units - hold.units);
         }
@@ -176,6 +185,21 @@ mod tests {
         assert!(bucket.wait_for_any() > Duration::ZERO);
         bucket.flow(1000, start + Duration::from_secs(240) + NANO);
         assert_eq!(bucket.wait_for_any(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_held_may_be_given_back_sooner_than_it_leaks_away() {
+        let (mut bucket, start) = (Bucket::default(), Instant::now());
+        bucket.flow(1000, start);
+        bucket.put(400);
+        let (one, other) = (bucket.hold(5000), bucket.hold(500));
+        assert!(bucket.is_only_held());
+        bucket.settle(one, 10, start);
+        assert!(!bucket.is_only_held(), "there is room");
+        bucket.put(600);
+        assert!(!bucket.is_only_held(), "what was used is enough");
+        bucket.settle(other, 0, start);
+        assert_eq!(bucket.wait_for_any(), Duration::from_millis(600) + NANO);
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl Limits {
                 Span::Day => day,
                 Span::Month => month,
             };
-            period.come(begins);
+            period.come(begins, begins);
             period.settle(begins, 0, spent.tokens, spent.backend_time);
         }
     }

@@ -9,7 +9,7 @@ use jiff::{Timestamp, Zoned};
 /// What was used in a day, or in a month.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Period {
-    /// Its first day; only ever a later one.
+    /// Its first day; a later one with time.
     begins: Date,
     tokens: u64,
     /// Of requests that run.
@@ -56,10 +56,15 @@ impl Almanac {
 }
 
 impl Period {
-    /// Begins anew where a later one has come. A clock that was set back goes on with the later one.
-    pub(super) fn come(&mut self, begins: Date) {
+    /// Begins anew where a later one has come. A clock that was set back goes on with the later one; if
+    /// that is days ahead, it was never true, and what it has counts from here on.
+    pub(super) fn come(&mut self, begins: Date, today: Date) {
         if begins > self.begins {
             *self = Self { begins, ..Self::default() };
+        } else if today.tomorrow().is_ok_and(|tomorrow| self.begins > tomorrow) {
+            // Who holds something settles it for a day that will not come.
+            let (tokens, work) = (self.tokens(), self.work);
+            *self = Self { begins, tokens, held: 0, work };
         }
     }
 
@@ -97,7 +102,7 @@ impl Period {
 
     /// What is known from before; never less than what was counted here.
     pub(super) fn raise(&mut self, begins: Date, tokens: u64, work: Duration) {
-        self.come(begins);
+        self.come(begins, begins);
         if self.begins == begins {
             self.tokens = self.tokens.max(tokens);
             self.work = self.work.max(work);
@@ -153,20 +158,42 @@ mod tests {
         let (november, december) =
             (almanac("2026-11-30T22:59:00Z"), almanac("2026-11-30T23:01:00Z"));
         let mut month = Period::default();
-        month.come(november.month);
+        month.come(november.month, november.day);
         month.hold(500);
         let began = month.begins();
-        month.come(december.month);
+        month.come(december.month, december.day);
         assert_eq!(month.tokens(), 0);
         month.hold(10);
         month.settle(began, 500, 700, Duration::from_secs(9));
         assert_eq!((month.tokens(), month.work()), (10, Duration::ZERO));
         month.settle(month.begins(), 10, 20, Duration::from_secs(3));
-        month.come(november.month);
+        month.come(november.month, november.day);
         assert_eq!(month.begins(), december.month);
         assert_eq!((month.tokens(), month.work()), (20, Duration::from_secs(3)));
         assert!(!month.is_idle(december.month) && !month.is_idle(november.month));
         assert!(month.is_idle(almanac("2027-01-01T00:00:00Z").month));
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_pins_no_count_to_its_day() {
+        let (today, ahead) = (almanac("2026-11-24T12:00:00Z"), almanac("2031-05-07T12:00:00Z"));
+        let next = almanac("2026-12-01T12:00:00Z");
+        for (span, first) in [(Span::Day, 3), (Span::Month, 3)] {
+            let mut period = Period::default();
+            let come = |period: &mut Period, it: &Almanac| period.come(begins(it, span), it.day);
+            come(&mut period, &ahead);
+            period.hold(500);
+            period.settle(period.begins(), 0, first, Duration::from_secs(9));
+            let began = period.begins();
+            come(&mut period, &today);
+            // Nothing is refilled, and what runs counts as what it holds.
+            assert_eq!(period.begins(), begins(&today, span));
+            assert_eq!((period.tokens_used(), period.work()), (503, Duration::from_secs(9)));
+            period.settle(began, 500, 700, Duration::ZERO);
+            assert_eq!(period.tokens(), 503);
+            come(&mut period, &next);
+            assert_eq!(period.tokens(), 0, "{span:?}");
+        }
     }
 
     #[test]
@@ -202,7 +229,7 @@ mod tests {
                 let seen = wall.as_second() + jitter.min(0);
                 let seen = Almanac::of(Timestamp::from_second(seen).unwrap(), &berlin());
                 latest = latest.max(seen.day);
-                day.come(seen.day);
+                day.come(seen.day, seen.day);
                 day.hold(held);
                 open.push((day.begins(), held));
                 if at % 3 == 2 {

@@ -290,13 +290,16 @@ fn a_day_and_a_month_end_by_the_calendar_while_a_stream_runs() {
 
 #[test]
 fn what_others_hold_is_no_used_up_quota() {
-    let room = Room::new("[[rule]]\ntokens_per_day = 100\n");
-    let running = room.take("anna", "m", 500).unwrap();
-    let refused = room.take("anna", "m", 0).unwrap_err();
-    assert_eq!(refused.row().code, "rate_limited");
-    assert!(refused.says().ends_with("when something that runs has ended"), "{}", refused.says());
-    drop(running);
-    assert_eq!(room.uses("anna", "m", 1), "ok");
+    for measure in ["tokens_per_day", "tokens_per_minute"] {
+        let room = Room::new(&format!("[[rule]]\n{measure} = 100\n"));
+        let running = room.take("anna", "m", 500).unwrap();
+        let refused = room.take("anna", "m", 0).unwrap_err();
+        assert_eq!(refused.row().code, "rate_limited");
+        let says = refused.says();
+        assert!(says.ends_with("when something that runs has ended"), "{says}");
+        drop(running);
+        assert_eq!(room.uses("anna", "m", 1), "ok");
+    }
 }
 
 #[test]
