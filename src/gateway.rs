@@ -43,6 +43,7 @@ mod open;
 mod redirect;
 mod state;
 
+pub use admission::recall;
 pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
@@ -144,10 +145,15 @@ struct Live {
 }
 
 impl Live {
-    /// What the ledger knows of this day and month counts against the limits of this state.
-    fn recall(&self, state: &State) -> Result<(), StoreError> {
+    /// What the ledger knows of this day and month counts against the limits of this state, and of keys
+    /// that get theirs later.
+    fn recall(&self, state: &Arc<State>) -> Result<(), StoreError> {
         let Some(keys) = self.memory.managed() else { return Ok(()) };
-        admission::recall(&self.limits, keys.store(), state.plan())
+        let (limits, state) = (self.limits.clone(), Arc::clone(state));
+        let bring_up = move |store: &Store| recall(&limits, store, state.plan());
+        bring_up(keys.store())?;
+        keys.recall_by(bring_up);
+        Ok(())
     }
 
     fn notice(&self, client: ClientAddr, link: &Link, who: &Identity) {
@@ -181,9 +187,9 @@ impl Gateway {
             began: Instant::now(),
             port: OnceLock::new(),
         };
-        let state = State::new(config, None)?;
+        let state = Arc::new(State::new(config, None)?);
         live.recall(&state)?;
-        Ok(Self { state: RwLock::new(Arc::new(state)), live })
+        Ok(Self { state: RwLock::new(state), live })
     }
 
     /// Answers one request. It always answers, and always leaves exactly one line.

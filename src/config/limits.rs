@@ -44,6 +44,18 @@ impl Measure {
         }
     }
 
+    /// Counted from the beginning of a day or a month.
+    #[must_use]
+    pub fn is_by_calendar(self) -> bool {
+        match self {
+            Self::TokensPerDay
+            | Self::TokensPerMonth
+            | Self::GpuSecondsPerDay
+            | Self::GpuSecondsPerMonth => true,
+            Self::RequestsPerMinute | Self::TokensPerMinute | Self::Concurrent => false,
+        }
+    }
+
     /// `None` for a word that is none.
     #[must_use]
     pub fn of(text: &str) -> Option<Self> {

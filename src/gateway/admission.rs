@@ -29,23 +29,34 @@ pub(super) fn ticket(
 ) -> Result<(Ticket, bool), Reject> {
     record.accounts(Account::open(live.ledger.as_ref(), &permit, call));
     let bound = most_allowed(&permit);
-    let ask = || Ask {
+    let model = record.line.model.as_deref();
+    let is_full = || live.ledger.as_ref().is_some_and(|ledger| ledger.is_full());
+    let ask = || Ask { ledger_full: is_full(), ..asked(call, model, bound) };
+    let ticket = live.limits.admit(state.plan(), permit, entered, ask)?;
+    Ok((ticket, call.ask_usage(state.bounds())))
+}
+
+/// What a request would be asked for by the limits, while the ledger has room.
+pub(super) fn supposed<'a>(permit: &Permit, call: &Call<'_>, model: Option<&'a str>) -> Ask<'a> {
+    asked(call, model, most_allowed(permit))
+}
+
+fn asked<'a>(call: &Call<'_>, model: Option<&'a str>, bound: Option<u64>) -> Ask<'a> {
+    Ask {
         class: call.asked.class(),
-        model: record.line.model.as_deref(),
+        model,
         tokens_held: held(call, bound),
         now: Instant::now(),
         wall: Timestamp::now(),
-        ledger_full: live.ledger.as_ref().is_some_and(|ledger| ledger.is_full()),
-    };
-    let ticket = live.limits.admit(state.plan(), permit, entered, ask)?;
-    Ok((ticket, call.ask_usage(state.bounds())))
+        ledger_full: false,
+    }
 }
 
 /// Brings the counts of the day and the month up to what the ledger knows.
 ///
 /// # Errors
 /// Where it cannot be read: a limit must not begin anew.
-pub(super) fn recall(limits: &Limits, store: &Store, plan: &Plan) -> Result<(), StoreError> {
+pub fn recall(limits: &Limits, store: &Store, plan: &Plan) -> Result<(), StoreError> {
     let wall = Timestamp::now();
     let (day, month) = Limits::wants_since(plan, wall);
     let (day, month) = (store.spent_since(day)?, store.spent_since(month)?);

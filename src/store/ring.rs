@@ -5,6 +5,7 @@
 //! stamp be lost, the store itself is asked once a second.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -83,7 +84,12 @@ pub struct KeyRing {
     doubt: Mutex<Doubt>,
     told: Mutex<HashMap<KeyId, Instant>>,
     trouble: Mutex<Trouble>,
+    recall: Recall,
 }
+
+/// Brings counts of the day and the month up to what was used before.
+#[derive(Default)]
+struct Recall(Mutex<Option<Arc<dyn Fn(&Store) -> Result<(), StoreError> + Send + Sync>>>);
 
 type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
 
@@ -233,7 +239,16 @@ impl KeyRing {
             told: Mutex::default(),
             doubt: Mutex::default(),
             trouble: Mutex::new(trouble),
+            recall: Recall::default(),
         })
+    }
+
+    /// What has to be done before a limit on a day or a month counts that a key has not had so far.
+    pub fn recall_by(
+        &self,
+        recall: impl Fn(&Store) -> Result<(), StoreError> + Send + Sync + 'static,
+    ) {
+        *lock(&self.recall.0) = Some(Arc::new(recall));
     }
 
     #[must_use]
@@ -383,7 +398,7 @@ impl KeyRing {
         let known = self.generation.load(Ordering::Acquire);
         let mut changed = Vec::new();
         let read = self.store.changed_since(known, |read| changed.push(read));
-        match read {
+        match read.and_then(|generation| self.recall_for(&changed).map(|()| generation)) {
             Ok(generation) => {
                 let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
                 // Two looks may end in another order than they began.
@@ -398,6 +413,16 @@ impl KeyRing {
             }
             Err(error) => lock(&self.trouble).reading = Some(error),
         }
+    }
+
+    fn recall_for(&self, changed: &[Read]) -> Result<(), StoreError> {
+        let recall = lock(&self.recall.0).as_ref().map(Arc::clone);
+        let Some(recall) = recall else { return Ok(()) };
+        let is_wanted = {
+            let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+            changed.iter().any(|read| is_newly_limited(&keys, read))
+        };
+        if is_wanted { recall(&self.store) } else { Ok(()) }
     }
 
     /// How long there have been changes that cannot be read; `None` if there are none.
@@ -481,6 +506,20 @@ impl KeyRing {
         }
         let (key, name, why) = (held.id.as_str(), held.grant.key_name.as_str(), why.as_str());
         tracing::warn!(key, name, why, %client, "a managed key was refused");
+    }
+}
+
+/// By the calendar; a new key may go on where another of its name was.
+fn is_newly_limited(keys: &Keys, read: &Read) -> bool {
+    let Read::Key(key) = read else { return false };
+    let before = keys.get(&Digest(key.digest)).map(|held| &held.grant.allowance);
+    let is_new = |measure| before.is_none_or(|before| before.get(measure).is_none());
+    key.details.limits.iter().any(|(measure, _)| measure.is_by_calendar() && is_new(measure))
+}
+
+impl fmt::Debug for Recall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recall")
     }
 }
 

@@ -1,12 +1,14 @@
 //! How much somebody may have, and how much at once: refusals, headers, and what is left.
 
-use portcullis::config::{Config, Given, load};
+use portcullis::config::{Config, Given, Measure, load};
+use portcullis::store::{Actor, KeyDetails, MOST_WAITING, Store};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::house::{
-    Answer, Backend, Caller, House, Step, chunk, ok_json, post, stream_head, until,
+    Answer, Backend, Caller, House, KEY, Step, chunk, ok_json, post, stream_head, until,
 };
+use crate::usage;
 
 /// The parts of a configuration that are about limits.
 fn with_limits(text: &str) -> impl FnOnce(&mut Config, &tempfile::TempDir) + use<> {
@@ -228,6 +230,65 @@ async fn what_a_day_may_cost_is_known_after_a_restart_and_after_a_reload() {
     assert_eq!(again.ask(chat("m")).await.status, 200);
     assert_eq!(me(&again).await["used"]["tokens_per_day"], 21);
     assert_eq!(again.ask(chat("m")).await.code(), "quota_exhausted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_gets_a_limit_while_the_gate_runs_has_used_what_it_used() {
+    let backend = of_seven_tokens().await;
+    let change = |config: &mut Config, own: &tempfile::TempDir| {
+        config.data_dir = Some(own.path().join("data"));
+    };
+    let house = House::with(&backend, change).await;
+    let by = Actor { who: "cli:tester".to_owned(), client: None };
+    let store = Store::open_existing(&house.file("data")).unwrap();
+    let details = KeyDetails { name: "bot".to_owned(), ..KeyDetails::default() };
+    let (key, secret) = store.create_key(details, &by).unwrap();
+    let ask = || house.ask(chat("m").replace(KEY, secret.as_str()));
+    for _ in 0..2 {
+        assert_eq!(ask().await.status, 200);
+    }
+    let limited = |number| {
+        store
+            .change_key(key.id, &by, move |it| {
+                it.limits.set(Measure::TokensPerDay, number).unwrap();
+            })
+            .unwrap()
+    };
+    limited(14);
+    let refused = ask().await;
+    assert_eq!((refused.status, refused.code().as_str()), (429, "quota_exhausted"));
+    limited(15);
+    assert_eq!(ask().await.status, 200);
+    assert_eq!(ask().await.code(), "quota_exhausted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_nothing_can_be_kept_only_who_has_a_limit_waits() {
+    let backend = of_seven_tokens().await;
+    let limits = with_limits("[[rule]]\nnames = ['anna']\ntokens_per_day = 1000000\n");
+    let house = House::with(&backend, |config, own| {
+        limits(config, own);
+        config.data_dir = Some(own.path().join("data"));
+        let keys = format!("{KEY} # anna\nkey-of-bert # bert\n");
+        std::fs::write(config.api_keys.as_ref().unwrap(), keys).unwrap();
+    })
+    .await;
+    let (data, aside) = (house.file("data"), house.file("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    let ledger = house.gateway.ledger().unwrap();
+    for number in 0..MOST_WAITING as u64 {
+        drop(ledger.post(usage::row(number, "carl", "chat")));
+    }
+    assert!(ledger.is_full());
+    let bert = || house.ask(chat("m").replace(KEY, "key-of-bert"));
+    let refused = house.ask(chat("m")).await;
+    assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
+    assert_eq!(refused.header("x-should-retry"), Some("true"));
+    assert_eq!(bert().await.status, 200);
+    std::fs::rename(&aside, &data).unwrap();
+    until("room", || (!ledger.is_full()).then_some(())).await;
+    assert_eq!(house.ask(chat("m")).await.status, 200);
+    assert_eq!(ledger.lost(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -121,12 +121,9 @@ async fn of_a_stranger_there_is_no_trace_whatever_it_asks_for() {
     let refused = house.ask(chat(&traceparent("01")).replace(KEY, "wrong")).await;
     assert_eq!(refused.status, 401);
     // A caller is traced, refused or not; told after those before it.
-    let odd = chat("").replace("/api/generate", "/api/unheard-of").replace("POST", "PATCH");
-    assert_eq!(house.ask(odd).await.status, 404);
+    let odd = chat("").replace("\"prompt\"", "\"model\" ");
+    assert_eq!(house.ask(odd).await.status, 400);
     let spans = spans_of(&collector, 1).await;
     assert_eq!(spans.len(), 1, "{spans:?}");
-    assert_eq!(
-        attribute(&spans[0], "portcullis.outcome")["stringValue"],
-        "refused:unknown_endpoint"
-    );
+    assert_eq!(attribute(&spans[0], "portcullis.outcome")["stringValue"], "refused:ambiguous_body");
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::house::{Answer, Backend, Caller, House, PATIENCE};
 
-fn row(number: u64, name: &str, operation: &'static str) -> UsageRow {
+pub fn row(number: u64, name: &str, operation: &'static str) -> UsageRow {
     UsageRow {
         time: SystemTime::now() - Duration::from_secs(3600 + 60 * (10_000 - number)),
         id: format!("{number:016x}").into_bytes().try_into().unwrap(),
