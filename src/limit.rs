@@ -28,12 +28,13 @@ mod shown;
 
 pub use charges::Charges;
 pub use plan::{Plan, Subject};
-pub use shown::Shown;
+pub use shown::{Bears, Shown};
 
 use account::Moment;
 use book::Book;
 use leash::{Leash, Leashes};
 use period::Almanac;
+use plan::Bearing;
 
 const ENDED: Reject = Reject::BadCredentials("the key was revoked", None);
 
@@ -112,12 +113,8 @@ impl Limits {
         who: &Subject<'_>,
         ask: &Ask<'_>,
     ) -> Result<Option<Box<Charges>>, Reject> {
-        if !counts(ask.class) {
-            return Ok(None);
-        }
-        let model = ask.model.and_then(|model| ModelName::parse(model).ok());
-        let mut bearing = plan.bearing(who, model.as_ref());
-        bearing.retain(|it| !it.allowance.is_empty());
+        let model = model_of(ask);
+        let bearing = bearing(plan, who, ask, model.as_ref());
         if bearing.is_empty() {
             return Ok(None);
         }
@@ -199,6 +196,25 @@ impl Ticket {
         })
         .await
     }
+}
+
+fn model_of(ask: &Ask<'_>) -> Option<ModelName> {
+    ask.model.and_then(|model| ModelName::parse(model).ok())
+}
+
+/// The limits that have to be asked; none for what does not count.
+fn bearing<'a>(
+    plan: &'a Plan,
+    who: &Subject<'a>,
+    ask: &Ask<'_>,
+    model: Option<&'a ModelName>,
+) -> Vec<Bearing<'a>> {
+    if !counts(ask.class) {
+        return Vec::new();
+    }
+    let mut bearing = plan.bearing(who, model);
+    bearing.retain(|it| !it.allowance.is_empty());
+    bearing
 }
 
 /// Clients ask for health and lists all the time, and no model works for it.

@@ -11,9 +11,10 @@ use http::{HeaderName, HeaderValue, Method, Request};
 use super::{Settings, say, say_to};
 use crate::auth::Identity;
 use crate::config;
-use crate::gateway::{Explained, State, explain};
+use crate::gateway::{Explained, State, explain, recall};
+use crate::limit::Limits;
 use crate::reject::Reject;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -87,7 +88,21 @@ fn decided(options: &Options) -> anyhow::Result<Explained> {
     let state = State::new(loaded.config, None)?;
     let who = asker(options, &state)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    Ok(runtime.block_on(explain(&state, who, &parts, Bytes::from(body))))
+    let limits = used(&state)?;
+    Ok(runtime.block_on(explain((&state, &limits), who, &parts, Bytes::from(body))))
+}
+
+/// What the ledger has of this day and month.
+fn used(state: &State) -> anyhow::Result<Limits> {
+    let limits = Limits::default();
+    let Some(folder) = &state.config().data_dir else { return Ok(limits) };
+    match Store::open_current(folder) {
+        Ok(store) => recall(&limits, &store, state.plan())?,
+        // No gate has used it yet.
+        Err(StoreError::Missing { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(limits)
 }
 
 fn asker(options: &Options, state: &State) -> anyhow::Result<Identity> {

@@ -3,12 +3,13 @@
 use bytes::Bytes;
 use http::request::Parts;
 
-use super::{State, loaded};
+use super::{State, admission, loaded};
 use crate::access;
 use crate::api::Asked;
 use crate::auth::Identity;
 use crate::call::{self, Call};
 use crate::config::Models;
+use crate::limit::{Ask, Bears, Limits, Subject};
 use crate::reject::Reject;
 
 /// What one stage decided.
@@ -26,15 +27,20 @@ pub struct Explained {
 }
 
 /// As if `who` had sent this. No backend is asked, but for how a model is loaded or where it runs,
-/// where that matters.
-pub async fn explain(state: &State, who: Identity, parts: &Parts, body: Bytes) -> Explained {
+/// where that matters. `limits` has what was used, as far as is known.
+pub async fn explain(
+    (state, limits): (&State, &Limits),
+    who: Identity,
+    parts: &Parts,
+    body: Bytes,
+) -> Explained {
     let mut stages = Vec::new();
-    let refused = Box::pin(walk(state, who, parts, body, &mut stages)).await.err();
+    let refused = Box::pin(walk((state, limits), who, parts, body, &mut stages)).await.err();
     Explained { stages, refused }
 }
 
 async fn walk(
-    state: &State,
+    (state, limits): (&State, &Limits),
     who: Identity,
     parts: &Parts,
     body: Bytes,
@@ -61,7 +67,32 @@ async fn walk(
     if permit.narrows(&call.asked) {
         tell("answer", "the list is narrowed to what may be used".to_owned());
     }
-    Ok(())
+    let model = call.model().map(|it| it.into_owned());
+    let ask = admission::supposed(&permit, &call, model.as_deref());
+    let who = Subject::of(permit.reach());
+    limited(state, limits, (&who, &ask), tell)
+}
+
+/// Each limit that bears on it, and whether it passes them.
+fn limited(
+    state: &State,
+    limits: &Limits,
+    (who, ask): (&Subject<'_>, &Ask<'_>),
+    mut tell: impl FnMut(&'static str, String),
+) -> Result<(), Reject> {
+    let all = limits.bearing(state.plan(), who, ask);
+    if all.is_empty() {
+        tell("limits", "none".to_owned());
+    }
+    for Bears { measure, number, used, whose, models } in all {
+        let models = models.map(|models| format!(" with {models}")).unwrap_or_default();
+        let left = match measure.is_by_calendar() {
+            true => format!("{} left", number.saturating_sub(used)),
+            false => "what is left only the running gate knows".to_owned(),
+        };
+        tell("limits", format!("{} is {number} for {whose}{models}; {left}", measure.as_str()));
+    }
+    limits.take(state.plan(), who, ask).map(drop)
 }
 
 fn models_of(entry: &access::Entry) -> String {

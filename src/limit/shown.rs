@@ -1,15 +1,15 @@
-//! A caller's limits, and what is used of them, for the caller.
+//! A caller's limits, and what is used of them, for the caller and for who looks after the gate.
 
 use std::time::Instant;
 
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::Limits;
 use super::account::Moment;
 use super::period::Almanac;
 use super::plan::{Bearing, Plan, Subject};
-use crate::config::{Limit, Measure};
+use super::{Ask, Limits, bearing, model_of};
+use crate::config::{Limit, Measure, Models};
 
 /// Two objects with the same names: the numbers, and what is used of each.
 #[derive(Debug, Default)]
@@ -18,7 +18,39 @@ pub struct Shown {
     pub used: Map<String, Value>,
 }
 
+/// One limit that bears on a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bears {
+    pub measure: Measure,
+    pub number: u64,
+    pub used: u64,
+    /// Who shares the count.
+    pub whose: String,
+    /// The models that it is about, if not all.
+    pub models: Option<String>,
+}
+
 impl Limits {
+    /// Every limit that [`Limits::take`] would ask, and what is used of it.
+    #[must_use]
+    pub fn bearing(&self, plan: &Plan, who: &Subject<'_>, ask: &Ask<'_>) -> Vec<Bears> {
+        let almanac = Almanac::of(ask.wall, plan.zone());
+        let moment = Moment { now: ask.now, almanac, is_work: true, spends: true };
+        let model = model_of(ask);
+        let mut all = Vec::new();
+        for it in bearing(plan, who, ask, model.as_ref()) {
+            for (measure, number) in it.allowance.iter() {
+                let used = self.number(&it, measure, &moment).map_or(0, |(_, used)| used);
+                let models = match it.models {
+                    Models::All => None,
+                    Models::Only(_) => Some(it.models.to_string()),
+                };
+                all.push(Bears { measure, number, used, whose: it.scope.whose(), models });
+            }
+        }
+        all
+    }
+
     /// Of each kind of limit the one of which the least is left; those about models apart.
     #[must_use]
     pub fn spent(&self, plan: &Plan, who: &Subject<'_>, now: Instant, wall: Timestamp) -> Shown {

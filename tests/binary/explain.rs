@@ -1,8 +1,11 @@
 //! `explain`: the stages, the words of the refusal, and the exit status.
 
 use std::fs;
+use std::time::SystemTime;
 
-use super::{House, text};
+use portcullis::store::{Usage, UsageRow};
+
+use super::{House, text, usage};
 
 const RULES: &str = "[groups]\nclass = ['anna']\n[[rule]]\ngroups = ['class']\nmodels = ['gemma3*']\n\
                      policy = { num_ctx = { max = 8192 } }\n";
@@ -50,4 +53,43 @@ fn a_request_is_explained_stage_by_stage() {
     let none = house.run(&["explain", "--key", "nobody", "GET", "/api/tags"]);
     assert_eq!(none.status.code(), Some(2), "{}", text(&none));
     assert!(text(&none).contains("no key is called nobody"), "{}", text(&none));
+}
+
+#[test]
+fn limits_that_bear_on_a_request_are_told_with_what_is_left() {
+    let house = House::new();
+    fs::write(house.path("keys"), "a-key # anna\n").unwrap();
+    let limits = |number: u32| {
+        let text = format!(
+            "api_keys = 'keys'\ndata_dir = 'data'\n[[rule]]\nrequests_per_minute = 9\n\
+             [[limit]]\nper = 'model'\nmodels = ['gemma3*']\ntokens_per_month = {number}\n"
+        );
+        fs::write(house.path("portcullis.toml"), text).unwrap();
+    };
+    limits(1000);
+    fs::write(house.path("chat.json"), r#"{"model":"gemma3:1b"}"#).unwrap();
+    let explain = || {
+        let done =
+            house.run(&["explain", "--as", "anna", "POST", "/api/chat", "--body", "chat.json"]);
+        (done.status.code(), text(&done))
+    };
+    let (code, says) = explain();
+    assert_eq!(code, Some(0), "{says}");
+    assert!(says.contains("requests_per_minute is 9 for anna; what is left only"), "{says}");
+    let whose = "tokens_per_month is 1000 for all who use gemma3:1b with gemma3*; ";
+    assert!(says.contains(&format!("{whose}1000 left")), "{says}");
+
+    let spent = Usage { prompt: 300, completion: 100, ..Usage::default() };
+    let row = usage::row(1, "anna", "gemma3:1b", "chat");
+    let row = UsageRow { time: SystemTime::now(), usage: spent, ..row };
+    usage::fill(&house.path("data"), vec![row]);
+    let (code, says) = explain();
+    assert_eq!(code, Some(0), "{says}");
+    assert!(says.contains(&format!("{whose}600 left")), "{says}");
+    limits(400);
+    let (code, says) = explain();
+    assert_eq!(code, Some(1), "{says}");
+    assert!(says.contains("429 quota_exhausted: tokens_per_month is 400"), "{says}");
+    let list = house.run(&["explain", "--as", "anna", "GET", "/api/tags"]);
+    assert!(text(&list).contains("limits    none"), "{}", text(&list));
 }

@@ -15,7 +15,7 @@ use super::{House, PATIENCE};
 
 const DATA: [&str; 2] = ["--data-dir", "data"];
 
-fn row(number: u64, name: &str, model: &str, operation: &'static str) -> UsageRow {
+pub(super) fn row(number: u64, name: &str, model: &str, operation: &'static str) -> UsageRow {
     UsageRow {
         time: SystemTime::now() - Duration::from_secs(3600 + 60 * (100 - number)),
         id: format!("{number:016x}").into_bytes().try_into().unwrap(),
@@ -59,7 +59,7 @@ fn rows() -> Vec<UsageRow> {
     ]
 }
 
-fn fill(folder: &Path, rows: Vec<UsageRow>) {
+pub(super) fn fill(folder: &Path, rows: Vec<UsageRow>) {
     let store = Arc::new(Store::open(folder).unwrap());
     let keep = Duration::from_secs(400 * 24 * 3600);
     let settings = LedgerSettings { mode: LedgerMode::Journal, keep, zone: TimeZone::UTC };
