@@ -120,7 +120,7 @@ impl Metered {
     #[must_use]
     pub fn around(fields: FieldLines, riders: Riders, idle: Duration, dialect: Dialect) -> Answer {
         let Riders { connection, lease, ticket, record, sifts } = riders;
-        let reader = reader_of(&record, fields.kind());
+        let reader = reader_of(&record, &fields);
         let known = connection.left().is_some();
         let framing = if known { Framing::Opaque } else { Framing::of(&fields) };
         let mut metered = Box::new(Self {
@@ -315,9 +315,12 @@ impl Metered {
 }
 
 /// What counts an answer of this kind, where a model is at work on it.
-fn reader_of(record: &Record, kind: &[u8]) -> Option<Box<Reader>> {
+fn reader_of(record: &Record, fields: &FieldLines) -> Option<Box<Reader>> {
     let prompt = record.prompt_estimate()?;
-    let counts = Counts::of(record.line.operation?, record.line.status, kind)?;
+    let mut counts = Counts::of(record.line.operation?, record.line.status, fields.kind())?;
+    if fields.is_encoded() {
+        counts = counts.by_length();
+    }
     Some(Box::new(Reader::new(counts, prompt)))
 }
 
@@ -325,7 +328,8 @@ impl Framing {
     fn of(fields: &FieldLines) -> Self {
         let kind = fields.kind();
         let is = |name: &[u8]| {
-            kind.get(..name.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(name))
+            !fields.is_encoded()
+                && kind.get(..name.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(name))
         };
         if is(b"application/x-ndjson") {
             Self::Ndjson

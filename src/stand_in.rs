@@ -105,7 +105,11 @@ async fn answer(
         })),
         (&Method::POST, "/api/generate") => said(generate, NDJSON, native, pace),
         (&Method::POST, "/api/chat") => said(chat, NDJSON, native, pace),
-        (&Method::POST, "/v1/chat/completions") => said(openai_chat, SSE, openai, pace),
+        (&Method::POST, "/v1/chat/completions") => {
+            let wish = asked.pointer("/stream_options/include_usage");
+            let form = if wish == Some(&Value::Bool(true)) { SSE_WITH_USAGE } else { SSE };
+            said(openai_chat, form, openai, pace)
+        }
         (&Method::POST, "/api/embed") => {
             whole(&json!({"model": MODEL, "embeddings": [[0.1, 0.2, 0.3]], "prompt_eval_count": 1}))
         }
@@ -154,10 +158,23 @@ fn chat(word: Option<&str>) -> Value {
 fn openai_chat(word: Option<&str>) -> Value {
     let end = word.is_none().then_some("stop");
     let delta = word.map_or(json!({}), |word| json!({"role": "assistant", "content": word}));
-    json!({
-        "id": "stand-in", "object": "chat.completion.chunk", "created": 0, "model": MODEL,
-        "choices": [{"index": 0, "delta": delta, "finish_reason": end}],
-    })
+    let choices = json!([{"index": 0, "delta": delta, "finish_reason": end}]);
+    chunk("chat.completion.chunk", choices, None)
+}
+
+fn chunk(object: &str, choices: Value, usage: Option<Value>) -> Value {
+    let mut chunk = json!({
+        "id": "stand-in", "object": object, "created": 0, "model": MODEL, "choices": choices,
+    });
+    if let (Some(usage), Some(chunk)) = (usage, chunk.as_object_mut()) {
+        chunk.insert("usage".to_owned(), usage);
+    }
+    chunk
+}
+
+fn usage() -> Value {
+    let words = WORDS.len();
+    json!({"prompt_tokens": 1, "completion_tokens": words, "total_tokens": words + 1})
 }
 
 #[derive(Clone, Copy)]
@@ -166,24 +183,39 @@ struct Form {
     before: &'static str,
     after: &'static str,
     end: &'static str,
+    /// Tells what it came to in an event of its own.
+    tells_usage: bool,
 }
 
-const NDJSON: Form =
-    Form { content_type: "application/x-ndjson", before: "", after: "\n", end: "" };
+const NDJSON: Form = Form {
+    content_type: "application/x-ndjson",
+    before: "",
+    after: "\n",
+    end: "",
+    tells_usage: false,
+};
 const SSE: Form = Form {
     content_type: "text/event-stream",
     before: "data: ",
     after: "\n\n",
     end: "data: [DONE]\n\n",
+    tells_usage: false,
 };
+const SSE_WITH_USAGE: Form = Form { tells_usage: true, ..SSE };
 
 fn said(saying: Saying, form: Form, streamed: bool, pace: Duration) -> Response<Spoken> {
     if !streamed {
         return whole(&all_at_once(saying));
     }
-    let frame = |word| format!("{}{}{}", form.before, saying(word), form.after);
-    let mut frames: Vec<String> = WORDS.iter().map(|word| frame(Some(*word))).collect();
-    frames.push(frame(None) + form.end);
+    let frame = |said: Value| format!("{}{said}{}", form.before, form.after);
+    let mut frames: Vec<String> = WORDS.iter().map(|word| frame(saying(Some(*word)))).collect();
+    frames.push(frame(saying(None)));
+    if form.tells_usage {
+        frames.push(frame(chunk("chat.completion.chunk", json!([]), Some(usage()))));
+    }
+    if let Some(last) = frames.last_mut() {
+        last.push_str(form.end);
+    }
     frames.reverse();
     let frames = frames.into_iter().map(Bytes::from).collect();
     let mut response = Response::new(Spoken { frames, pace, due: None });
@@ -204,15 +236,9 @@ fn all_at_once(saying: Saying) -> Value {
     if answer.get("choices").is_none() {
         return answer;
     }
-    json!({
-        "id": "stand-in", "object": "chat.completion", "created": 0, "model": MODEL,
-        "choices": [{
-            "index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop",
-        }],
-        "usage": {
-            "prompt_tokens": 1, "completion_tokens": WORDS.len(), "total_tokens": WORDS.len() + 1,
-        },
-    })
+    let message = json!({"role": "assistant", "content": text});
+    let choices = json!([{"index": 0, "message": message, "finish_reason": "stop"}]);
+    chunk("chat.completion", choices, Some(usage()))
 }
 
 fn whole(value: &Value) -> Response<Spoken> {

@@ -28,6 +28,7 @@ pub struct FieldLines {
     kind: Range<usize>,
     has_date: bool,
     has_length: bool,
+    is_encoded: bool,
 }
 
 impl FieldLines {
@@ -40,6 +41,8 @@ impl FieldLines {
     pub fn push(&mut self, name: &[u8], value: &[u8]) {
         self.has_date |= name.eq_ignore_ascii_case(b"date");
         self.has_length |= name.eq_ignore_ascii_case(b"content-length");
+        self.is_encoded |= name.eq_ignore_ascii_case(b"content-encoding")
+            && !value.eq_ignore_ascii_case(b"identity");
         push_line(&mut self.lines, name, value);
         if name.eq_ignore_ascii_case(b"content-type") {
             let end = self.lines.len() - 2;
@@ -64,6 +67,12 @@ impl FieldLines {
     #[must_use]
     pub fn has_length(&self) -> bool {
         self.has_length
+    }
+
+    /// Its bytes are not what they stand for, by `Content-Encoding`.
+    #[must_use]
+    pub fn is_encoded(&self) -> bool {
+        self.is_encoded
     }
 
     /// The value of `Content-Type`; empty without one.
@@ -289,7 +298,11 @@ mod tests {
         assert!(!passed.has_date() && !passed.has_length());
         passed.push(b"DATE", b"now");
         passed.push(b"content-Length", b"1");
-        assert!(passed.has_date() && passed.has_length());
+        assert!(passed.has_date() && passed.has_length() && !passed.is_encoded());
+        passed.push(b"content-encoding", b"Identity");
+        assert!(!passed.is_encoded());
+        passed.push(b"Content-Encoding", b"gzip");
+        assert!(passed.is_encoded());
     }
 
     #[test]

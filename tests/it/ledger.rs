@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use portcullis::stand_in::StandIn;
 use portcullis::store::{RowsQuery, Store, UsageEntry, UsageFilter};
 use tokio::sync::Notify;
 
@@ -129,6 +130,29 @@ async fn a_caller_who_leaves_before_the_first_byte_has_a_row() {
     let row = one_row(&house).await;
     assert_eq!((row.outcome.as_str(), row.status), ("client_gone", 0));
     assert_eq!((row.usage.completion, row.usage.estimated), (0, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_packed_though_nobody_asked_for_it_is_estimated_by_its_length() {
+    let backend = Backend::scripted(|_| {
+        // Its bytes do not matter; what looks like an end in them is none.
+        let packed = LAST.repeat(40);
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\
+                    Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n";
+        vec![send(head), send(chunk(&packed)), send("0\r\n\r\n")]
+    })
+    .await;
+    let house = house(&backend).await;
+    let mut caller = house.connect().await;
+    let asked = post("/api/generate", PROMPT).replace("Host", "Accept-Encoding: gzip\r\nHost");
+    caller.send(asked).await;
+    let answer = caller.answer().await;
+    assert_eq!(answer.header("content-encoding"), Some("gzip"));
+    assert!(!backend.seen()[0].head.to_lowercase().contains("accept-encoding"));
+    let row = one_row(&house).await;
+    let length = 40 * LAST.len() as u64;
+    assert_eq!((row.usage.completion, row.usage.estimated), (length.div_ceil(4), true));
+    assert!(row.usage.prompt > 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -279,6 +303,27 @@ async fn a_chat_of_openais_is_counted_though_its_caller_did_not_ask_and_does_not
 }
 
 /// What comes to the caller of these pieces of a stream that was asked for its usage.
+/// The built-in model server tells what it came to as Ollama does.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_stand_in_says_is_counted_as_it_tells() {
+    let stand_in = StandIn::start(Duration::ZERO).await.unwrap();
+    let unused = Backend::ok().await;
+    let house = House::with(&unused, |config, folder| {
+        config.data_dir = Some(folder.path().join("data"));
+        config.backend.url = format!("http://{}", stand_in.address()).parse().unwrap();
+    })
+    .await;
+    let wish = r#","stream_options":{"include_usage":true}"#;
+    for (count, (more, sees)) in [("", false), (wish, true)].into_iter().enumerate() {
+        let body = format!(r#"{{"model":"{}","stream":true{more}}}"#, portcullis::stand_in::MODEL);
+        let answer = house.ask(post("/v1/chat/completions", &body)).await;
+        assert_eq!(answer.text().contains("\"usage\""), sees, "{}", answer.text());
+        let row = rows_in_time(&house, count + 1).await.pop().unwrap();
+        let usage = (row.usage.prompt, row.usage.completion, row.usage.estimated);
+        assert_eq!(usage, (1, 12, false));
+    }
+}
+
 async fn sifted(pieces: Vec<String>) -> String {
     let backend = Backend::scripted(move |seen| {
         assert!(!seen.head.to_ascii_lowercase().contains("accept-encoding"), "{}", seen.head);

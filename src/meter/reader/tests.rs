@@ -75,6 +75,24 @@ fn events_are_counted() {
     assert_eq!(counted("chat_completions", SSE, &words), (estimate(99, 5), false));
 }
 
+#[test]
+fn an_error_among_events_leaves_what_was_made() {
+    let chat = r#"data: {"choices":[{"index":0,"delta":{"content":" a"}}]}"#;
+    let message = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\
+                   \"delta\":{\"type\":\"text_delta\",\"text\":\" a\"}}";
+    let response = "event: response.output_text.delta\n\
+                    data: {\"type\":\"response.output_text.delta\",\"delta\":\" a\"}";
+    let error = r#"{"type":"error","error":{"type":"api_error","message":"gone","usage":{"prompt_tokens":7,"completion_tokens":7}}}"#;
+    for (operation, word, form) in [
+        ("chat_completions", chat, "data: "),
+        ("messages", message, "event: error\ndata: "),
+        ("responses", response, "event: error\ndata: "),
+    ] {
+        let broken = format!("{word}\n\n{word}\n\n{form}{error}\n\n");
+        assert_eq!(counted(operation, SSE, &broken).0, estimate(99, 2), "{operation}");
+    }
+}
+
 const WORD: &str = r#"{"model":"m","created_at":"2026-01-01T00:00:00.123456Z","message":{"role":"assistant","content":" one"},"done":false}"#;
 
 /// Whether each of these lines, in a piece of its own behind two usual ones, is a usual token; the
