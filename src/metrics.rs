@@ -16,16 +16,19 @@ use crate::store::UsageRow;
 mod families;
 mod histogram;
 mod models;
+mod outcome;
 mod process;
 mod text;
 
 pub use families::{FAMILIES, Family, Kind};
 pub use models::MOST_MODELS;
+pub use outcome::Outcome;
 pub use process::Process;
 pub use text::CONTENT_TYPE;
 
 use histogram::Histogram;
 use models::Models;
+use outcome::OUTCOMES;
 
 /// Beside the operations of the API.
 const UNKNOWN: usize = ENDPOINTS.len();
@@ -39,38 +42,8 @@ const CLASSES: [&str; 8] =
     ["health", "inference", "models", "manage", "owner", "unknown", "admin", "none"];
 const INFERENCE: usize = 1;
 
-const ENDINGS: [&str; 7] =
-    ["done", "client_gone", "backend_failed", "backend_timeout", "drained", "stopped", "refused"];
 /// Classes of statuses; the first is for callers who left before there was one.
 const STATUSES: [&str; 5] = ["none", "2xx", "3xx", "4xx", "5xx"];
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
-    Done,
-    ClientGone,
-    BackendFailed,
-    BackendTimeout,
-    Drained,
-    Stopped,
-    /// With its code.
-    Refused(&'static str),
-}
-
-impl Ending {
-    /// Its place in [`ENDINGS`].
-    fn place(self) -> usize {
-        match self {
-            Self::Done => 0,
-            Self::ClientGone => 1,
-            Self::BackendFailed => 2,
-            Self::BackendTimeout => 3,
-            Self::Drained => 4,
-            Self::Stopped => 5,
-            Self::Refused(_) => 6,
-        }
-    }
-}
 
 /// What is counted of a request that has ended.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +52,7 @@ pub struct Ended {
     pub operation: Option<&'static str>,
     /// 0 where none was sent.
     pub status: u16,
-    pub ending: Ending,
+    pub outcome: Outcome,
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub queue: Duration,
@@ -91,7 +64,7 @@ pub struct Ended {
 /// See the top of the file.
 #[derive(Debug)]
 pub struct Metrics {
-    /// By operation, ending and status.
+    /// By operation, outcome and status.
     requests: Box<[AtomicU64]>,
     /// In the order of [`CODES`].
     refusals: [AtomicU64; CODES.len()],
@@ -147,7 +120,7 @@ pub struct FileGauge {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let requests = OPERATIONS * ENDINGS.len() * STATUSES.len();
+        let requests = OPERATIONS * OUTCOMES.len() * STATUSES.len();
         Self {
             requests: (0..requests).map(|_| AtomicU64::new(0)).collect(),
             refusals: std::array::from_fn(|_| AtomicU64::new(0)),
@@ -169,10 +142,10 @@ impl Metrics {
         let operation = place_of(ended.operation);
         let class = class_of(operation);
         let status = STATUSES.len().min(usize::from(ended.status / 100)).saturating_sub(1);
-        let ending = ended.ending.place();
-        let place = (operation * ENDINGS.len() + ending) * STATUSES.len() + status;
+        let outcome = ended.outcome.place();
+        let place = (operation * OUTCOMES.len() + outcome) * STATUSES.len() + status;
         add(self.requests.get(place), 1);
-        if let Ending::Refused(code) = ended.ending {
+        if let Outcome::Refused(code) = ended.outcome {
             let known = CODES.iter().position(|known| *known == code);
             add(known.and_then(|place| self.refusals.get(place)), 1);
         }
@@ -208,8 +181,8 @@ impl Metrics {
         &self,
     ) -> impl Iterator<Item = ((&'static str, &'static str, &'static str), &AtomicU64)> {
         let labels = (0..OPERATIONS).flat_map(|operation| {
-            ENDINGS.iter().flat_map(move |ending| {
-                STATUSES.iter().map(move |status| (name_of(operation), *ending, *status))
+            OUTCOMES.iter().flat_map(move |outcome| {
+                STATUSES.iter().map(move |status| (name_of(operation), *outcome, *status))
             })
         });
         labels.zip(&self.requests)

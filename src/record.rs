@@ -27,6 +27,7 @@ mod outlet;
 mod text;
 mod traced;
 
+pub use crate::metrics::Outcome;
 pub use account::Account;
 pub use decisions::{Decisions, MOST_DECISIONS};
 pub use outlet::Outlet;
@@ -91,59 +92,6 @@ impl RequestIds {
             *digit = b"0123456789abcdef".get(nibble as usize).copied().unwrap_or(b'0');
         }
         RequestId(id)
-    }
-}
-
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Done,
-    ClientGone,
-    BackendFailed,
-    BackendTimeout,
-    /// Cut at the end of a shutdown's patience.
-    Drained,
-    /// Ended by whoever looks after the gate.
-    Stopped,
-    Refused(&'static str),
-}
-
-impl Outcome {
-    fn kind(self) -> &'static str {
-        match self {
-            Self::Done => "done",
-            Self::ClientGone => "client_gone",
-            Self::BackendFailed => "backend_failed",
-            Self::BackendTimeout => "backend_timeout",
-            Self::Drained => "drained",
-            Self::Stopped => "stopped",
-            Self::Refused(_) => "refused",
-        }
-    }
-
-    /// The code of a refusal.
-    fn code(self) -> Option<&'static str> {
-        match self {
-            Self::Refused(code) => Some(code),
-            Self::BackendFailed => Some("backend_failed"),
-            Self::BackendTimeout => Some("backend_timeout"),
-            Self::Done | Self::ClientGone | Self::Drained | Self::Stopped => None,
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind())?;
-        match self {
-            Self::Refused(code) => write!(f, ":{code}"),
-            Self::Done
-            | Self::ClientGone
-            | Self::BackendFailed
-            | Self::BackendTimeout
-            | Self::Drained
-            | Self::Stopped => Ok(()),
-        }
     }
 }
 
@@ -301,10 +249,12 @@ impl Record {
 
     /// The answer broke after its first byte, when the status had gone already.
     pub fn break_off(&mut self, reject: &Reject) {
-        self.end(match reject.row().code {
-            "backend_timeout" => Outcome::BackendTimeout,
-            "bad_credentials" => Outcome::Stopped,
-            _ => Outcome::BackendFailed,
+        let row = reject.row();
+        self.end(match (row.fault, row.code) {
+            (_, "backend_timeout") => Outcome::BackendTimeout,
+            (_, "bad_credentials") => Outcome::Stopped,
+            (Fault::Ours, code) => Outcome::Refused(code),
+            (Fault::Backend | Fault::Caller, _) => Outcome::BackendFailed,
         });
         say(reject, self.line.id, &self.log);
     }

@@ -39,11 +39,11 @@ pub(super) fn row(model: &str) -> UsageRow {
     }
 }
 
-fn ended(operation: Option<&'static str>, status: u16, ending: Ending) -> Ended {
+fn ended(operation: Option<&'static str>, status: u16, outcome: Outcome) -> Ended {
     Ended {
         operation,
         status,
-        ending,
+        outcome,
         bytes_in: 3,
         bytes_out: 5,
         queue: Duration::from_millis(2),
@@ -93,12 +93,12 @@ fn value(samples: &BTreeMap<String, f64>, name: &str) -> f64 {
 #[test]
 fn a_request_is_counted_by_what_it_was_and_how_it_ended() {
     let metrics = Arc::new(Metrics::default());
-    metrics.observe(&ended(Some("chat"), 200, Ending::Done));
-    metrics.observe(&ended(Some("chat"), 200, Ending::Done));
-    metrics.observe(&ended(Some("chat"), 0, Ending::ClientGone));
-    metrics.observe(&ended(Some("unknown"), 404, Ending::Done));
-    metrics.observe(&ended(Some("list_keys"), 200, Ending::Done));
-    metrics.observe(&ended(None, 401, Ending::Refused("bad_credentials")));
+    metrics.observe(&ended(Some("chat"), 200, Outcome::Done));
+    metrics.observe(&ended(Some("chat"), 200, Outcome::Done));
+    metrics.observe(&ended(Some("chat"), 0, Outcome::ClientGone));
+    metrics.observe(&ended(Some("unknown"), 404, Outcome::Done));
+    metrics.observe(&ended(Some("list_keys"), 200, Outcome::Done));
+    metrics.observe(&ended(None, 401, Outcome::Refused("bad_credentials")));
     let seen = samples(&metrics);
     for (labels, count) in [
         ("operation=\"chat\",outcome=\"done\",status=\"2xx\"", 2.0),
@@ -195,7 +195,7 @@ fn what_is_true_now_is_told() {
 #[test]
 fn what_is_told_is_the_table_and_nothing_else() {
     let metrics = Arc::new(Metrics::default());
-    metrics.observe(&ended(Some("chat"), 200, Ending::Done));
+    metrics.observe(&ended(Some("chat"), 200, Outcome::Done));
     metrics.observe_usage(&row("gemma3"));
     let seen = samples(&metrics);
     let mut told = std::collections::BTreeSet::new();
@@ -229,14 +229,14 @@ fn what_is_told_is_the_table_and_nothing_else() {
 fn nobody_can_make_more_than_two_thousand_series() {
     let metrics = Arc::new(Metrics::default());
     let endings = [
-        Ending::Done,
-        Ending::ClientGone,
-        Ending::BackendFailed,
-        Ending::BackendTimeout,
-        Ending::Drained,
-        Ending::Stopped,
-        Ending::Refused("overloaded"),
-        Ending::Refused("no code of the table"),
+        Outcome::Done,
+        Outcome::ClientGone,
+        Outcome::BackendFailed,
+        Outcome::BackendTimeout,
+        Outcome::Drained,
+        Outcome::Stopped,
+        Outcome::Refused("overloaded"),
+        Outcome::Refused("no code of the table"),
     ];
     let operations = ENDPOINTS.iter().map(|row| Some(row.operation));
     for operation in operations.chain([None, Some("unknown"), Some("anything"), Some("")]) {
@@ -251,6 +251,6 @@ fn nobody_can_make_more_than_two_thousand_series() {
     }
     let seen = samples(&metrics);
     let counted = seen.keys().filter(|name| name.starts_with("portcullis_requests_total")).count();
-    assert_eq!(counted, OPERATIONS * ENDINGS.len() * STATUSES.len(), "everything was filled");
+    assert_eq!(counted, OPERATIONS * OUTCOMES.len() * STATUSES.len(), "everything was filled");
     assert!(seen.len() <= 2_000, "{}", seen.len());
 }

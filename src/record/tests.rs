@@ -81,6 +81,22 @@ fn ids_count_on_and_are_sixteen_digits() {
 }
 
 #[test]
+fn an_answer_that_broke_is_the_fault_of_whoever_broke_it() {
+    let log = Log::start(io::sink(), LogFormat::Json).unwrap();
+    for (reject, outcome) in [
+        (Reject::BackendTimeout, "backend_timeout"),
+        (Reject::BackendFailed("it is gone".into()), "backend_failed"),
+        (Reject::Internal, "refused:internal"),
+        (Reject::Overloaded("too much"), "refused:overloaded"),
+    ] {
+        let id = RequestIds::new().unwrap().draw();
+        let mut record = Record::open(log.clone(), id, Arc::default());
+        record.break_off(&reject);
+        assert_eq!(record.outcome().to_string(), outcome);
+    }
+}
+
+#[test]
 fn an_error_is_told_with_its_causes() {
     let error = Reject::NoBackend(Box::new(io::Error::other("no route")));
     assert_eq!(Chain(&error).to_string(), "no backend could be reached: no route");
