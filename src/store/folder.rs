@@ -1,6 +1,6 @@
 //! The thread that brings the journal into the store, and takes out of the store what is too old.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
@@ -32,8 +32,8 @@ pub(super) struct Folder {
     keep: Duration,
     /// How far files are folded.
     marks: HashMap<String, u64>,
-    /// The file that was put away last.
-    gone: Option<String>,
+    /// Files that are gone, and were so at the last look already.
+    gone: HashSet<String>,
 }
 
 impl Folder {
@@ -49,7 +49,7 @@ impl Folder {
             calendar: Arc::new(calendar),
             keep,
             marks: HashMap::new(),
-            gone: None,
+            gone: HashSet::new(),
         }
     }
 
@@ -177,18 +177,35 @@ impl Folder {
             warn!(bytes = torn, "the journal of usage ended in the middle of a row");
         }
         self.marks.remove(name);
-        // Whoever opened the file before it went still has to find out that it is in the store.
-        let Some(earlier) = self.gone.replace(name.to_owned()) else { return Ok(()) };
-        self.store.write(move |transaction| Ok(fold::forget(transaction, &earlier)?))
+        Ok(())
     }
 
-    fn prune_if_due(&self, last: &mut Option<Instant>) -> Result<(), StoreError> {
+    fn prune_if_due(&mut self, last: &mut Option<Instant>) -> Result<(), StoreError> {
         if last.is_some_and(|last| last.elapsed() < PRUNE) {
             return Ok(());
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.prune(since)?;
+        self.forget_gone()?;
         *last = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Whoever opened a file before it went still has to find out that it is in the store; an hour later
+    /// nobody does.
+    pub(super) fn forget_gone(&mut self) -> Result<(), StoreError> {
+        let marks = self.store.read(fold::marks)?;
+        let folder = self.store.folder();
+        let names = journal::segments(folder).map_err(|error| files::failed(folder, &error))?;
+        let names: HashSet<_> = names.into_iter().collect();
+        let (long, lately): (HashSet<_>, _) = marks
+            .into_keys()
+            .filter(|name| !names.contains(name))
+            .partition(|name| self.gone.contains(name));
+        self.gone = lately;
+        for name in long {
+            self.store.write(move |transaction| Ok(fold::forget(transaction, &name)?))?;
+        }
         Ok(())
     }
 

@@ -62,3 +62,37 @@ impl Usage {
         self.prompt.saturating_add(self.completion)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl UsageRow {
+        /// A chat of Anna's in a short row of them from 2026-11-24T12:00:00Z on, for tests.
+        pub(crate) fn example(number: u32) -> Self {
+            let noon = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_521_600);
+            Self {
+                time: noon + Duration::from_millis(u64::from(number) * 7),
+                id: format!("cafe0000{number:08x}").into_bytes().try_into().unwrap(),
+                client: Some("192.0.2.7".parse().unwrap()),
+                name: "anna".into(),
+                key: None,
+                model: Some("gemma3:1b".to_owned()),
+                operation: "chat",
+                is_inference: true,
+                backend: "ollama".into(),
+                status: 200,
+                outcome: "done",
+                usage: Usage { prompt: 10, completion: u64::from(number), ..Usage::default() },
+                runner_options: None,
+                bytes_in: 100,
+                bytes_out: 2000,
+                queue: Duration::ZERO,
+                first_byte: Some(Duration::from_millis(20)),
+                first_token: Some(Duration::from_millis(30)),
+                total: Duration::from_millis(900),
+                backend_time: Duration::from_millis(800),
+            }
+        }
+    }
+}

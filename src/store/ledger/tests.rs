@@ -21,8 +21,6 @@ use super::*;
 
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// 2026-11-24T12:00:00Z.
-const NOON: u64 = 1_795_521_600;
 
 struct Room {
     folder: TempDir,
@@ -128,29 +126,7 @@ fn settings(mode: LedgerMode) -> LedgerSettings {
 }
 
 fn row(number: u32) -> UsageRow {
-    let at = Duration::from_secs(NOON) + Duration::from_millis(u64::from(number) * 7);
-    UsageRow {
-        time: SystemTime::UNIX_EPOCH + at,
-        id: format!("cafe0000{number:08x}").into_bytes().try_into().unwrap(),
-        client: Some("192.0.2.7".parse().unwrap()),
-        name: "anna".into(),
-        key: None,
-        model: Some("gemma3:1b".to_owned()),
-        operation: "chat",
-        is_inference: true,
-        backend: "ollama".into(),
-        status: 200,
-        outcome: "done",
-        usage: Usage { prompt: 10, completion: u64::from(number), ..Usage::default() },
-        runner_options: None,
-        bytes_in: 100,
-        bytes_out: 2000,
-        queue: Duration::ZERO,
-        first_byte: Some(Duration::from_millis(20)),
-        first_token: Some(Duration::from_millis(30)),
-        total: Duration::from_millis(900),
-        backend_time: Duration::from_millis(800),
-    }
+    UsageRow::example(number)
 }
 
 fn records(numbers: std::ops::Range<u32>) -> Vec<u8> {
@@ -564,6 +540,55 @@ fn what_is_in_the_store_already_does_not_count_twice() {
     until(|| !again.exists() && !path.exists());
     assert_has(&store, 0..30);
     assert!(backup.exists());
+}
+
+/// Who asks opens the journal first and then looks how far it is in the store.
+#[test]
+fn a_journal_that_goes_while_somebody_reads_it_counts_once() {
+    let room = Room::new();
+    let store = room.store();
+    for name in ["usage-1.journal", "usage-2.journal"] {
+        room.leave(name, &records(0..3));
+    }
+    let read = |journal: journal::Unfolded| {
+        let marks = store.read(fold::marks).unwrap();
+        let mut rows = 0;
+        journal.each(&marks, |_| rows += 1).unwrap();
+        rows
+    };
+    assert_eq!(read(store.unfolded().unwrap()), 6);
+    // It has the files from here on, whatever becomes of their names.
+    let journal = store.unfolded().unwrap();
+    drop(room.ledger(&store, LedgerMode::Journal));
+    until(|| room.journals().is_empty());
+    assert_eq!(read(journal), 0, "of neither, whichever went last");
+    assert_has(&store, 0..3);
+}
+
+#[test]
+fn how_far_a_file_was_is_forgotten_long_after_it_went() {
+    let room = Room::new();
+    let store = room.store();
+    // One is of a process that ended before it could forget it, the other of one that writes.
+    room.leave("usage-1-2.journal", &records(3..4));
+    let calendar = Calendar::new(TimeZone::UTC);
+    let mut folder = Folder::new(Arc::clone(&store), Arc::default(), calendar, Duration::MAX);
+    let marks = || {
+        let mut names: Vec<_> = store.read(fold::marks).unwrap().into_keys().collect();
+        names.sort();
+        names
+    };
+    for (name, at) in [("usage-1-1.journal", 1), ("usage-1-2.journal", 2)] {
+        let mark = move |transaction: &rusqlite::Transaction<'_>| {
+            let sql = "INSERT OR REPLACE INTO usage_journal (segment, folded) VALUES (?1, ?2)";
+            Ok(transaction.execute(sql, (name, at))?)
+        };
+        store.write(mark).unwrap();
+    }
+    folder.forget_gone().unwrap();
+    assert_eq!(marks(), ["usage-1-1.journal", "usage-1-2.journal"]);
+    folder.forget_gone().unwrap();
+    assert_eq!(marks(), ["usage-1-2.journal"], "its file is there");
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 use rusqlite::params;
 
+use super::super::UsageRow;
 use super::super::fold::Group;
 use super::super::journal::record;
 use super::super::usage::RowsQuery;
-use super::super::{Usage, UsageRow};
 use super::*;
 
 struct Room {
@@ -25,31 +25,8 @@ impl Room {
     }
 }
 
-/// Seven milliseconds after the one before.
 fn row(number: u32) -> UsageRow {
-    let at = at("2026-11-24T12:00:00Z") + Duration::from_millis(u64::from(number) * 7);
-    UsageRow {
-        time: SystemTime::from(at),
-        id: format!("cafe0000{number:08x}").into_bytes().try_into().unwrap(),
-        client: None,
-        name: "anna".into(),
-        key: None,
-        model: Some("gemma3:1b".to_owned()),
-        operation: "chat",
-        is_inference: true,
-        backend: "ollama".into(),
-        status: 200,
-        outcome: "done",
-        usage: Usage { prompt: 10, completion: u64::from(number), ..Usage::default() },
-        runner_options: None,
-        bytes_in: 100,
-        bytes_out: 2000,
-        queue: Duration::ZERO,
-        first_byte: None,
-        first_token: None,
-        total: Duration::from_millis(900),
-        backend_time: Duration::from_millis(800),
-    }
+    UsageRow::example(number)
 }
 
 fn at(text: &str) -> Timestamp {

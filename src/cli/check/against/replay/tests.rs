@@ -61,25 +61,11 @@ fn at(second: i64) -> Timestamp {
 fn chat(name: &str, time: Timestamp) -> UsageRow {
     UsageRow {
         time: SystemTime::from(time),
-        id: *b"cafe000000000000",
-        client: None,
         name: name.into(),
-        key: None,
-        model: Some("gemma3:1b".to_owned()),
-        operation: "chat",
-        is_inference: true,
-        backend: "ollama".into(),
-        status: 200,
-        outcome: "done",
         usage: Usage { prompt: 1000, completion: 500, ..Usage::default() },
-        runner_options: None,
-        bytes_in: 100,
-        bytes_out: 2000,
-        queue: Duration::ZERO,
-        first_byte: None,
-        first_token: None,
         total: Duration::from_secs(1),
         backend_time: Duration::from_secs(1),
+        ..UsageRow::example(0)
     }
 }
 
