@@ -23,6 +23,8 @@ pub enum Field {
     StreamOptions,
     KeepAlive,
     Options,
+    /// Whether the runner may forget the beginning of a conversation that is too long for it.
+    Shift,
     MaxTokens,
     MaxCompletionTokens,
     MaxOutputTokens,
@@ -50,7 +52,7 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 21;
+    pub const COUNT: usize = 22;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
@@ -66,6 +68,7 @@ impl Field {
         Self::StreamOptions,
         Self::KeepAlive,
         Self::Options,
+        Self::Shift,
         Self::MaxTokens,
         Self::MaxCompletionTokens,
         Self::MaxOutputTokens,
@@ -93,6 +96,7 @@ impl Field {
             Self::StreamOptions => "stream_options",
             Self::KeepAlive => "keep_alive",
             Self::Options => "options",
+            Self::Shift => "shift",
             Self::MaxTokens => "max_tokens",
             Self::MaxCompletionTokens => "max_completion_tokens",
             Self::MaxOutputTokens => "max_output_tokens",
@@ -113,7 +117,7 @@ impl Field {
             | Self::RemoteHost
             | Self::Source
             | Self::Destination => Shape::Text,
-            Self::Stream => Shape::Flag,
+            Self::Stream | Self::Shift => Shape::Flag,
             Self::StreamOptions
             | Self::Options
             | Self::Files
@@ -136,11 +140,11 @@ impl Asked {
         use Field::{
             Adapters, Destination, DraftFiles, Files, From, Images, Input, KeepAlive,
             MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, Name, Options,
-            RemoteHost, Source, Stream, StreamOptions, Tools,
+            RemoteHost, Shift, Source, Stream, StreamOptions, Tools,
         };
         match self.operation() {
-            "chat" => &[Model, Messages, Stream, Options, KeepAlive, Tools],
-            "generate" => &[Model, Stream, Options, KeepAlive, Images],
+            "chat" => &[Model, Messages, Stream, Options, Shift, KeepAlive, Tools],
+            "generate" => &[Model, Stream, Options, Shift, KeepAlive, Images],
             "embed" | "embeddings" => &[Model, Options, KeepAlive],
             "show" => &[Model, Name, Options],
             "pull" | "push" => &[Model, Name, Stream],
@@ -212,7 +216,8 @@ pub const OPTIONS: [&str; 32] = [
     "num_gqa",
 ];
 
-/// The options for which Ollama loads a model anew where they differ from those that it runs with
+/// The options for which, beside `shift`, Ollama loads a model anew where they differ from those that it
+/// runs with
 /// [server/sched.go needsReload; api/types.go Runner].
 pub const RUNNER_OPTIONS: [&str; 7] =
     ["num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"];

@@ -5,18 +5,18 @@
 //! body that could be read in two ways is refused, and what is left means the same to everybody.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 
 use bytes::Bytes;
 use http::header;
 use http::request::Parts;
 
-use crate::api::{Asked, Field, ModelIn, OPTIONS, RUNNER_OPTIONS, Shape};
+use crate::api::{Asked, Field, ModelIn, OPTIONS, Shape};
 use crate::reject::Reject;
 
 mod form;
 mod scan;
 mod unknown;
+mod worth;
 
 pub use scan::Span;
 pub(super) use unknown::may_be_object;
@@ -28,9 +28,6 @@ pub const BYTES_A_TOKEN: u64 = 4;
 
 /// Members of an object whose keys are compared; no request has half as many.
 const MAX_MEMBERS: usize = 128;
-/// A report of options, and one value in it.
-const LONGEST_OPTIONS: usize = 200;
-const LONGEST_OPTION: usize = 20;
 
 const AMBIGUOUS_KEY: Reject =
     Reject::AmbiguousBody("a key stands twice in the body; the case of its letters does not count");
@@ -263,51 +260,6 @@ impl Reading {
     #[must_use]
     pub fn has_images(&self) -> bool {
         self.found().is_some_and(|found| found.images.any)
-    }
-
-    /// How long the body is without its images: about what the model has to read. 0 for a form.
-    #[must_use]
-    pub fn prompt_bytes(&self) -> u64 {
-        let Some(found) = self.found().filter(|found| !found.object.is_empty()) else { return 0 };
-        (found.body.len() as u64).saturating_sub(found.images.bytes)
-    }
-
-    /// About so many tokens are the prompt.
-    pub fn prompt_estimate(&self) -> u64 {
-        self.prompt_bytes() / BYTES_A_TOKEN
-    }
-
-    /// The most tokens that the answer may have, over all answers, if the caller set a bound.
-    #[must_use]
-    pub fn asked_maximum(&self) -> Option<u64> {
-        // Zero and less stand for no bound; a fraction is cut off, as Ollama does.
-        let bound = |member| self.number(member).filter(|it| *it >= 1.0).map(|it| it as u64);
-        let fields = [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens];
-        let most = fields.into_iter().filter_map(|field| bound(self.field(field)?)).max();
-        let most = most.or_else(|| bound(self.option("num_predict")?))?;
-        let answers = self.field(Field::N).and_then(bound).unwrap_or(1);
-        Some(most.saturating_mul(answers))
-    }
-
-    /// What was asked of the runner that may load the model anew: `num_ctx=8192 num_gpu=0`.
-    #[must_use]
-    pub fn runner_options(&self) -> Option<Box<str>> {
-        if self.options().is_empty() {
-            return None;
-        }
-        let mut text = String::new();
-        for name in RUNNER_OPTIONS {
-            let Some(option) = self.option(name) else { continue };
-            let value = self.written(option.value);
-            let is_plain = self.number(option).is_some() || self.flag(option).is_some();
-            let fits = text.len() + name.len() + value.len() + 2 <= LONGEST_OPTIONS;
-            if is_plain && value.len() <= LONGEST_OPTION && fits {
-                let blank = if text.is_empty() { "" } else { " " };
-                // Writing into a String cannot fail.
-                let _ = write!(text, "{blank}{name}={value}");
-            }
-        }
-        Some(text.into_boxed_str()).filter(|text| !text.is_empty())
     }
 
     /// Whether these very bytes were read.
@@ -562,6 +514,7 @@ fn misfit(field: Field) -> &'static str {
         Field::StreamOptions => "`stream_options` must be an object",
         Field::KeepAlive => "`keep_alive` must be a number of seconds, or a string such as \"5m\"",
         Field::Options => "`options` must be an object",
+        Field::Shift => "`shift` must be true or false",
         Field::MaxTokens => "`max_tokens` must be a number",
         Field::MaxCompletionTokens => "`max_completion_tokens` must be a number",
         Field::MaxOutputTokens => "`max_output_tokens` must be a number",

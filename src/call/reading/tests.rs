@@ -529,9 +529,13 @@ fn what_may_load_a_model_anew_is_told_and_nothing_else() {
         .as_deref(),
         Some("num_ctx=8192 num_gpu=0 use_mmap=true")
     );
+    assert_eq!(told(r#"{"shift":false}"#).as_deref(), Some("shift=false"));
+    let both = told(r#"{"shift":true,"options":{"num_ctx":8192}}"#);
+    assert_eq!(both.as_deref(), Some("num_ctx=8192 shift=true"));
     for body in [
         "{}",
         r#"{"options":{"temperature":1}}"#,
+        r#"{"shift":null,"truncate":true,"options":{"shift":true}}"#,
         r#"{"options":{"num_ctx":"8192","num_gpu":null,"num_batch":[1],"main_gpu":{}}}"#,
         r#"{"options":{"num_ctx":0.00000000000000000000000000001}}"#,
     ] {
