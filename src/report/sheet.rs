@@ -5,6 +5,9 @@ use std::str::FromStr;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Map, Number, Value};
 
+/// A table shows no smaller cost.
+const LEAST: f64 = 0.0001;
+
 /// What is shown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sheet {
@@ -167,6 +170,7 @@ impl Cell {
             Self::Text(text) => printable(text),
             Self::Count(number) => grouped(*number),
             Self::Number(number) => format!("{number:.1}"),
+            Self::Money(money) if *money > 0.0 && *money < LEAST => format!("<{LEAST}"),
             Self::Money(money) => format!("{money:.4}"),
             Self::Flag(true) => "yes".to_owned(),
             Self::Flag(false) | Self::Nothing => "-".to_owned(),
@@ -240,6 +244,14 @@ mod tests {
         let told = sheet().to_json().to_string();
         let expected = r#"[{"user":"anna, \"b\"","requests":1234567,"backend_seconds":0.123,"cost":0.3,"estimated":true},{"user":null,"requests":7,"backend_seconds":2.0,"cost":null,"estimated":false}]"#;
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn a_cost_is_never_shown_as_none() {
+        let shown = |money| Cell::Money(money).shown();
+        assert_eq!(shown(0.0), "0.0000");
+        assert_eq!(shown(0.000_01), "<0.0001");
+        assert_eq!(shown(0.000_1), "0.0001");
     }
 
     #[test]
