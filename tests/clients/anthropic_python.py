@@ -3,6 +3,7 @@
 import os
 
 import anthropic
+import ledger
 from report import check, expect, expect_refusal
 
 GATE, MODEL, KEY = os.environ["GATE"], os.environ["MODEL"], os.environ["KEY"]
@@ -27,6 +28,21 @@ def _():
 @check("anthropic-python: messages, Bearer by auth_token=")
 def _():
     both_ways(anthropic.Anthropic(base_url=GATE, auth_token=KEY))
+
+
+@check("anthropic-python: the ledger has what it was told")
+def _():
+    client = anthropic.Anthropic(base_url=GATE, api_key=KEY)
+
+    def counts(usage):
+        return usage.input_tokens, usage.output_tokens
+
+    def streamed():
+        with client.messages.stream(**CALM) as stream:
+            return counts(stream.get_final_message().usage)
+
+    ledger.told("messages", lambda: counts(client.messages.create(**CALM).usage))
+    ledger.told("messages, streaming", streamed)
 
 
 def refused(name, client):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 
+import ledger
 import ollama
 from report import check, expect, expect_refusal
 
@@ -52,6 +53,25 @@ def _():
         return [part async for part in await client.generate(MODEL, "hello", options=CALM, stream=True)]
 
     expect(len(asyncio.run(stream())) > 2, "hardly a stream")
+
+
+@check("ollama-python: the ledger has what it was told")
+def _():
+    def counts(answer):
+        return answer.prompt_eval_count, answer.eval_count
+
+    def last(stream):
+        return counts(list(stream)[-1])
+
+    client = by_header
+    for what, ask in {
+        "generate": lambda: counts(client.generate(MODEL, "hello", options=CALM)),
+        "generate, streaming": lambda: last(client.generate(MODEL, "hello", options=CALM, stream=True)),
+        "chat": lambda: counts(client.chat(MODEL, HELLO, options=CALM)),
+        "chat, streaming": lambda: last(client.chat(MODEL, HELLO, options=CALM, stream=True)),
+        "embed": lambda: (client.embed(MODEL, ["one", "two"]).prompt_eval_count, 0),
+    }.items():
+        ledger.told(what, ask)
 
 
 @check("ollama-python: a model that is not there is Ollama's own 404")

@@ -2,6 +2,7 @@
 
 import os
 
+import ledger
 import openai
 from report import check, expect, expect_refusal
 
@@ -52,6 +53,51 @@ def _():
 def _():
     vectors = client.embeddings.create(model=MODEL, input=["one", "two"]).data
     expect(len(vectors) == 2 and len(vectors[0].embedding) == 64, "other vectors than two of 64")
+
+
+@check("openai-python: the ledger has what it was told")
+def _():
+    def chat(**more):
+        return client.chat.completions.create(messages=HELLO, **more, **CALM)
+
+    def completion(**more):
+        return client.completions.create(prompt="hello", **more, **CALM)
+
+    def response(**more):
+        return client.responses.create(
+            model=MODEL, input="hello", temperature=0, max_output_tokens=16, **more
+        )
+
+    def counts(usage):
+        return usage.prompt_tokens, usage.completion_tokens
+
+    def counts_of_response(usage):
+        return usage.input_tokens, usage.output_tokens
+
+    def last_of_response():
+        return list(response(stream=True))[-1].response.usage
+
+    def unasked():
+        """The gate asks for it, and the caller does not see it."""
+        parts = list(chat(stream=True))
+        expect(not any(part.usage for part in parts), f"a usage that nobody asked for: {parts}")
+        return whole
+
+    wish = {"stream": True, "stream_options": {"include_usage": True}}
+    whole = counts(chat().usage)
+    for what, ask in {
+        "chat": lambda: counts(chat().usage),
+        "chat, streaming": lambda: counts(list(chat(**wish))[-1].usage),
+        "chat, streaming, not asked for": unasked,
+        "completions": lambda: counts(completion().usage),
+        "completions, streaming": lambda: counts(list(completion(**wish))[-1].usage),
+        "responses": lambda: counts_of_response(response().usage),
+        "responses, streaming": lambda: counts_of_response(last_of_response()),
+        "embeddings": lambda: (
+            client.embeddings.create(model=MODEL, input=["one", "two"]).usage.prompt_tokens, 0
+        ),
+    }.items():  # fmt: skip
+        ledger.told(what, ask)
 
 
 @check("openai-python: models")
