@@ -41,7 +41,8 @@ macro_rules! recorded {
     };
 }
 
-/// Without `llamacpp`, `vllm` or `lmstudio` in its name one is Ollama's, 0.20.
+/// Without `llamacpp`, `vllm` or `lmstudio` in its name one is Ollama's, 0.20. Those that think are written
+/// in its forms: no model that is small enough for a test does.
 #[rustfmt::skip]
 fn recorded() -> Vec<Recorded> {
     vec![
@@ -54,6 +55,10 @@ fn recorded() -> Vec<Recorded> {
         recorded!("chat.whole.json", "chat", JSON, (21, 12)),
         recorded!("chat_tools.stream.ndjson", "chat", NDJSON, (100, 12)),
         recorded!("chat_tools.whole.json", "chat", JSON, (100, 12)),
+        recorded!("chat_thinking.stream.ndjson", "chat", NDJSON, (151, 6)),
+        recorded!("chat_completions_thinking.stream.sse", "chat_completions", SSE, (151, 6)),
+        recorded!("messages_thinking.stream.sse", "messages", SSE, (151, 6)),
+        recorded!("responses_thinking.stream.sse", "responses", SSE, (151, 6)),
         recorded!("chat_completions.stream.sse", "chat_completions", SSE, (GUESS, 12), true),
         recorded!("chat_completions_usage.stream.sse", "chat_completions", SSE, (21, 12)),
         recorded!("chat_completions.whole.json", "chat_completions", JSON, (21, 12)),
@@ -149,6 +154,20 @@ fn a_recorded_answer_that_breaks_off_is_charged_what_came() {
     }
 }
 
+/// A thought, a call and a word are a token each, also where nobody is left to tell of them.
+#[test]
+fn thoughts_and_calls_of_a_stream_that_breaks_off_are_counted() {
+    for Recorded { name, answer, operation, content_type, .. } in recorded() {
+        if !name.contains("_thinking") {
+            continue;
+        }
+        let words = answer.find(" rains").unwrap();
+        let end = words + answer[words..].find('\n').unwrap();
+        let usage = read(operation, content_type, [&answer.as_bytes()[..=end]]).finish();
+        assert_eq!((usage.completion, usage.estimated), (6, true), "{name}");
+    }
+}
+
 #[test]
 fn what_a_server_tells_besides_is_kept() {
     let usage = |file: &str| {
@@ -161,6 +180,7 @@ fn what_a_server_tells_besides_is_kept() {
     assert_eq!(ollama.generation, Some(Duration::from_nanos(1_108_633)));
     let responses = usage("responses.stream.sse");
     assert_eq!((responses.cached, responses.reasoning), (Some(0), Some(0)));
+    assert_eq!(usage("responses_thinking.stream.sse").reasoning, Some(3));
     let llama = usage("chat_completions.llamacpp.sse");
     assert_eq!(llama.cached, Some(36));
     assert_eq!(llama.generation, Some(Duration::from_micros(15_500)));
