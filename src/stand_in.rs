@@ -159,10 +159,10 @@ fn openai_chat(word: Option<&str>) -> Value {
     let end = word.is_none().then_some("stop");
     let delta = word.map_or(json!({}), |word| json!({"role": "assistant", "content": word}));
     let choices = json!([{"index": 0, "delta": delta, "finish_reason": end}]);
-    chunk("chat.completion.chunk", choices, None)
+    chunk("chat.completion.chunk", &choices, None)
 }
 
-fn chunk(object: &str, choices: Value, usage: Option<Value>) -> Value {
+fn chunk(object: &str, choices: &Value, usage: Option<Value>) -> Value {
     let mut chunk = json!({
         "id": "stand-in", "object": object, "created": 0, "model": MODEL, "choices": choices,
     });
@@ -211,7 +211,7 @@ fn said(saying: Saying, form: Form, streamed: bool, pace: Duration) -> Response<
     let mut frames: Vec<String> = WORDS.iter().map(|word| frame(saying(Some(*word)))).collect();
     frames.push(frame(saying(None)));
     if form.tells_usage {
-        frames.push(frame(chunk("chat.completion.chunk", json!([]), Some(usage()))));
+        frames.push(frame(chunk("chat.completion.chunk", &json!([]), Some(usage()))));
     }
     if let Some(last) = frames.last_mut() {
         last.push_str(form.end);
@@ -238,7 +238,7 @@ fn all_at_once(saying: Saying) -> Value {
     }
     let message = json!({"role": "assistant", "content": text});
     let choices = json!([{"index": 0, "message": message, "finish_reason": "stop"}]);
-    chunk("chat.completion", choices, Some(usage()))
+    chunk("chat.completion", &choices, Some(usage()))
 }
 
 fn whole(value: &Value) -> Response<Spoken> {

@@ -342,7 +342,7 @@ impl Source {
     }
 
     fn of(path: String, text: String) -> Self {
-        let is_test = path.ends_with("/tests.rs");
+        let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
         let mut code = if is_test { String::new() } else { without_words(&text) };
         if let Some(tests) = code.find("#[cfg(test)]") {
             code.truncate(tests);

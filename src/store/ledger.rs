@@ -144,12 +144,14 @@ impl Ledger {
         let ends = Instant::now() + patience;
         let mut state = self.shared.lock();
         state.is_urgent = true;
+        state.watchers += 1;
         self.shared.to_fold.notify_all();
         loop {
             let is_written = self.waiting() == 0;
             let is_folded = state.lag() == 0 || state.store_trouble.is_some();
             let left = ends.saturating_duration_since(Instant::now());
             if is_written && is_folded || left.is_zero() {
+                state.watchers -= 1;
                 return is_written;
             }
             let waited = self.shared.settled.wait_timeout(state, left);
@@ -207,6 +209,8 @@ pub(super) struct State {
     has_written_all: bool,
     has_told_of_loss: bool,
     pub(super) is_urgent: bool,
+    /// Who waits for all to be settled: to wake them is a call to the kernel, also where nobody waits.
+    watchers: usize,
     /// The file of the journal that is being added to, and up to where it is good.
     pub(super) at: Option<(Arc<str>, u64)>,
     /// Of all files of the journal.
@@ -314,8 +318,13 @@ impl Shared {
     }
 
     pub(super) fn settle(&self, settle: impl FnOnce(&mut State)) {
-        settle(&mut self.lock());
-        self.settled.notify_all();
+        let mut state = self.lock();
+        settle(&mut state);
+        let is_watched = state.watchers > 0;
+        drop(state);
+        if is_watched {
+            self.settled.notify_all();
+        }
     }
 }
 
@@ -379,8 +388,11 @@ impl Writer {
         let mut state = self.shared.lock();
         state.has_told_of_loss = false;
         let was_trouble = state.journal_trouble.take().is_some();
+        let is_watched = state.watchers > 0;
         drop(state);
-        self.shared.settled.notify_all();
+        if is_watched {
+            self.shared.settled.notify_all();
+        }
         if was_trouble {
             info!(lost = self.shared.lost.load(Ordering::Relaxed), "usage is written again");
         }

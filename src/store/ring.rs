@@ -88,8 +88,10 @@ pub struct KeyRing {
 }
 
 /// Brings counts of the day and the month up to what was used before.
+type BringUp = dyn Fn(&Store) -> Result<(), StoreError> + Send + Sync;
+
 #[derive(Default)]
-struct Recall(Mutex<Option<Arc<dyn Fn(&Store) -> Result<(), StoreError> + Send + Sync>>>);
+struct Recall(Mutex<Option<Arc<BringUp>>>);
 
 type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
 
