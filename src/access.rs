@@ -55,6 +55,7 @@ impl Chosen {
 #[derive(Debug)]
 pub struct Permit {
     reach: Reach,
+    model: Option<ModelName>,
     /// What the policy changed, for `x-portcullis-policy`.
     changed: Option<HeaderValue>,
 }
@@ -63,6 +64,12 @@ impl Permit {
     #[must_use]
     pub fn who(&self) -> &Identity {
         self.reach.who()
+    }
+
+    /// The model that is asked for, as names are compared.
+    #[must_use]
+    pub fn model(&self) -> Option<&ModelName> {
+        self.model.as_ref()
     }
 
     #[must_use]
@@ -169,7 +176,7 @@ pub fn authorize(
     call: &mut Call<'_>,
     ground: &Ground<'_>,
 ) -> Result<Permit, Reject> {
-    let Chosen { reach, model: _ } = chosen;
+    let Chosen { reach, model } = chosen;
     if ground.runs_elsewhere && !reach.may_use_cloud() {
         let name = call.model().unwrap_or_default();
         return Err(denied(&reach, &call.asked, &name, Lack::Cloud));
@@ -180,10 +187,10 @@ pub fn authorize(
         return Err(Reject::Forbidden(Box::new(Denied { operation, name, why })));
     }
     if reach.rule().policy.is_empty() || call.asked.class() != Class::Inference {
-        return Ok(Permit { reach, changed: None });
+        return Ok(Permit { reach, model, changed: None });
     }
     let changed = policy::apply(&reach, call, ground)?;
-    Ok(Permit { reach, changed })
+    Ok(Permit { reach, model, changed })
 }
 
 /// The model that is used, if it may be, as may be all others that go with it.

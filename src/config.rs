@@ -12,6 +12,7 @@ use http::{HeaderName, Method};
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 
+mod backends;
 mod file;
 mod keys;
 mod limits;
@@ -28,6 +29,7 @@ mod values;
 mod written;
 mod zone;
 
+pub use backends::{Alias, Aliases, AtOnce, Backend, BackendKind, NamedModel, Priority, Weight};
 pub use keys::{Key, Kind, reference};
 pub use limits::{Allowance, Limit, Measure, Per, no_measure};
 pub use listen::ListenAddr;
@@ -57,7 +59,9 @@ pub struct Config {
     pub redirect_listen: Option<ListenAddr>,
     /// Where the admin API listens.
     pub admin: Option<ListenAddr>,
-    pub backend: Backend,
+    /// One at least.
+    pub backends: Vec<Backend>,
+    pub aliases: Vec<Alias>,
     pub htpasswd: Option<PathBuf>,
     pub api_keys: Option<PathBuf>,
     pub authorized_keys: Option<PathBuf>,
@@ -96,6 +100,8 @@ pub struct Config {
     pub log_format: LogFormat,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
+    /// How long a request waits for its turn.
+    pub queue_timeout: Duration,
     /// Whose hours, days and months are counted.
     pub time_zone: TimeZone,
     pub ledger: LedgerMode,
@@ -107,17 +113,6 @@ pub struct Config {
     pub cors: Cors,
     pub traces: Traces,
     pub timeouts: Timeouts,
-}
-
-/// The model server behind the gate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Backend {
-    pub name: String,
-    pub url: BackendUrl,
-    pub key_file: Option<PathBuf>,
-    /// Whose word is taken about its certificate; without one that of the system's authorities.
-    pub ca_file: Option<PathBuf>,
-    pub preserve_host: bool,
 }
 
 /// Where spans of requests go.
@@ -214,7 +209,8 @@ impl Config {
             listen: vec![ListenAddr::Tcp(SocketAddr::from(([0, 0, 0, 0], 8880)))],
             redirect_listen: None,
             admin: Some(ADMIN),
-            backend: Backend::builtin(),
+            backends: vec![Backend::builtin()],
+            aliases: Vec::new(),
             htpasswd: None,
             api_keys: None,
             authorized_keys: None,
@@ -247,6 +243,7 @@ impl Config {
             log_format: LogFormat::Text,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(300),
             time_zone: TimeZone::UTC,
             ledger: LedgerMode::Journal,
             keep: Duration::from_secs(400 * 24 * 3600),
@@ -264,6 +261,11 @@ impl Config {
                 body_grace: Duration::from_secs(20),
             },
         }
+    }
+
+    /// One backend there, and none beside it.
+    pub fn set_upstream(&mut self, url: BackendUrl) {
+        self.backends = vec![Backend { url, ..Backend::builtin() }];
     }
 
     /// Every certificate with its key; the first is for callers who name no host, or an unknown one.
@@ -302,18 +304,6 @@ impl Config {
                    (`portcullis try` makes its own, for a look)"
                     .to_owned(),
         })
-    }
-}
-
-impl Backend {
-    fn builtin() -> Self {
-        Self {
-            name: "ollama".to_owned(),
-            url: BackendUrl::Http { host: "127.0.0.1".to_owned(), port: 11434 },
-            key_file: None,
-            ca_file: None,
-            preserve_host: false,
-        }
     }
 }
 
@@ -471,7 +461,9 @@ impl Draft {
         // Behind what is wrong with a line itself.
         let place = |shown| Place::new(Source::File, usize::MAX, shown);
         // Of what could not be read nobody knows what it would have said.
-        let faults = |config| [rules::faults(config), limits::faults(config)].concat();
+        let faults = |config| {
+            [backends::faults(config), rules::faults(config), limits::faults(config)].concat()
+        };
         let faults = if self.found.is_empty() { faults(&self.config) } else { Vec::new() };
         for (shown, says) in faults {
             self.found.add(place(shown), says);
@@ -507,10 +499,9 @@ impl Draft {
 impl Draft {
     /// Keys that mean nothing without each other.
     fn tls_is_whole(&mut self, places: &BTreeMap<&str, Place>) {
-        let Config { tls_cert, tls_key, tls, redirect_listen, backend, .. } = &self.config;
+        let Config { tls_cert, tls_key, tls, redirect_listen, .. } = &self.config;
         let speaks = !self.config.tls_pairs().is_empty();
         let (asks, ca) = (tls.client_auth != ClientAuth::Off, tls.client_ca.is_some());
-        let https = matches!(backend.url, BackendUrl::Https { .. });
         let halves = [
             (
                 "tls_cert",
@@ -549,7 +540,7 @@ impl Draft {
             ),
             (
                 "backend.ca_file",
-                backend.ca_file.is_some() && !https,
+                backends::has_stray_ca(&self.config),
                 "is about an https:// address, and the backend's is not one",
             ),
         ];

@@ -118,14 +118,14 @@ impl Subject<'_> {
         self.config().listen.iter().filter_map(ListenAddr::tcp)
     }
 
-    /// Host and port of the backend; `None` for one on a socket's file.
-    fn backend_at(&self) -> Option<(&str, u16)> {
-        match &self.config().backend.url {
+    /// Hosts and ports of the backends, but for those on a socket's file.
+    fn backends_at(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.config().backends.iter().filter_map(|backend| match &backend.url {
             BackendUrl::Http { host, port } | BackendUrl::Https { host, port } => {
-                Some((host, *port))
+                Some((host.as_str(), *port))
             }
             BackendUrl::Unix(_) => None,
-        }
+        })
     }
 
     fn scheme(&self) -> &'static str {
@@ -136,9 +136,12 @@ impl Subject<'_> {
 /// Looks at everything, and hands over each section as soon as it is known.
 pub async fn examine(subject: &Subject<'_>, mut tell: impl FnMut(Section)) {
     let title = |what: &str, at: &dyn fmt::Display| format!("{what}  {at}");
-    let backend = backend::examine(subject).await;
-    let at = &subject.config().backend.url;
-    tell(Section { title: title("backend", at), findings: backend.findings });
+    let mut dates = Vec::new();
+    for backend in subject.state.pool().backends() {
+        let seen = backend::examine(subject, backend).await;
+        tell(Section { title: title("backend", backend.url()), findings: seen.findings });
+        dates.push(("the backend", seen.date));
+    }
 
     let gate = gate::examine(subject).await;
     let scheme = subject.scheme();
@@ -146,7 +149,7 @@ pub async fn examine(subject: &Subject<'_>, mut tell: impl FnMut(Section)) {
         subject.gate.map_or_else(|| "not known".to_owned(), |gate| format!("{scheme}://{gate}"));
     tell(Section { title: title("gate", &at), findings: gate.findings });
 
-    let dates = [("the backend", backend.date), ("the gate", gate.date)];
+    dates.push(("the gate", gate.date));
     let signs = subject.config().authorized_keys.is_some();
     let files = machine::open_files(subject.gate, subject.config().max_connections);
     let findings = vec![machine::clock(SystemTime::now(), &dates, signs), files];

@@ -16,7 +16,7 @@ use crate::call::{Call, Outgoing};
 use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{FieldLines, ResponseHead, push_field};
 use crate::limit::Ticket;
-use crate::pool::{Connection, Failed, Lease, Outbound};
+use crate::pool::{Backend, Connection, Failed, Lease, Outbound};
 use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
 use crate::traces::TRACEPARENT;
@@ -32,12 +32,6 @@ const USUAL_HEAD: usize = 768;
 #[derive(Debug)]
 pub struct Forwarding {
     pub first_byte: Duration,
-    pub preserve_host: bool,
-    /// The `Host` of the backend: a loopback Ollama answers 403 to any other [ollama
-    /// server/routes.go allowedHostsMiddleware].
-    pub host: HeaderValue,
-    /// `Authorization` for the backend, in place of the caller's.
-    pub backend_key: Option<HeaderValue>,
     /// Further headers that carry callers' keys.
     pub key_headers: Vec<HeaderName>,
     /// Names this gate in `Via`, to meet itself again.
@@ -102,7 +96,7 @@ async fn once(
     origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
     let upload = call.body.upload();
-    let mut request = outbound(call, narrows, rules, &origin)?;
+    let mut request = outbound(call, narrows, (lease.backend(), rules), &origin)?;
     let mut kept = lease.kept(Instant::now());
     loop {
         let fresh = kept.is_none();
@@ -136,7 +130,7 @@ async fn once(
 fn outbound(
     call: Call<'_>,
     narrows: bool,
-    rules: &Forwarding,
+    (backend, rules): (&Backend, &Forwarding),
     origin: &Origin<'_>,
 ) -> Result<Outbound, Reject> {
     let Call { asked, parts, body, reading: _ } = call;
@@ -145,7 +139,7 @@ fn outbound(
     head.push(b' ');
     push_target(&mut head, &asked, parts.uri.query())?;
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    push_ours(&mut head, &parts.headers, rules, origin);
+    push_ours(&mut head, &parts.headers, backend, origin);
     let mut named = named_by_connection(&parts.headers);
     named.extend(body.is_unpacked().then_some(header::CONTENT_ENCODING));
     // What is to be counted has to be read.
@@ -161,10 +155,10 @@ fn outbound(
 }
 
 /// What the backend hears from the gate.
-fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin: &Origin<'_>) {
+fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, backend: &Backend, origin: &Origin<'_>) {
     let host = theirs.get(header::HOST);
-    let kept_host = host.filter(|_| rules.preserve_host);
-    push_field(head, &header::HOST, kept_host.unwrap_or(&rules.host).as_bytes());
+    let kept_host = host.filter(|_| backend.preserves_host());
+    push_field(head, &header::HOST, kept_host.unwrap_or(backend.host()).as_bytes());
     if let Some(host) = host {
         push_field(head, &X_FORWARDED_HOST, host.as_bytes());
     }
@@ -188,7 +182,7 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, rules: &Forwarding, origin:
     if let Some(trace) = &origin.record.trace {
         push_field(head, &TRACEPARENT, trace.context.header().as_bytes());
     }
-    if let Some(key) = &rules.backend_key {
+    if let Some(key) = backend.key() {
         push_field(head, &header::AUTHORIZATION, key.as_bytes());
     }
 }

@@ -452,8 +452,8 @@ impl Visit<'_> {
         let (chosen, ground) = loaded::ground(state, entry, &call).await?;
         let permit = access::authorize(chosen, &mut call, &ground)?;
         let (mut ticket, sifts) = admission::ticket(self, (permit, entered), &mut call, record)?;
-        let lease = state.pool().choose(&ticket, state.connect_timeout());
-        record.leaves_for(lease.backend());
+        let lease = state.pool().choose(&ticket, &call).await?;
+        record.leaves_for(lease.backend().name());
         let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
         let answered = forward::send(call, &mut ticket, &lease, state.forwarding(), origin).await?;

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::call::Outgoing;
 use crate::config::BackendUrl;
-use crate::pool::{Outbound, Pool};
+use crate::pool::{Backend, Outbound};
 use crate::tls::BackendTls;
 
 mod context;
@@ -34,7 +34,7 @@ const MOST_ANSWER: usize = 64 * 1024;
 /// Where spans go; survives a reload that does not change it.
 #[derive(Debug)]
 pub struct Tracer {
-    collector: Pool,
+    collector: Backend,
     /// Of so many requests one is traced, where the caller has not decided that.
     one_in: u32,
     met: AtomicU32,
@@ -56,7 +56,7 @@ impl Tracer {
     #[must_use]
     pub fn new(url: BackendUrl, tls: Option<BackendTls>, one_in: u32) -> Self {
         Self {
-            collector: Pool::new("traces", url, tls),
+            collector: Backend::plain("traces", url, tls),
             one_in,
             met: AtomicU32::new(0),
             waiting: Mutex::default(),

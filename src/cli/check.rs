@@ -64,7 +64,7 @@ pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     for (what, report) in files.reports() {
         findings.file(what, &report);
     }
-    if let Some(key) = &loaded.config.backend.key_file {
+    for key in loaded.config.backends.iter().filter_map(|it| it.key_file.as_ref()) {
         findings.mode(key);
     }
     findings.store(&loaded.config);

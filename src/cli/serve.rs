@@ -16,7 +16,7 @@ use super::supervisor::{News, tell};
 use crate::auth::Credential;
 use crate::client_addr::container_gateway;
 use crate::config::{self, Config, Given, ListenAddr, LogFormat, Role};
-use crate::gateway::Gateway;
+use crate::gateway::{Gateway, State};
 use crate::live_file::mode_warning;
 use crate::record::{Chain, Log, Outlet};
 use crate::server::{self, HandedOver, Listener, Server};
@@ -94,6 +94,12 @@ fn open(addresses: &[ListenAddr]) -> anyhow::Result<Vec<Listener>> {
     })
 }
 
+/// The addresses of all backends.
+fn upstreams(state: &State) -> String {
+    let urls = state.pool().backends().iter().map(|backend| backend.url().to_string());
+    urls.collect::<Vec<_>>().join(", ")
+}
+
 /// Serves until a signal. `given` is where a reload looks again.
 pub(super) async fn serve(
     config: Config,
@@ -106,7 +112,7 @@ pub(super) async fn serve(
     let redirect = open(config.redirect_listen.as_slice())?;
     let desk = open_desk(&config)?;
     let gateway = Arc::new(Gateway::new(config, log).context("cannot start")?);
-    let upstream = gateway.state().config().backend.url.to_string();
+    let upstream = upstreams(&gateway.state());
     let places: Vec<_> = listeners.iter().chain(&redirect).map(|it| it.address().clone()).collect();
     let mut server = Server::start(listeners, &gateway);
     for listener in redirect {

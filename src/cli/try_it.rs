@@ -62,18 +62,18 @@ async fn find_backend(
     let authority = upstream.authority();
     if !matches!(upstream, BackendUrl::Http { .. }) {
         let says = format!("the model server at {upstream}");
-        config.backend.url = upstream;
+        config.set_upstream(upstream);
         return Ok((Backend { says, model: "MODEL".to_owned() }, None));
     }
     let asked = authority.clone();
     let tags = tokio::task::spawn_blocking(move || ask::get(&asked, "/api/tags")).await?;
-    config.backend.url = upstream;
+    config.set_upstream(upstream);
     if let Ok((200, tags)) = tags {
         let model = first_model(&tags).unwrap_or_else(|| "MODEL".to_owned());
         return Ok((Backend { says: format!("the model server at {authority}"), model }, None));
     }
     let stand_in = StandIn::start(PACE).await.context("could not start the stand-in")?;
-    config.backend.url = format!("http://{}", stand_in.address()).parse()?;
+    config.set_upstream(format!("http://{}", stand_in.address()).parse()?);
     let says = format!("the built-in stand-in, because no model server answers at {authority}");
     Ok((Backend { says, model: stand_in::MODEL.to_owned() }, Some(stand_in)))
 }

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use toml::Spanned;
 use toml::de::{DeArray, DeInteger, DeTable, DeValue};
 
-use super::keys::{KEY, Key, LATER_TABLES, LIMIT, Named, RULE, TABLES, distance, in_table};
+use super::keys::{
+    ALIAS, BACKEND, KEY, Key, LATER_TABLES, LIMIT, Named, RULE, TABLES, distance, in_table,
+};
 use super::problems::{Found, Place, Source, shown_key};
 use super::written::{Field, Fields, Form, Item, Written};
 
@@ -126,11 +128,14 @@ impl<'a> Reader<'a> {
 
     fn top(&mut self, name: &str, at: Range<usize>, value: &DeValue<'_>, value_at: Range<usize>) {
         match (name, value) {
-            ("backend", DeValue::Array(backends)) if is_table(value) => self.backends(backends),
+            ("backend", DeValue::Array(backends)) if is_table(value) => {
+                self.blocks(&BACKEND, backends);
+            }
+            ("alias", DeValue::Array(aliases)) if is_table(value) => self.blocks(&ALIAS, aliases),
             ("rule", DeValue::Array(rules)) if is_table(value) => self.blocks(&RULE, rules),
             ("key", DeValue::Array(keys)) if is_table(value) => self.blocks(&KEY, keys),
             ("limit", DeValue::Array(limits)) if is_table(value) => self.blocks(&LIMIT, limits),
-            ("backend" | "rule" | "key" | "limit", _) => {
+            ("backend" | "alias" | "rule" | "key" | "limit", _) => {
                 self.problem(at, format!("{name} is written [[{name}]], with two brackets"));
             }
             ("groups", DeValue::Table(groups)) => self.named("groups.*", groups),
@@ -144,18 +149,6 @@ impl<'a> Reader<'a> {
                 self.problem(at, says);
             }
             (name, value) => self.entry(name, at, value, value_at),
-        }
-    }
-
-    fn backends(&mut self, backends: &DeArray<'_>) {
-        let mut backends = backends.iter();
-        if let Some(table) = backends.next().and_then(|first| first.get_ref().as_table()) {
-            self.table("backend", table);
-        }
-        for second in backends {
-            let says = "a second [[backend]] is not yet known to this version, a later one brings \
-                        it; keep one";
-            self.problem(second.span(), says);
         }
     }
 
@@ -299,7 +292,7 @@ fn table_advice(name: &str) -> String {
     let tables = tables.map(|table| (distance(name, table), !name.starts_with(table), table));
     let nearest = tables.min().map(|(distance, _, table)| (distance, table));
     match nearest.filter(|(distance, _)| *distance <= 2) {
-        Some((_, table @ &("backend" | "rule" | "key" | "limit"))) => {
+        Some((_, table @ &("backend" | "alias" | "rule" | "key" | "limit"))) => {
             format!("there is no table {shown}; did you mean [[{table}]]?")
         }
         Some((_, table)) if TABLES.contains(table) => {
@@ -311,7 +304,7 @@ fn table_advice(name: &str) -> String {
             )
         }
         None => format!(
-            "there is no table {shown}; roles, groups, prices, tls, cors, timeouts, backend, rule, key and limit are"
+            "there is no table {shown}; roles, groups, prices, tls, cors, timeouts, backend, alias, rule, key and limit are"
         ),
     }
 }
@@ -349,7 +342,9 @@ fn advice(name: &str) -> String {
 fn stands(key: &Key) -> String {
     let place = match key.in_table().0 {
         None => "at the top of the file, above the first [table]".to_owned(),
-        Some(table @ ("backend" | "rule" | "key" | "limit")) => format!("under [[{table}]]"),
+        Some(table @ ("backend" | "alias" | "rule" | "key" | "limit")) => {
+            format!("under [[{table}]]")
+        }
         Some(table) => format!("under [{table}]"),
     };
     format!("{} stands {place}", key.name)

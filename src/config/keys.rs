@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::problems::Found;
 use super::written::{Written, put};
 use super::{
-    ClientAuth, Config, Cors, LedgerMode, LogFormat, Role, WeakHashes, limits, rules, values, zone,
+    BackendKind, ClientAuth, Config, Cors, LedgerMode, LogFormat, Priority, Role, WeakHashes,
+    backends, limits, rules, values, zone,
 };
 
 /// One row of the table.
@@ -50,6 +51,10 @@ pub enum Kind {
     Prices,
     Expiry,
     Zone,
+    AtOnce,
+    Weight,
+    Tags,
+    ModelNames,
 }
 
 /// Every key that this version knows.
@@ -105,6 +110,10 @@ impl Kind {
             Self::Prices => "prices such as { prompt = 0.10, completion = 0.40 }",
             Self::Expiry => "a day such as \"2027-01-31\"",
             Self::Zone => "a time zone such as \"Europe/Berlin\"",
+            Self::AtOnce => "\"auto\" or a whole number such as 4",
+            Self::Weight => "a number such as 2 or 0.5, without quotes",
+            Self::Tags => "a list such as [\"room=4\", \"fast\"]",
+            Self::ModelNames => "a model such as \"gemma3:12b\", or a list of them",
             Self::Pairs => "a list such as [{ cert = \"gate.pem\", key = \"gate.key\" }]",
         }
     }
@@ -224,7 +233,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 100] = [
+static KEYS: [Key; 112] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -240,8 +249,7 @@ static KEYS: [Key; 100] = [
     row("tls_key", Kind::File, r#""""#,
         |config, it| put(&mut config.tls_key, it.path()),
         "a file with the certificate's private key, as PEM").also_a_flag(),
-    row("upstream", Kind::Backend, r#""http://127.0.0.1:11434""#,
-        |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
+    row("upstream", Kind::Backend, r#""http://127.0.0.1:11434""#, backends::upstream,
         "the model server, as `http://`, `https://` or `unix:/path`; short for one `[[backend]]` with this `url`").also_a_flag(),
     row("htpasswd", Kind::File, r#""""#,
         |config, it| put(&mut config.htpasswd, it.path()),
@@ -315,6 +323,9 @@ static KEYS: [Key; 100] = [
     row("drain_timeout", Kind::Duration, r#""30s""#,
         |config, it| put(&mut config.drain_timeout, it.duration(DAY)),
         "how long running requests may take to end when stopping, a day at most"),
+    row("queue_timeout", Kind::Duration, r#""300s""#,
+        |config, it| put(&mut config.queue_timeout, it.duration(DAY)),
+        "how long a request waits for its turn at a backend, a day at most"),
     row("time_zone", Kind::Zone, r#""UTC""#,
         |config, it| put(&mut config.time_zone, it.parsed(zone::named)),
         "whose days and months are counted, as `Europe/Berlin`"),
@@ -382,20 +393,47 @@ static KEYS: [Key; 100] = [
         |config, it| put(&mut config.timeouts.body_grace, it.timeout()),
         "for a request's body to begin; after it 500 bytes a second are due"),
     row("backend.name", Kind::Text, r#""ollama""#,
-        |config, it| put(&mut config.backend.name, it.parsed(values::backend_name)),
-        "the backend's name in the log"),
+        |config, it| backends::backend(config, |backend| put(&mut backend.name, it.parsed(values::backend_name))),
+        "the backend's name, in the log and the metrics; another for each"),
     row("backend.url", Kind::Backend, r#""http://127.0.0.1:11434""#,
-        |config, it| put(&mut config.backend.url, it.parsed(str::parse)),
+        |config, it| backends::backend(config, |backend| put(&mut backend.url, it.parsed(str::parse))),
         "the backend's address"),
+    row("backend.kind", Kind::Choice(r#""ollama" or "openai""#), r#""ollama""#,
+        |config, it| backends::backend(config, |backend| put(&mut backend.kind, it.one_of(&[("ollama", BackendKind::Ollama), ("openai", BackendKind::OpenAi)]))),
+        "`ollama`, or `openai` for a server that has only what lies under `/v1`: llama.cpp, vLLM, LM Studio"),
+    row("backend.weight", Kind::Weight, "1",
+        |config, it| backends::backend(config, |backend| put(&mut backend.weight, it.weight())),
+        "how much of the work it gets beside others that have the same model"),
+    row("backend.parallel", Kind::AtOnce, r#""auto""#,
+        |config, it| backends::backend(config, |backend| put(&mut backend.parallel, it.at_once())),
+        "requests of one model that it runs at once; `auto` finds it out, and without this line the kind `openai` has no bound"),
+    row("backend.models_at_once", Kind::AtOnce, r#""auto""#,
+        |config, it| backends::backend(config, |backend| put(&mut backend.models_at_once, it.at_once())),
+        "models that it keeps in memory side by side; `auto` finds it out, and without this line the kind `openai` has no bound"),
     row("backend.key_file", Kind::File, r#""""#,
-        |config, it| put(&mut config.backend.key_file, it.path()),
+        |config, it| backends::backend(config, |backend| put(&mut backend.key_file, it.path())),
         "a file with a key for the backend, sent as a Bearer token"),
     row("backend.ca_file", Kind::File, r#""""#,
-        |config, it| put(&mut config.backend.ca_file, it.path()),
+        |config, it| backends::backend(config, |backend| put(&mut backend.ca_file, it.path())),
         "a file with the certificate of the authority that vouches for an `https://` backend, as PEM; without one the system's authorities count"),
     row("backend.preserve_host", Kind::Switch, "false",
-        |config, it| put(&mut config.backend.preserve_host, it.switch()),
+        |config, it| backends::backend(config, |backend| put(&mut backend.preserve_host, it.switch())),
         "pass on the caller's `Host` instead of the backend's own"),
+    row("backend.ask_usage", Kind::Switch, "false",
+        |config, it| backends::backend(config, |backend| put(&mut backend.ask_usage, it.switch())),
+        "ask for the true counts of tokens also where the answer changes by that: in streams of `/v1/completions`, and of the kind `openai`"),
+    row("backend.manage", Kind::Switch, "false",
+        |config, it| backends::backend(config, |backend| put(&mut backend.manage, it.switch())),
+        "calls that pull, create, copy or delete models and name no backend go to this one, instead of the first; one at most"),
+    row("backend.tags", Kind::Tags, "[]",
+        |config, it| backends::backend(config, |backend| put(&mut backend.tags, it.tags())),
+        "words of your own about it, shown where backends are listed"),
+    row("alias.name", Kind::Text, "",
+        |config, it| backends::alias(config, |alias| put(&mut alias.name, it.parsed(backends::named_model).map(Some))),
+        "the name that is asked for"),
+    row("alias.model", Kind::ModelNames, "",
+        |config, it| backends::alias(config, |alias| put(&mut alias.models, it.model_names())),
+        "the model that it stands for, or a list: the first of them that some backend has"),
     row("rule.names", Kind::Names, "",
         |config, it| rules::rule(config, |rule| put(&mut rule.names, it.patterns())),
         "for callers of these names; `*` stands for any run of characters"),
@@ -423,6 +461,12 @@ static KEYS: [Key; 100] = [
     row("rule.acts_for", Kind::Text, r#""""#,
         |config, it| rules::rule(config, |rule| put(&mut rule.acts_for, it.filled(rules::user_header))),
         "the header in which this front end names the user it asks for; only with `names` or `keys` without a `*`"),
+    row("rule.weight", Kind::Weight, "1",
+        |config, it| rules::rule(config, |rule| put(&mut rule.weight, it.weight())),
+        "the share of a backend's time that each of these callers has beside others who wait"),
+    row("rule.priority", Kind::Choice(r#""interactive" or "batch""#), r#""interactive""#,
+        |config, it| rules::rule(config, |rule| put(&mut rule.priority, it.one_of(&[("interactive", Priority::Interactive), ("batch", Priority::Batch)]))),
+        "`interactive`, or `batch` for requests that wait while others do not"),
     row("rule.requests_per_minute", Kind::Count, "", limits::of_rule, REQUESTS),
     row("rule.tokens_per_minute", Kind::Count, "", limits::of_rule, TOKENS),
     row("rule.tokens_per_day", Kind::Count, "", limits::of_rule, TOKENS_DAY),
@@ -485,33 +529,24 @@ static KEYS: [Key; 100] = [
     row("limit.concurrent", Kind::Count, "", limits::of_limit, CONCURRENT),
 ];
 
-/// What begins a `[[rule]]`, a `[[key]]` and a `[[limit]]`.
+/// What begins a `[[backend]]`, an `[[alias]]`, a `[[rule]]`, a `[[key]]` and a `[[limit]]`.
+pub(super) static BACKEND: Key =
+    row("backend", Kind::Text, "", backends::open_backend, "a backend");
+pub(super) static ALIAS: Key = row("alias", Kind::Text, "", backends::open_alias, "an alias");
 pub(super) static RULE: Key = row("rule", Kind::Text, "", rules::open_rule, "a rule");
 pub(super) static KEY: Key = row("key", Kind::Text, "", rules::open_key, "a key");
 pub(super) static LIMIT: Key = row("limit", Kind::Text, "", limits::open, "a limit");
 
 /// The tables of the keys above.
-pub(super) const TABLES: [&str; 11] = [
-    "roles", "groups", "prices", "tls", "cors", "traces", "timeouts", "backend", "rule", "key",
-    "limit",
+pub(super) const TABLES: [&str; 12] = [
+    "roles", "groups", "prices", "tls", "cors", "traces", "timeouts", "backend", "alias", "rule",
+    "key", "limit",
 ];
 
 /// Keys whose capability a later version brings; a table stands for all that is in it.
-pub(super) static LATER: [&str; 11] = [
-    "upgrades",
-    "queue_timeout",
-    "audit",
-    "alias",
-    "backend.kind",
-    "backend.weight",
-    "backend.parallel",
-    "backend.models_at_once",
-    "backend.ask_usage",
-    "backend.manage",
-    "backend.tags",
-];
+pub(super) static LATER: [&str; 2] = ["upgrades", "audit"];
 
-pub(super) const LATER_TABLES: [&str; 2] = ["audit", "alias"];
+pub(super) const LATER_TABLES: [&str; 1] = ["audit"];
 
 #[cfg(test)]
 mod tests {

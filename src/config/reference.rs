@@ -62,16 +62,19 @@ fn about(table: &str) -> (String, &'static str) {
             "How much somebody may have, beside what stands in a `[[rule]]` (for each caller it is about) and a `[[key]]` (for this key); any number of these, and all that match a request count at once. See [limits](../how-to/limits.md)."
         }
         "traces" => "Spans of requests for a collector of traces (OpenTelemetry).",
+        "alias" => {
+            "Other names for models, and fallbacks; any number of these. See [backends](../how-to/backends.md)."
+        }
         "cors" => {
             "Cross-origin requests of browsers, answered at the gate; never with a browser's own credentials."
         }
         "timeouts" => "How long each step may take. There is no limit for a whole answer.",
         _ => {
-            "The model server, when more is to be said about it than `upstream` does; one, in place of `upstream`."
+            "The model servers, in place of `upstream`; any number of these. See [backends](../how-to/backends.md)."
         }
     };
     let heading = match table {
-        "backend" | "rule" | "key" | "limit" => format!("[[{table}]]"),
+        "backend" | "alias" | "rule" | "key" | "limit" => format!("[[{table}]]"),
         table => format!("[{table}]"),
     };
     (heading, says)

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 
 use super::problems::{Found, shown};
 use super::written::{Form, Written};
-use super::{Allowance, Config, Models, Pattern, Policy, Role, values};
+use super::{Allowance, Config, Models, Pattern, Policy, Priority, Role, Weight, values};
 
 /// One rule: whom it is about, and what it gives them. The first that matches counts.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,9 @@ pub struct Rule {
     pub policy: Policy,
     /// The header in which this caller may say for whom it asks.
     pub acts_for: Option<HeaderName>,
+    /// The share of each caller that it is about.
+    pub weight: Weight,
+    pub priority: Priority,
     /// Of each caller that it is about.
     pub allowance: Allowance,
 }

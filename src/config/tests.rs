@@ -11,7 +11,7 @@ mod told;
 const EXAMPLE: &str = include_str!("../../portcullis.example.toml");
 
 /// A folder with a file of this text, and what names it.
-fn file_of(text: impl AsRef<[u8]>) -> (TempDir, Given) {
+pub(super) fn file_of(text: impl AsRef<[u8]>) -> (TempDir, Given) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.toml");
     std::fs::write(&path, text).unwrap();
@@ -24,13 +24,13 @@ fn read_text(text: impl AsRef<[u8]>) -> Reading {
 }
 
 /// As `p.toml:LINE: what it says`.
-fn problems(text: impl AsRef<[u8]>) -> Vec<String> {
+pub(super) fn problems(text: impl AsRef<[u8]>) -> Vec<String> {
     let told = read_text(text).problems;
     let name = |problem: &Problem| problem.place.rsplit('/').next().unwrap().to_owned();
     told.iter().map(|problem| format!("{}: {}", name(problem), problem.says)).collect()
 }
 
-fn config(text: &str) -> Config {
+pub(super) fn config(text: &str) -> Config {
     let reading = read_text(text);
     assert_eq!(reading.problems, [], "{text}");
     reading.loaded.config
@@ -45,6 +45,10 @@ fn print(config: &Config) -> String {
 fn line(key: &str, value: &str) -> String {
     match key.split_once('.') {
         None => format!("{key} = {value}\n"),
+        Some(("alias", name)) => {
+            let rest = if name == "name" { "model = 'm'" } else { "name = 'n'" };
+            format!("[[alias]]\n{name} = {value}\n{rest}\n")
+        }
         Some((table @ ("backend" | "rule" | "limit"), name)) => {
             let more = match name {
                 "groups" if table == "limit" => "concurrent = 1\n[groups]\nstudents = ['s*']\n",
@@ -81,7 +85,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 100] = [
+const VALUES: [(&str, &str, &str, &str); 112] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -113,6 +117,7 @@ const VALUES: [(&str, &str, &str, &str); 100] = [
     ("time_zone", "'Europe/Berlin'", "'Europe/Belrin'", "did you mean Europe/Berlin?"),
     ("ledger", "'durable'", "'sync'", "\"journal\" or \"durable\""),
     ("keep", "'30d'", "'23h'", "at least a day"),
+    ("queue_timeout", "'1m'", "'25h'", "at most 24 hours"),
     ("drain_timeout", "'2m'", "'25h'", "at most 24 hours"),
     ("roles.viewer", "['v']", "1", "a list such as"),
     ("roles.user", "['u*']", "['']", "empty"),
@@ -138,6 +143,17 @@ const VALUES: [(&str, &str, &str, &str); 100] = [
     ("timeouts.body_grace", "'1s'", "'999d'", "at most 720 hours"),
     ("backend.name", "'gpu-1'", "'gpu 1'", "letters, digits"),
     ("backend.url", "'http://[::1]:11434'", "'http://gpu/v1'", "the path is the caller's"),
+    ("backend.kind", "'openai'", "'vllm'", "\"ollama\" or \"openai\""),
+    ("backend.weight", "2.5", "0", "from 0.001 to 1000"),
+    ("backend.parallel", "4", "0", "from 1 to"),
+    ("backend.models_at_once", "2", "'many'", "\"auto\" or a whole number"),
+    ("backend.ask_usage", "true", "1", "true or false"),
+    ("backend.manage", "true", "'yes'", "true or false"),
+    ("backend.tags", "['room=4', 'fast']", "['a b']", "letters, digits"),
+    ("alias.name", "'gpt-4o'", "'gpt 4o'", "names no model"),
+    ("alias.model", "['gemma3:12b', 'gemma3:4b']", "[]", "name one at least"),
+    ("rule.weight", "0.5", "'heavy'", "a number such as 2"),
+    ("rule.priority", "'batch'", "'low'", "\"interactive\" or \"batch\""),
     ("backend.key_file", "'key'", "{ a = 1 }", "found a table"),
     ("backend.ca_file", "'ca.pem'", "1", "a file's path"),
     ("backend.preserve_host", "true", "1", "true or false"),
@@ -225,7 +241,10 @@ fn every_good_value_sets_something_of_its_own() {
 fn the_defaults_of_the_table_are_the_defaults() {
     // Of what there may be any number of there is none by default.
     let once = |key: &&Key| {
-        !matches!(key.in_table().0, Some("rule" | "key" | "limit" | "groups" | "prices"))
+        !matches!(
+            key.in_table().0,
+            Some("backend" | "alias" | "rule" | "key" | "limit" | "groups" | "prices")
+        )
     };
     for key in reference().iter().filter(once) {
         let written = config(&line(key.name, key.default));
@@ -276,7 +295,7 @@ fn the_example_names_every_key_with_its_default() {
             (Some("groups"), _) => "students = [".to_owned(),
             (Some("prices"), _) => "\"gemma3*\" = {".to_owned(),
             // Of what there may be any number of the example shows one.
-            (Some("rule" | "key" | "limit"), name) => format!("{name} = "),
+            (Some("rule" | "key" | "limit" | "alias"), name) => format!("{name} = "),
             (_, name) => format!("{name} = {}", key.default),
         };
         let mut lines = EXAMPLE[start..].lines().map(|line| line.trim_start_matches("# "));
@@ -289,7 +308,11 @@ fn the_examples_backend_can_be_taken_as_it_stands() {
     let (_, backend) = EXAMPLE.split_once("\n# [[backend]]\n").unwrap();
     let (backend, _) = backend.split_once("\n\n").unwrap_or((backend, ""));
     let backend = format!("[[backend]]\n{}", backend.replace("\n# ", "\n").replacen("# ", "", 1));
-    assert_eq!(print(&config(&backend)), print(&Config::builtin()));
+    let mut config = config(&backend);
+    let [only] = config.backends.as_mut_slice() else { panic!("{:?}", config.backends) };
+    only.place.clear();
+    (only.parallel, only.models_at_once) = (None, None);
+    assert_eq!(print(&config), print(&Config::builtin()));
 }
 
 #[test]
@@ -300,6 +323,15 @@ fn the_examples_groups_rules_and_keys_can_be_taken_as_they_stand() {
     let config = config(&format!("[groups]\n{}\n", blocks.join("\n")));
     let Config { groups, rules, keys, limits, .. } = &config;
     assert_eq!((groups.len(), rules.len(), keys.len(), limits.len()), (1, 2, 1, 2));
+}
+
+#[test]
+fn the_examples_aliases_can_be_taken_as_they_stand() {
+    let (_, aliases) = EXAMPLE.split_once("\n# [[alias]]\n").unwrap();
+    let (aliases, _) = aliases.split_once("\n\n").unwrap();
+    let aliases =
+        config(&format!("[[alias]]\n{}", aliases.replace("# ", "").replace('#', ""))).aliases;
+    assert_eq!(aliases.len(), 2);
 }
 
 #[test]

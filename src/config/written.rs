@@ -61,7 +61,7 @@ impl Form {
     pub(super) fn of_text(text: &str, kind: Kind, place: &Place) -> Result<Self, String> {
         let not = || Err(format!("{} is not {}", shown(text), kind.wanted()));
         match kind {
-            Kind::Policy | Kind::Groups | Kind::Prices => not(),
+            Kind::Policy | Kind::Groups | Kind::Prices | Kind::Weight => not(),
             Kind::Switch => text.parse().map_or_else(|_| not(), |on| Ok(Self::Switch(on))),
             Kind::Count => text.parse().map_or_else(|_| not(), |number| Ok(Self::Number(number))),
             Kind::Addresses
@@ -71,6 +71,8 @@ impl Form {
             | Kind::Origins
             | Kind::Names
             | Kind::Models
+            | Kind::Tags
+            | Kind::ModelNames
             | Kind::Openings => {
                 let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
                 let item = |text: &str| Item { text: Ok(text.to_owned()), place: place.clone() };
@@ -86,6 +88,7 @@ impl Form {
             | Kind::Pairs
             | Kind::Expiry
             | Kind::Zone
+            | Kind::AtOnce
             | Kind::Duration => Ok(Self::Text(text.to_owned())),
         }
     }

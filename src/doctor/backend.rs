@@ -1,6 +1,7 @@
 //! The backend: whether it can be reached, what it is, and whose Host it takes.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -9,14 +10,15 @@ use super::generation;
 use super::probe::{Probe, Reply, Silence, printable, since};
 use super::{Finding, Seen, Subject};
 use crate::config::BackendUrl;
+use crate::pool::Backend;
 use crate::record::Chain;
 
 /// No server of anybody's goes by this name (RFC 2606).
 const FOREIGN_HOST: &str = "doctor.example";
 
-pub(super) async fn examine(subject: &Subject<'_>) -> Seen {
-    let has_key = subject.state.backend_key().is_some();
-    let probe = Probe::of_backend(subject.state, subject.patience);
+pub(super) async fn examine(subject: &Subject<'_>, backend: &Arc<Backend>) -> Seen {
+    let has_key = backend.key().is_some();
+    let probe = Probe::of_backend(backend, subject.patience);
     let mut seen = Seen::default();
 
     let started = Instant::now();
@@ -25,7 +27,7 @@ pub(super) async fn examine(subject: &Subject<'_>) -> Seen {
     match connected {
         Ok(connection) => drop(connection),
         Err(silence) => {
-            seen.findings.push(unreached(&silence, &subject.config().backend.url));
+            seen.findings.push(unreached(&silence, backend.url()));
             let rest = "not asked: version, Host check, streaming, cancelling";
             seen.findings.push(Finding::skip("the rest", rest));
             return seen;
@@ -46,7 +48,7 @@ pub(super) async fn examine(subject: &Subject<'_>) -> Seen {
 
     let foreign = probe.as_host(FOREIGN_HOST).get("/api/version").await;
     let foreign = foreign.map(|reply| reply.status());
-    seen.findings.push(judge_host_check(&foreign, subject.config().backend.preserve_host));
+    seen.findings.push(judge_host_check(&foreign, backend.preserves_host()));
     let first_byte = subject.config().timeouts.first_byte;
     seen.findings.extend(generation::examine(&probe, subject.model, first_byte).await);
     seen

@@ -1,6 +1,7 @@
 //! The addresses of this machine: who reaches the backend past the gate, and whose logins travel in
 //! the clear. Nothing but this machine's own addresses is asked.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -58,23 +59,32 @@ impl OwnAddress {
 }
 
 pub(super) async fn examine(subject: &Subject<'_>) -> Vec<Finding> {
-    let mut findings = match subject.backend_at() {
-        Some((host, port)) => {
-            let mut open = Vec::new();
-            for address in &subject.addresses {
-                if lets_anybody_in(subject, SocketAddr::new(address.ip, port)).await {
-                    open.push(address);
-                }
-            }
-            let mut findings = way_round(subject, port, &open);
-            findings.extend(elsewhere(subject, host));
-            findings
+    let mut findings = Vec::new();
+    let mut ports = BTreeSet::new();
+    for (host, port) in subject.backends_at() {
+        if ports.insert(port) {
+            findings.extend(past_the_gate(subject, port).await);
         }
-        None => vec![Finding::ok(BYPASS, "the model server's socket is a file: no network has it")],
-    };
+        findings.extend(elsewhere(subject, host));
+    }
+    if ports.is_empty() {
+        findings
+            .push(Finding::ok(BYPASS, "the model server's socket is a file: no network has it"));
+    }
     findings.push(in_the_clear(subject));
     findings.extend(callers(subject));
     findings
+}
+
+/// Who reaches what listens at a backend's port on this machine.
+async fn past_the_gate(subject: &Subject<'_>, port: u16) -> Vec<Finding> {
+    let mut open = Vec::new();
+    for address in &subject.addresses {
+        if lets_anybody_in(subject, SocketAddr::new(address.ip, port)).await {
+            open.push(address);
+        }
+    }
+    way_round(subject, port, &open)
 }
 
 /// Asks without the backend's key: that is nobody's business but the backend's. Whatever takes
@@ -222,7 +232,7 @@ mod tests {
     fn config(listen: &[&str], upstream: &str) -> State {
         let mut config = Config::builtin();
         config.listen = listen.iter().map(|at| at.parse().unwrap()).collect();
-        config.backend.url = upstream.parse().unwrap();
+        config.backends[0].url = upstream.parse().unwrap();
         State::new(config, None).unwrap()
     }
 

@@ -12,9 +12,8 @@ use serde_json::Value;
 
 use crate::call::Outgoing;
 use crate::config::BackendUrl;
-use crate::gateway::State;
 use crate::http1::ResponseHead;
-use crate::pool::{Connection, Failed, Outbound, Pool};
+use crate::pool::{Backend, Connection, Failed, Outbound};
 use crate::record::Chain;
 use crate::reject::Reject;
 use crate::tls::{BackendTls, BackendTlsError, wants_a_certificate};
@@ -24,7 +23,7 @@ const MOST_READ: usize = 8 * 1024 * 1024;
 
 /// A server, and how it is asked.
 pub(super) struct Probe {
-    pool: Arc<Pool>,
+    backend: Arc<Backend>,
     host: String,
     key: Option<HeaderValue>,
     patience: Duration,
@@ -79,7 +78,7 @@ impl Probe {
     /// On this machine, to be asked for nothing that takes a login.
     pub(super) fn at(address: SocketAddr, patience: Duration) -> Self {
         let url = BackendUrl::Http { host: address.ip().to_string(), port: address.port() };
-        Self::over(Pool::new("doctor", url, None), patience)
+        Self::over(Backend::plain("doctor", url, None), patience)
     }
 
     /// The same over TLS, whoever the certificate is made out for.
@@ -90,25 +89,24 @@ impl Probe {
         let host = address.ip().to_string();
         let tls = BackendTls::unverified(&host)?;
         let url = BackendUrl::Https { host, port: address.port() };
-        Ok(Self::over(Pool::new("doctor", url, Some(tls)), patience))
+        Ok(Self::over(Backend::plain("doctor", url, Some(tls)), patience))
     }
 
-    fn over(pool: Pool, patience: Duration) -> Self {
-        let host = pool.url().authority();
-        Self { pool: Arc::new(pool), host, key: None, patience }
+    fn over(server: Backend, patience: Duration) -> Self {
+        Self::of_backend(&Arc::new(server), patience)
     }
 
     /// The backend, as the gate asks it: over its connections, under its name, with its key.
-    pub(super) fn of_backend(state: &State, patience: Duration) -> Self {
-        let pool = Arc::clone(state.pool());
-        let host = pool.url().authority();
-        Self { pool, host, key: state.backend_key().cloned(), patience }
+    pub(super) fn of_backend(backend: &Arc<Backend>, patience: Duration) -> Self {
+        let (backend, host, key) =
+            (Arc::clone(backend), backend.url().authority(), backend.key().cloned());
+        Self { backend, host, key, patience }
     }
 
     /// The same server under another name.
     pub(super) fn as_host(&self, host: &str) -> Self {
-        let (pool, key) = (Arc::clone(&self.pool), self.key.clone());
-        Self { pool, host: host.to_owned(), key, patience: self.patience }
+        let (backend, key) = (Arc::clone(&self.backend), self.key.clone());
+        Self { backend, host: host.to_owned(), key, patience: self.patience }
     }
 
     pub(super) fn patience(&self) -> Duration {
@@ -116,7 +114,7 @@ impl Probe {
     }
 
     pub(super) async fn connect(&self) -> Result<Box<Connection>, Silence> {
-        let connected = tokio::time::timeout(self.patience, self.pool.connect()).await;
+        let connected = tokio::time::timeout(self.patience, self.backend.connect()).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         connected.map_err(Silence::NoConnection)
     }

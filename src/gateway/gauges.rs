@@ -10,7 +10,7 @@ const DAY: i64 = 24 * 60 * 60;
 
 /// Looks at everything now.
 pub(super) fn look(live: &Live, state: &State) -> Gauges {
-    let pool = state.pool();
+    let backends = state.pool().backends().iter();
     let reports = state.auth().files().reports().into_iter();
     let now = SystemTime::now();
     let certificates = state.tls().map(|tls| tls.certificates(now)).unwrap_or_default();
@@ -21,11 +21,13 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
         in_flight: live.limits.in_flight(),
         is_draining: live.draining.load(Ordering::Relaxed),
         alarms: open::alarms(live, state),
-        backends: vec![BackendGauge {
-            name: pool.name().clone(),
-            is_up: pool.is_up(),
-            busy: pool.busy(),
-        }],
+        backends: backends
+            .map(|backend| BackendGauge {
+                name: backend.name().clone(),
+                is_up: backend.is_up(),
+                busy: backend.busy(),
+            })
+            .collect(),
         files: reports
             .map(|(name, report)| FileGauge {
                 name,

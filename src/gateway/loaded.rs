@@ -22,12 +22,12 @@ pub(super) async fn ground<'a>(
     let Some(model) = chosen.model().filter(|_| call.asked.class() == Class::Inference) else {
         return Ok((chosen, ground));
     };
-    let (pool, key) = (state.pool(), state.backend_key());
+    let pool = state.pool();
     if !chosen.reach().may_use_cloud() {
-        ground.runs_elsewhere = pool.runs_elsewhere(model, key).await;
+        ground.runs_elsewhere = pool.runs_elsewhere(model).await;
     }
     if chosen.asks_for_loaded() && !ground.runs_elsewhere {
-        ground.loaded_context = Box::pin(pool.loaded_context(model, key)).await;
+        ground.loaded_context = Box::pin(pool.loaded_context(model)).await;
     }
     Ok((chosen, ground))
 }

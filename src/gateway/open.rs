@@ -96,7 +96,7 @@ fn ready(live: &Live, state: &State) -> Response<Bytes> {
         true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
         false => (StatusCode::OK, "ready"),
     };
-    let up = u8::from(state.pool().is_up());
+    let up = state.pool().backends().iter().filter(|it| it.is_up()).count();
     let alarms = alarms(live, state);
     json_answer(status, &json!({"status": word, "backends_up": up, "alarms": alarms}))
 }

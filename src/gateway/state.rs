@@ -1,6 +1,5 @@
 //! One configuration in the form in which requests use it.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,10 +11,10 @@ use crate::access::{Provenance, Rules};
 use crate::auth::{Auth, Files};
 use crate::call::BodyBounds;
 use crate::client_addr::{TrustedProxies, container_gateway};
-use crate::config::{Backend, BackendUrl, Config, Cors, ExtraEndpoint, Traces};
+use crate::config::{BackendUrl, Config, Cors, ExtraEndpoint, Traces};
 use crate::forward::Forwarding;
 use crate::limit::Plan;
-use crate::pool::Pool;
+use crate::pool::{BackendFault, Pool};
 use crate::store::StoreError;
 use crate::tls::{BackendTls, BackendTlsError, ClientCertificate, Tls, TlsError};
 use crate::traces::Tracer;
@@ -28,16 +27,8 @@ const HELP_PATH: &str = "/_portcullis/help";
 pub enum StateError {
     #[error("the system gives no random numbers")]
     Random(#[from] getrandom::Error),
-    #[error("could not read the backend's key in {}", path.display())]
-    BackendKey {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error("the backend's key in {} is not one line of printable text", path.display())]
-    BackendKeyText { path: PathBuf },
-    #[error("the backend's name {0:?} cannot be sent as a Host")]
-    BackendHost(String),
+    #[error(transparent)]
+    Backend(#[from] BackendFault),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -71,9 +62,8 @@ impl State {
     /// See [`StateError`].
     pub fn new(config: Config, before: Option<&Self>) -> Result<Self, StateError> {
         let files = Files::open(&config, before.map(|before| before.auth.files()));
-        let backend = &config.backend;
         let tls = Tls::new(&config, before.and_then(|before| before.tls.as_deref()))?;
-        let pool = pool(backend, before.map(|before| &before.pool))?;
+        let pool = Pool::new(&config, before.map(|before| &*before.pool))?;
         let (max, memory) = (config.max_body, config.max_body_memory);
         let grace = config.timeouts.body_grace;
         let bounds = match before.filter(|before| before.config.max_body_memory == memory) {
@@ -87,7 +77,7 @@ impl State {
             tls: tls.map(Arc::new),
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,
-            pool,
+            pool: Arc::new(pool),
             forwarding: forwarding(&config, before)?,
             tracer: tracer(&config.traces, before.and_then(|before| before.tracer.as_ref()))?,
             help_page: help_page(&config),
@@ -131,12 +121,6 @@ impl State {
         &self.pool
     }
 
-    /// `Authorization` for the backend, if it wants one.
-    #[must_use]
-    pub fn backend_key(&self) -> Option<&HeaderValue> {
-        self.forwarding.backend_key.as_ref()
-    }
-
     pub(super) fn proxies(&self) -> &TrustedProxies {
         &self.proxies
     }
@@ -170,10 +154,6 @@ impl State {
         self.config.timeouts.idle
     }
 
-    pub(super) fn connect_timeout(&self) -> Duration {
-        self.config.timeouts.connect
-    }
-
     /// With the address under which people reach this gate, or else under which the caller did.
     pub(super) fn help_page(&self, scheme: &str, host: Option<&HeaderValue>) -> Bytes {
         self.help_page.replace("{{base}}", &escaped(&self.base(scheme, host))).into()
@@ -200,24 +180,6 @@ impl State {
     }
 }
 
-/// The one before, with its connections, where nothing of it has changed.
-fn pool(backend: &Backend, before: Option<&Arc<Pool>>) -> Result<Arc<Pool>, BackendTlsError> {
-    let tls = match &backend.url {
-        BackendUrl::Https { host, .. } => Some(BackendTls::new(host, backend.ca_file.as_deref())?),
-        BackendUrl::Http { .. } | BackendUrl::Unix(_) => None,
-    };
-    let same_tls = |pool: &Pool| match (&tls, pool.tls()) {
-        (Some(tls), Some(before)) => tls.is_like(before),
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    };
-    let same = |pool: &Pool| pool.url() == &backend.url && **pool.name() == *backend.name;
-    Ok(match before.filter(|pool| same(pool) && same_tls(pool)) {
-        Some(before) => Arc::clone(before),
-        None => Arc::new(Pool::new(&backend.name, backend.url.clone(), tls)),
-    })
-}
-
 /// The one before, with what waits in it, where nothing of it has changed.
 fn tracer(
     traces: &Traces,
@@ -235,21 +197,11 @@ fn tracer(
 }
 
 fn forwarding(config: &Config, before: Option<&State>) -> Result<Forwarding, StateError> {
-    let backend = &config.backend;
-    let authority = backend.url.authority();
-    let host = HeaderValue::from_str(&authority).map_err(|_| StateError::BackendHost(authority))?;
     let via = match before {
         Some(before) => before.forwarding.via.clone(),
         None => new_via()?,
     };
-    Ok(Forwarding {
-        first_byte: config.timeouts.first_byte,
-        preserve_host: backend.preserve_host,
-        host,
-        backend_key: backend.key_file.as_ref().map(backend_key).transpose()?,
-        key_headers: kept_back(config),
-        via,
-    })
+    Ok(Forwarding { first_byte: config.timeouts.first_byte, key_headers: kept_back(config), via })
 }
 
 /// Headers that carry callers' keys, or say for whom a front end asks.
@@ -264,15 +216,6 @@ fn new_via() -> Result<HeaderValue, StateError> {
     getrandom::fill(&mut random)?;
     let via = format!("1.1 portcullis-{:016x}", u64::from_ne_bytes(random));
     Ok(HeaderValue::from_str(&via).unwrap_or(HeaderValue::from_static("1.1 portcullis")))
-}
-
-fn backend_key(path: &PathBuf) -> Result<HeaderValue, StateError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| StateError::BackendKey { path: path.clone(), source })?;
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
-        .map_err(|_| StateError::BackendKeyText { path: path.clone() })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn help_page(config: &Config) -> String {

@@ -6,10 +6,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use serde_json::Value;
 
-use super::{Connection, Outbound, Pool};
+use super::{Backend, Connection, Outbound};
 use crate::call::Outgoing;
 use crate::config::ModelName;
 use crate::reject::Reject;
@@ -52,18 +52,14 @@ impl Connection {
     }
 }
 
-impl Pool {
+impl Backend {
     /// The context size of this model as it is in memory, or was a second ago; `None` if it is not, or
     /// nothing is heard of it soon.
-    pub async fn loaded_context(
-        &self,
-        model: &ModelName,
-        key: Option<&HeaderValue>,
-    ) -> Option<u32> {
+    pub(super) async fn loaded_context(&self, model: &ModelName) -> Option<u32> {
         let now = Instant::now();
-        let (loaded, is_heard) = match self.loaded.last(now) {
+        let (loaded, is_heard) = match self.live.loaded.last(now) {
             Some(said) => said,
-            None => self.loaded.newest(now, self.ask("/api/ps", key, contexts)).await,
+            None => self.live.loaded.newest(now, self.ask("/api/ps", contexts)).await,
         };
         let mut found = loaded.iter().filter(|(name, _)| is_heard && name == model);
         found.next().map(|(_, context)| *context)
@@ -71,10 +67,10 @@ impl Pool {
 
     /// Whether this is the local name of a model that runs elsewhere. Who does not tell soon is taken
     /// by what it told before.
-    pub async fn runs_elsewhere(&self, model: &ModelName, key: Option<&HeaderValue>) -> bool {
+    pub(super) async fn runs_elsewhere(&self, model: &ModelName) -> bool {
         let now = Instant::now();
         let model = model.without_source();
-        if let Some((listed, is_heard)) = self.listed.last(now) {
+        if let Some((listed, is_heard)) = self.live.listed.last(now) {
             match listed.as_ref().as_ref().map(|names| names.get(&*model)) {
                 Some(Some(is_stub)) => return *is_stub,
                 // Where there is no list, or none is told now.
@@ -85,28 +81,23 @@ impl Pool {
             }
         }
         // Boxed, because it is seldom needed, and every request would have the room for it.
-        let asking = Box::pin(self.ask("/api/tags", key, stubs));
-        let (listed, _) = self.listed.newest(now, asking).await;
+        let asking = Box::pin(self.ask("/api/tags", stubs));
+        let (listed, _) = self.live.listed.newest(now, asking).await;
         listed.as_ref().as_ref().and_then(|names| names.get(&*model)).is_some_and(|it| *it)
     }
 
-    async fn ask<T>(
-        &self,
-        path: &str,
-        key: Option<&HeaderValue>,
-        read: impl Fn(&Value) -> T,
-    ) -> Option<T> {
-        let answer = tokio::time::timeout(PATIENCE, self.get(path, key)).await.ok()??;
+    async fn ask<T>(&self, path: &str, read: impl Fn(&Value) -> T) -> Option<T> {
+        let answer = tokio::time::timeout(PATIENCE, self.get(path)).await.ok()??;
         // What is no list is an answer as well.
         Some(read(&serde_json::from_slice(&answer).unwrap_or(Value::Null)))
     }
 
-    async fn get(&self, path: &str, key: Option<&HeaderValue>) -> Option<Bytes> {
+    async fn get(&self, path: &str) -> Option<Bytes> {
         let mut head = format!(
             "GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: portcullis\r\n",
-            self.url.authority()
+            self.url().authority()
         );
-        if let Some(key) = key {
+        if let Some(key) = self.key() {
             head.push_str(&format!("authorization: {}\r\n", key.to_str().ok()?));
         }
         head.push_str("connection: close\r\n\r\n");

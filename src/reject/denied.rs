@@ -33,6 +33,8 @@ pub enum Lack {
     Cloud,
     /// All models: a file of one, named by its digest, may be any model's.
     AllModels,
+    /// Nothing: no backend has the model.
+    Backend,
 }
 
 /// Patterns that a refusal names, at most.
@@ -43,6 +45,7 @@ impl fmt::Display for ModelDenied {
         let Self { model, who, lack, allowed, .. } = self;
         match lack {
             Lack::Pattern => {}
+            Lack::Backend => return write!(f, "no backend has {model}"),
             Lack::Cloud => {
                 return write!(
                     f,

@@ -104,6 +104,9 @@ fn of_model(ModelDenied { model, who, lack, .. }: &ModelDenied) -> String {
         Lack::AllModels => {
             format!("`models = \"all\"` in the rule for {who}, and in the key if it names any")
         }
+        Lack::Backend => {
+            format!("`ollama pull {model}` at a backend, or an [[alias]] of that name")
+        }
         Lack::Pattern => format!(
             "{model} among the `models` of the rule for {who}, and of the key if it names any; \
              `portcullis explain` tells which rule that is"

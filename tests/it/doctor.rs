@@ -305,7 +305,7 @@ async fn a_host_check_matters_only_where_hosts_are_passed_on() {
     let findings = Look::at(&backend).taken().await;
     findings.expect("Host check", Verdict::Ok, "the gate sends Ollama's own");
     let preserving =
-        Look { change: |config| config.backend.preserve_host = true, ..Look::at(&backend) };
+        Look { change: |config| config.backends[0].preserve_host = true, ..Look::at(&backend) };
     preserving.taken().await.expect("Host check", Verdict::Fail, "preserve_host = true");
 }
 
@@ -356,7 +356,7 @@ fn subject(state: &State, gate: Option<std::net::SocketAddr>) -> Subject<'_> {
 /// A gate's state with this for its backend.
 fn before(backend: std::net::SocketAddr) -> State {
     let mut config = Config::builtin();
-    config.backend.url = format!("http://{backend}").parse().unwrap();
+    config.backends[0].url = format!("http://{backend}").parse().unwrap();
     State::new(config, None).unwrap()
 }
 
@@ -455,8 +455,8 @@ async fn who_reaches_the_backend_past_the_gate_is_told_and_the_key_stays_here() 
     let key_file = folder.path().join("key");
     std::fs::write(&key_file, "of-the-backend\n").unwrap();
     let mut config = Config::builtin();
-    config.backend.url = format!("http://{}", backend.address).parse().unwrap();
-    config.backend.key_file = Some(key_file);
+    config.backends[0].url = format!("http://{}", backend.address).parse().unwrap();
+    config.backends[0].key_file = Some(key_file);
     let state = State::new(config, None).unwrap();
     let own =
         |ip: &str| OwnAddress { card: "eth7".to_owned(), ip: ip.parse().unwrap(), prefix: 24 };

@@ -111,7 +111,7 @@ async fn no_secret_is_in_a_line_an_error_or_an_event() {
                 let keys = config.api_keys.clone().unwrap();
                 std::fs::write(keys, format!("{KEY} # anna\nsha256:{secret}\nx{secret}\n"))
                     .unwrap();
-                config.backend.key_file = Some(key);
+                config.backends[0].key_file = Some(key);
                 config.path_keys = path_keys;
                 config.failed_attempts_per_minute = 0;
                 config.timeouts.header = Duration::from_millis(100);

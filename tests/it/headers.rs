@@ -112,8 +112,8 @@ async fn the_backend_gets_its_own_key_and_the_callers_host_when_it_is_to() {
     let house = House::with(&backend, |config, folder| {
         let key = folder.path().join("backend.key");
         std::fs::write(&key, "the-backends-own\n").unwrap();
-        config.backend.key_file = Some(key);
-        config.backend.preserve_host = true;
+        config.backends[0].key_file = Some(key);
+        config.backends[0].preserve_host = true;
     })
     .await;
     assert_eq!(house.ask(with_headers("GET", "")).await.status, 200);

@@ -54,7 +54,7 @@ impl House {
         config.listen = vec!["127.0.0.1:0".parse().unwrap()];
         config.log_format = LogFormat::Json;
         config.admin = None;
-        config.backend.url = format!("http://{}", backend.address).parse().unwrap();
+        config.backends[0].url = format!("http://{}", backend.address).parse().unwrap();
         let (users, keys) = (folder.path().join("htpasswd"), folder.path().join("api_keys.txt"));
         std::fs::write(&users, ANNA).unwrap();
         std::fs::write(&keys, format!("{KEY} # anna\n")).unwrap();

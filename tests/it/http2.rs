@@ -719,7 +719,7 @@ async fn a_connection_that_asks_for_nothing_is_closed() {
     let waits = Backend::scripted(|_| vec![Step::AwaitClose]).await;
     let url = format!("http://{}", waits.address).parse().unwrap();
     let mut config = house.gateway.state().config().clone();
-    config.backend.url = url;
+    config.backends[0].url = url;
     house.gateway.reload(config).unwrap();
     let mut client = Client::connect(house.address).await;
     let (answer, mut stream) = client.begin(post("/api/chat")).await;

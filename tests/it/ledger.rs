@@ -207,7 +207,7 @@ async fn what_no_backend_began_leaves_no_row_and_neither_do_lists() {
     assert_eq!(house.ask(post("/api/generate", "{\"model\":1}")).await.status, 400);
     let gone = House::with(&backend, |config, folder| {
         config.data_dir = Some(folder.path().join("data"));
-        config.backend.url = "http://127.0.0.1:1".parse().unwrap();
+        config.backends[0].url = "http://127.0.0.1:1".parse().unwrap();
     })
     .await;
     assert_eq!(gone.ask(post("/api/generate", PROMPT)).await.code(), "no_backend");

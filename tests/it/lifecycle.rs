@@ -165,15 +165,15 @@ async fn a_reload_swaps_everything_or_nothing() {
     let config = house.gateway.state().config().clone();
     // Everything is new, and one part of it cannot be had.
     let mut broken = config.clone();
-    broken.backend.url = format!("http://{}", second.address).parse().unwrap();
+    broken.backends[0].url = format!("http://{}", second.address).parse().unwrap();
     broken.max_body = 1;
-    broken.backend.key_file = Some(house.file("no-such-key"));
+    broken.backends[0].key_file = Some(house.file("no-such-key"));
     let error = house.gateway.reload(broken.clone()).unwrap_err();
     assert!(error.to_string().contains("no-such-key"), "{error}");
     caller.send(post("/api/chat", "{}")).await;
     assert_eq!(caller.answer().await.text(), "[1]");
     // The same without the fault counts with the next request of the same connection.
-    broken.backend.key_file = None;
+    broken.backends[0].key_file = None;
     house.gateway.reload(broken).unwrap();
     caller.send(get("/api/tags")).await;
     assert_eq!(caller.answer().await.text(), "[2]");
@@ -191,7 +191,7 @@ async fn a_stream_runs_on_over_a_reload_with_what_it_began_with() {
     caller.send(post("/api/chat", "{}")).await;
     assert!(caller.sees_content("first\n").await);
     let mut config = house.gateway.state().config().clone();
-    config.backend.url = format!("http://{}", other.address).parse().unwrap();
+    config.backends[0].url = format!("http://{}", other.address).parse().unwrap();
     config.api_keys = None;
     config.timeouts.idle = Duration::ZERO;
     for _ in 0..100 {

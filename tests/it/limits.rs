@@ -335,7 +335,7 @@ async fn whoever_asks_while_no_backend_can_be_reached_is_charged_nothing() {
     let house = House::with(&backend, |config, folder| {
         limits(config, folder);
         // An address that answers to nobody; the wait for it is the gate's own.
-        config.backend.url = "http://192.0.2.1:9".parse().unwrap();
+        config.backends[0].url = "http://192.0.2.1:9".parse().unwrap();
         config.timeouts.connect = std::time::Duration::from_millis(1200);
     })
     .await;

@@ -132,7 +132,7 @@ async fn a_log_that_nobody_reads_delays_no_request() {
     let mut config = Config::builtin();
     config.listen = vec!["127.0.0.1:0".parse().unwrap()];
     config.api_keys = Some(keys);
-    config.backend.url = format!("http://{}", backend.address).parse().unwrap();
+    config.backends[0].url = format!("http://{}", backend.address).parse().unwrap();
     let sink = Blocked::default();
     let log = Log::start(sink.clone(), LogFormat::Text).unwrap();
     let listeners = Server::bind(&config.listen).unwrap();

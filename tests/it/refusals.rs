@@ -140,7 +140,7 @@ async fn a_backend_that_is_not_there_is_told_as_that() {
     // A port that was free just now.
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let house = House::with(&backend, |config, _| {
-        config.backend.url = format!("http://{nowhere}").parse().unwrap();
+        config.backends[0].url = format!("http://{nowhere}").parse().unwrap();
     })
     .await;
     refused_by_backend(&house, 503, "no_backend").await;

@@ -322,7 +322,8 @@ async fn no_backend_is_told_at_once_and_forgotten_when_it_comes() {
     place.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}", place.local_addr().unwrap());
     let nobody = Backend::ok().await;
-    let house = House::with(&nobody, |config, _| config.backend.url = url.parse().unwrap()).await;
+    let house =
+        House::with(&nobody, |config, _| config.backends[0].url = url.parse().unwrap()).await;
     let mut caller = house.connect().await;
     for (path, pointer) in [("/api/chat", "/code"), ("/v1/chat/completions", "/error/code")] {
         caller.send(post(path, "{}")).await;
@@ -362,7 +363,7 @@ async fn a_backend_that_takes_no_connection_is_given_up() {
     }
     let nobody = Backend::ok().await;
     let house = House::with(&nobody, |config, _| {
-        config.backend.url = format!("http://{address}").parse().unwrap();
+        config.backends[0].url = format!("http://{address}").parse().unwrap();
         config.timeouts.connect = Duration::from_millis(200);
     })
     .await;

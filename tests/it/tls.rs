@@ -1050,8 +1050,8 @@ async fn behind(
     let house = House::with(&backend, |config, folder| {
         let ca = folder.path().join("backend-ca.pem");
         std::fs::write(&ca, believed(&authority)).unwrap();
-        config.backend.ca_file = Some(ca);
-        config.backend.url = format!("https://{host}:{port}").parse().unwrap();
+        config.backends[0].ca_file = Some(ca);
+        config.backends[0].url = format!("https://{host}:{port}").parse().unwrap();
     })
     .await;
     (backend, house)
@@ -1094,8 +1094,8 @@ async fn a_backend_that_is_not_who_it_should_be_is_told_nothing() {
     let house = House::with(&plain, |config, folder| {
         let ca = folder.path().join("ca.pem");
         std::fs::write(&ca, Authority::new().pem()).unwrap();
-        config.backend.ca_file = Some(ca);
-        config.backend.url = format!("https://{}", plain.address).parse().unwrap();
+        config.backends[0].ca_file = Some(ca);
+        config.backends[0].url = format!("https://{}", plain.address).parse().unwrap();
     })
     .await;
     assert_eq!(house.get("/api/tags").await.code(), "no_backend");
@@ -1116,7 +1116,7 @@ async fn a_kept_https_connection_that_the_backend_closed_is_not_used() {
 async fn a_backend_answers_on_a_unix_socket() {
     let backend = Backend::ok().await;
     let house = House::with(&backend, |config, folder| {
-        config.backend.url =
+        config.backends[0].url =
             format!("unix:{}", folder.path().join("o.sock").display()).parse().unwrap();
     })
     .await;

@@ -1,0 +1,349 @@
+//! One backend: what is known of it, and the kept-alive connections to it.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::connection::Connection;
+use super::known::Known;
+use super::own::{LISTED_FOR, LOADED_FOR, Listed, Loaded};
+use super::{BackendFault, Changes};
+use crate::config::{self, AtOnce, BackendKind, BackendUrl, ModelName, Weight};
+use crate::socket::Socket;
+use crate::tls::BackendTls;
+
+/// Model servers in Python and Node close a kept connection after 5 s; a request sent into that
+/// moment is lost.
+const KEEP_IDLE: Duration = Duration::from_secs(4);
+/// A connection that answered so short a time ago has not ended by an idle timer of the other side;
+/// then the runtime's word is enough, and a call to the kernel is spared.
+const JUST_USED: Duration = Duration::from_millis(1);
+/// Idle connections beyond this are closed; more than this many at once are rare in front of a GPU.
+const MOST_IDLE: usize = 1024;
+
+/// A backend as one configuration has it; what lives on over a reload is shared with the one before.
+#[derive(Debug)]
+pub struct Backend {
+    name: Arc<str>,
+    url: BackendUrl,
+    /// For an https address.
+    tls: Option<BackendTls>,
+    kind: BackendKind,
+    weight: Weight,
+    parallel: AtOnce,
+    models_at_once: AtOnce,
+    ask_usage: bool,
+    manage: bool,
+    tags: Vec<String>,
+    /// Its own `Host`: a loopback Ollama answers 403 to any other [ollama server/routes.go
+    /// allowedHostsMiddleware].
+    host: HeaderValue,
+    preserve_host: bool,
+    /// `Authorization`, in place of the caller's.
+    key: Option<HeaderValue>,
+    pub(super) live: Arc<Live>,
+}
+
+/// What a reload that does not change the backend's name and address must not forget.
+#[derive(Debug)]
+pub(super) struct Live {
+    serial: u64,
+    idle: Mutex<Vec<(Box<Connection>, Instant)>>,
+    /// The last attempt to connect did not fail.
+    up: AtomicBool,
+    /// Takes no new requests.
+    drained: AtomicBool,
+    busy: AtomicUsize,
+    /// Models in memory, and models that it has.
+    pub(super) loaded: Known<Loaded>,
+    pub(super) listed: Known<Listed>,
+    changes: Changes,
+}
+
+impl Live {
+    fn new(changes: Changes) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
+        Self {
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            idle: Mutex::default(),
+            up: AtomicBool::new(true),
+            drained: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+            loaded: Known::for_about(LOADED_FOR),
+            listed: Known::for_about(LISTED_FOR),
+            changes,
+        }
+    }
+}
+
+impl Backend {
+    /// The one before lives on in it where name and address are the same.
+    ///
+    /// # Errors
+    /// Where a file that it names cannot be used.
+    pub(super) fn new(
+        written: &config::Backend,
+        before: &[Arc<Self>],
+        changes: &Changes,
+    ) -> Result<Self, BackendFault> {
+        let tls = match &written.url {
+            BackendUrl::Https { host, .. } => {
+                Some(BackendTls::new(host, written.ca_file.as_deref())?)
+            }
+            BackendUrl::Http { .. } | BackendUrl::Unix(_) => None,
+        };
+        let host = written.url.authority();
+        let host = HeaderValue::from_str(&host).map_err(|_| BackendFault::Host(host))?;
+        let key = written.key_file.as_ref().map(key).transpose()?;
+        let same = before.iter().find(|before| before.is_at(written, tls.as_ref()));
+        let live = same.map(|before| Arc::clone(&before.live));
+        Ok(Self {
+            name: same.map_or_else(|| written.name.as_str().into(), |it| Arc::clone(&it.name)),
+            url: written.url.clone(),
+            tls,
+            kind: written.kind,
+            weight: written.weight,
+            parallel: written.parallel(),
+            models_at_once: written.models_at_once(),
+            ask_usage: written.ask_usage,
+            manage: written.manage,
+            tags: written.tags.clone(),
+            host,
+            preserve_host: written.preserve_host,
+            key,
+            live: live.unwrap_or_else(|| Arc::new(Live::new(changes.clone()))),
+        })
+    }
+
+    /// A server that the gate itself has to do with, without a place in the configuration.
+    #[must_use]
+    pub fn plain(name: &str, url: BackendUrl, tls: Option<BackendTls>) -> Self {
+        // Of what no header can hold the server will not know its name.
+        let host = HeaderValue::from_str(&url.authority());
+        Self {
+            name: name.into(),
+            url,
+            tls,
+            kind: BackendKind::Ollama,
+            weight: Weight::default(),
+            parallel: AtOnce::Unbounded,
+            models_at_once: AtOnce::Unbounded,
+            ask_usage: false,
+            manage: false,
+            tags: Vec::new(),
+            host: host.unwrap_or(HeaderValue::from_static("localhost")),
+            preserve_host: false,
+            key: None,
+            live: Arc::new(Live::new(Changes::default())),
+        }
+    }
+
+    fn is_at(&self, written: &config::Backend, tls: Option<&BackendTls>) -> bool {
+        let same_tls = match (tls, self.tls.as_ref()) {
+            (Some(tls), Some(before)) => tls.is_like(before),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        self.url == written.url && *self.name == *written.name && same_tls
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// Another for each backend that was ever set up, and the same over a reload that keeps it.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.live.serial
+    }
+
+    #[must_use]
+    pub fn url(&self) -> &BackendUrl {
+        &self.url
+    }
+
+    #[must_use]
+    pub fn kind(&self) -> BackendKind {
+        self.kind
+    }
+
+    #[must_use]
+    pub fn weight(&self) -> Weight {
+        self.weight
+    }
+
+    /// Requests of one model at once.
+    #[must_use]
+    pub fn parallel(&self) -> AtOnce {
+        self.parallel
+    }
+
+    #[must_use]
+    pub fn models_at_once(&self) -> AtOnce {
+        self.models_at_once
+    }
+
+    #[must_use]
+    pub fn asks_usage(&self) -> bool {
+        self.ask_usage
+    }
+
+    /// Management calls that name no backend go there.
+    #[must_use]
+    pub fn manages(&self) -> bool {
+        self.manage
+    }
+
+    #[must_use]
+    pub fn tags(&self) -> &[String] {
+        &self.tags
+    }
+
+    /// Its own `Host`.
+    #[must_use]
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+
+    /// Whether it is told the caller's `Host` instead.
+    #[must_use]
+    pub fn preserves_host(&self) -> bool {
+        self.preserve_host
+    }
+
+    /// `Authorization` for it, if it wants one.
+    #[must_use]
+    pub fn key(&self) -> Option<&HeaderValue> {
+        self.key.as_ref()
+    }
+
+    /// Whether the last attempt to connect succeeded; true before the first.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.live.up.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_up(&self, up: bool) {
+        if self.live.up.swap(up, Ordering::Relaxed) != up {
+            self.live.changes.tell();
+        }
+    }
+
+    /// Whether it takes no new requests, for maintenance.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.live.drained.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is no request that it would not get.
+    pub(super) fn takes_anything(&self) -> bool {
+        self.kind == BackendKind::Ollama && !self.is_drained()
+    }
+
+    /// For maintenance: from now on it gets no new requests, or gets them again. What runs ends by itself.
+    pub fn drain(&self, drained: bool) {
+        if self.live.drained.swap(drained, Ordering::Relaxed) != drained {
+            self.live.changes.tell();
+        }
+    }
+
+    /// Whether it has the model; `None` where that has not been heard.
+    #[must_use]
+    pub fn has(&self, _model: &ModelName) -> Option<bool> {
+        None
+    }
+
+    /// Whether it has the model in memory, as far as was heard.
+    #[must_use]
+    pub fn is_loaded(&self, _model: &ModelName) -> bool {
+        false
+    }
+
+    /// Requests that it has.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        self.live.busy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn begin(&self) {
+        self.live.busy.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.live.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Closes idle connections that nobody should use any more.
+    pub fn tend(&self, now: Instant) {
+        let old: Vec<_> = {
+            let mut idle = self.idle();
+            let (fresh, old) =
+                idle.drain(..).partition(|(_, since)| now.duration_since(*since) < KEEP_IDLE);
+            *idle = fresh;
+            old
+        };
+        drop(old);
+    }
+
+    pub(super) fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
+        loop {
+            let (connection, since) = self.idle().pop()?;
+            let idle = now.duration_since(since);
+            let is_silent = connection.is_silent(idle < JUST_USED);
+            if idle < KEEP_IDLE && is_silent {
+                return Some(connection);
+            }
+        }
+    }
+
+    pub(super) fn keep(&self, connection: Box<Connection>, now: Instant) {
+        if !connection.is_reusable() {
+            return;
+        }
+        let mut idle = self.idle();
+        if idle.len() < MOST_IDLE {
+            idle.push((connection, now));
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<(Box<Connection>, Instant)>> {
+        self.live.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new connection, for whoever asks in the gate's own name; a caller's request needs a
+    /// [`Lease`](super::Lease).
+    ///
+    /// # Errors
+    /// What the system says.
+    pub async fn connect(&self) -> io::Result<Box<Connection>> {
+        let socket = match (&self.url, &self.tls) {
+            (BackendUrl::Unix(path), _) => Socket::from(UnixStream::connect(path).await?),
+            (BackendUrl::Http { host, port }, _) => {
+                Socket::from(TcpStream::connect((host.as_str(), *port)).await?)
+            }
+            (BackendUrl::Https { host, port }, Some(tls)) => {
+                let socket = TcpStream::connect((host.as_str(), *port)).await?;
+                // Boxed, so that requests to other backends stay small.
+                Box::pin(tls.connect(socket)).await?
+            }
+            (BackendUrl::Https { .. }, None) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        socket.set_nodelay()?;
+        Ok(Box::new(Connection::over(socket)))
+    }
+}
+
+fn key(path: &PathBuf) -> Result<HeaderValue, BackendFault> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| BackendFault::Key { path: path.clone(), source })?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", text.trim()))
+        .map_err(|_| BackendFault::KeyText { path: path.clone() })?;
+    value.set_sensitive(true);
+    Ok(value)
+}

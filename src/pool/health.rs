@@ -1,0 +1,236 @@
+//! Whether a backend is well, as far as its answers tell; time and chance are handed in.
+//!
+//! A backend that fails is out for a while, then one request is let through to see, then it gets its
+//! share again little by little. What is decided on this is which of several backends goes first; one
+//! that nobody else can stand in for is asked whatever is thought of it.
+
+use std::time::{Duration, Instant};
+
+/// The first time out, and the longest.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+/// Failures one after the other that put it out: one may be the request's own fault.
+const FAILURES: u32 = 3;
+const SILENCES: u32 = 2;
+const PROBES: u32 = 2;
+/// In which it gets its share again.
+const RETURN: Duration = Duration::from_secs(30);
+/// At the beginning of that, in thousandths of its share.
+const LEAST_SHARE: u64 = 100;
+/// A model may take as long to load; no first byte for longer, nor for ten times what was the longest
+/// yet, is a bad sign.
+const STALL: Duration = Duration::from_secs(60);
+
+/// What a request or a probe found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// An answer that is not a failure began.
+    Answer,
+    /// No connection could be made.
+    NoConnection,
+    /// It broke off before the first byte, or answered that it is broken (5xx).
+    Failure,
+    /// The first byte did not come in time.
+    Silence,
+    /// It answered a question of the gate's own.
+    ProbeAnswered,
+    ProbeFailed,
+}
+
+/// See the top of the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    standing: Standing,
+    /// Of each kind, one after the other.
+    failures: u32,
+    silences: u32,
+    failed_probes: u32,
+    /// How often in a row it was put out.
+    times_out: u32,
+    /// Requests that wait for their first byte, and since when nothing was heard while some did.
+    waiting: u32,
+    silent_since: Option<Instant>,
+    /// The longest that a first byte took, going down again little by little.
+    slowest: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    In { returned: Option<Instant> },
+    Out { until: Instant, hung: bool, answers: bool },
+    /// One request is under way to see how it is.
+    Tried { hung: bool },
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self {
+            standing: Standing::In { returned: None },
+            failures: 0,
+            silences: 0,
+            failed_probes: 0,
+            times_out: 0,
+            waiting: 0,
+            silent_since: None,
+            slowest: Duration::ZERO,
+        }
+    }
+}
+
+impl Health {
+    /// Whether it gets requests like any other.
+    #[must_use]
+    pub fn is_in(&self) -> bool {
+        matches!(self.standing, Standing::In { .. })
+    }
+
+    /// Whether it is in, or was put out and answers again.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        match self.standing {
+            Standing::In { .. } | Standing::Tried { .. } => true,
+            Standing::Out { answers, .. } => answers,
+        }
+    }
+
+    /// Whether a single request may go to it, to see. It was asked before, unless it is one of those
+    /// that answer and do nothing else.
+    #[must_use]
+    pub fn may_be_tried(&self, now: Instant) -> bool {
+        match self.standing {
+            Standing::Out { until, hung, answers } => until <= now && (hung || answers),
+            Standing::In { .. } | Standing::Tried { .. } => false,
+        }
+    }
+
+    /// Whether it should be asked how it is; the answer counts as a finding.
+    #[must_use]
+    pub fn wants_probe(&self, now: Instant) -> bool {
+        match self.standing {
+            Standing::In { .. } => true,
+            Standing::Out { until, hung, answers } => !hung && !answers && until <= now,
+            Standing::Tried { .. } => false,
+        }
+    }
+
+    /// Its part of its share, in thousandths: less for a while after it was out.
+    #[must_use]
+    pub fn share(&self, now: Instant) -> u64 {
+        let Standing::In { returned: Some(returned) } = self.standing else { return 1000 };
+        let passed = now.saturating_duration_since(returned).min(RETURN).as_millis();
+        let grown = u64::try_from(passed * 1000 / RETURN.as_millis()).unwrap_or(1000);
+        grown.max(LEAST_SHARE)
+    }
+
+    /// Whether requests wait there for so long, without a sign of life to any, that others go first.
+    #[must_use]
+    pub fn seems_stuck(&self, now: Instant) -> bool {
+        let patience = STALL.max(self.slowest * 10);
+        self.silent_since.is_some_and(|since| now.saturating_duration_since(since) > patience)
+    }
+
+    /// A request goes to it. Whether that is the one which shows how it is.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        self.waiting = self.waiting.saturating_add(1);
+        self.silent_since.get_or_insert(now);
+        let is_trial = self.may_be_tried(now);
+        if let (true, Standing::Out { hung, .. }) = (is_trial, self.standing) {
+            self.standing = Standing::Tried { hung };
+        }
+        is_trial
+    }
+
+    /// A request does not wait any more, without anything having been found out: its caller left.
+    pub fn leave(&mut self, was_trial: bool, now: Instant) {
+        self.stop_waiting(None);
+        if let (true, Standing::Tried { hung }) = (was_trial, self.standing) {
+            self.standing = Standing::Out { until: now, hung, answers: true };
+        }
+    }
+
+    /// What became of a request that began at `began`; `chance` is any number.
+    pub fn end(&mut self, finding: Finding, began: Instant, now: Instant, chance: u32) {
+        self.stop_waiting((finding == Finding::Answer).then_some(now));
+        if finding == Finding::Answer {
+            let took = now.saturating_duration_since(began);
+            self.slowest = took.max(self.slowest - self.slowest / 8);
+        }
+        self.find(finding, now, chance);
+    }
+
+    /// What was found out; `chance` is any number.
+    pub fn find(&mut self, finding: Finding, now: Instant, chance: u32) {
+        let hung = matches!(self.standing, Standing::Out { hung: true, .. } | Standing::Tried { hung: true });
+        match finding {
+            Finding::Answer => self.is_well(now),
+            Finding::ProbeAnswered => {
+                self.failed_probes = 0;
+                if let Standing::Out { hung: false, until, answers } = &mut self.standing {
+                    *answers |= *until <= now;
+                }
+            }
+            Finding::NoConnection => self.put_out(false, now, chance),
+            Finding::Failure => {
+                self.failures += 1;
+                if self.failures >= FAILURES || !self.is_in() {
+                    self.put_out(false, now, chance);
+                }
+            }
+            Finding::Silence => {
+                self.silences += 1;
+                if self.silences >= SILENCES || !self.is_in() {
+                    self.put_out(true, now, chance);
+                }
+            }
+            Finding::ProbeFailed => {
+                self.failed_probes += 1;
+                if self.failed_probes >= PROBES || !self.is_in() {
+                    self.put_out(hung, now, chance);
+                }
+            }
+        }
+    }
+
+    fn is_well(&mut self, now: Instant) {
+        (self.failures, self.silences, self.failed_probes) = (0, 0, 0);
+        match self.standing {
+            Standing::In { returned: Some(returned) }
+                if now.saturating_duration_since(returned) >= RETURN =>
+            {
+                self.times_out = 0;
+                self.standing = Standing::In { returned: None };
+            }
+            Standing::In { .. } => {}
+            Standing::Out { .. } | Standing::Tried { .. } => {
+                self.standing = Standing::In { returned: Some(now) };
+            }
+        }
+    }
+
+    fn put_out(&mut self, hung: bool, now: Instant, chance: u32) {
+        if let Standing::Out { until, .. } = self.standing
+            && until > now
+        {
+            // Others that were under way with the one which put it out say nothing new.
+            return;
+        }
+        let longest = SHORTEST * 2u32.saturating_pow(self.times_out.min(16));
+        let longest = longest.min(LONGEST);
+        // From three quarters to all of it, so that several gates do not come at once.
+        let off = longest / 4 * (chance % 1024) / 1024;
+        self.times_out = self.times_out.saturating_add(1);
+        self.standing = Standing::Out { until: now + longest - off, hung, answers: false };
+    }
+
+    fn stop_waiting(&mut self, heard: Option<Instant>) {
+        self.waiting = self.waiting.saturating_sub(1);
+        if self.waiting == 0 {
+            self.silent_since = None;
+        } else if heard.is_some() {
+            self.silent_since = heard;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
