@@ -240,6 +240,15 @@ impl Asked {
         }
     }
 
+    /// Another model in the path, where one stands there. What is no single segment cannot.
+    pub fn rename(&mut self, model: &str) {
+        let is_segment = !model.is_empty() && !model.contains('/');
+        let stem = self.model_in_path().and_then(|old| self.path.strip_suffix(old));
+        if let Some(stem) = stem.filter(|_| is_segment) {
+            self.path = Cow::Owned(format!("{stem}{model}"));
+        }
+    }
+
     /// The least role that may ask for this.
     #[must_use]
     pub fn needs(&self) -> Role {

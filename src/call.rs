@@ -22,8 +22,10 @@ use crate::http1::{Arrival, Due};
 use crate::incoming::Incoming;
 use crate::reject::Reject;
 
+mod beginning;
 mod packed;
 pub mod reading;
+mod rename;
 pub mod rewrite;
 mod usage_wish;
 

@@ -29,7 +29,9 @@ mod values;
 mod written;
 mod zone;
 
-pub use backends::{Alias, Aliases, AtOnce, Backend, BackendKind, NamedModel, Priority, Weight};
+pub use backends::{
+    Alias, Aliases, AtOnce, Backend, BackendKind, NamedModel, Priority, Weight, is_link_local,
+};
 pub use keys::{Key, Kind, reference};
 pub use limits::{Allowance, Limit, Measure, Per, no_measure};
 pub use listen::ListenAddr;

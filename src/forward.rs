@@ -16,7 +16,7 @@ use crate::call::{Call, Outgoing};
 use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{FieldLines, ResponseHead, push_field};
 use crate::limit::Ticket;
-use crate::pool::{Backend, Connection, Failed, Lease, Outbound};
+use crate::pool::{Backend, Connection, Failed, Finding, Lease, Outbound, Pool};
 use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
 use crate::traces::TRACEPARENT;
@@ -71,39 +71,73 @@ pub struct Answered {
     pub connection: Box<Connection>,
 }
 
-/// Sends the call. It goes out a second time only if nothing of it went out the first time.
+/// Sends the call. It goes out a second time only if nothing of it went out the first time: over a new
+/// connection, or once to another backend, whose lease then takes the place of `lease`.
 ///
 /// # Errors
 /// 502, 503, 504, what broke the caller's own upload, and 401 for a key that was taken away meanwhile.
 pub async fn send(
-    call: Call<'_>,
+    mut call: Call<'_>,
     admitted: &mut Ticket,
-    lease: &Lease,
-    rules: &Forwarding,
-    origin: Origin<'_>,
+    lease: &mut Lease,
+    (pool, rules): (&Pool, &Forwarding),
+    mut origin: Origin<'_>,
 ) -> Result<Answered, Reject> {
-    let narrows = admitted.permit().narrows(&call.asked);
-    let sent = once(call, narrows, (admitted, lease), rules, origin);
+    let sent = async {
+        let missed = match once(&mut call, (admitted, lease), rules, &mut origin).await {
+            Ok(answered) => return Ok(answered),
+            Err(missed) => missed,
+        };
+        let Some(unsent) = missed.unsent else { return Err(missed.reject) };
+        call.body = unsent;
+        let Some(other) = pool.instead(lease, admitted, &call).await else {
+            return Err(missed.reject);
+        };
+        *lease = other;
+        origin.record.leaves_for(lease.backend().name());
+        // Boxed, because it is seldom needed.
+        let again = Box::pin(once(&mut call, (admitted, lease), rules, &mut origin)).await;
+        again.map_err(|missed| missed.reject)
+    };
     let sent = admitted.unless_ended(pin!(sent)).await;
     sent.inspect_err(|_| admitted.fail(Instant::now()))
 }
 
+/// Why there was no answer.
+struct Missed {
+    reject: Reject,
+    /// The body of a request that never began.
+    unsent: Option<Outgoing>,
+}
+
+impl From<Reject> for Missed {
+    fn from(reject: Reject) -> Self {
+        Self { reject, unsent: None }
+    }
+}
+
 async fn once(
-    call: Call<'_>,
-    narrows: bool,
-    (admitted, lease): (&Ticket, &Lease),
+    call: &mut Call<'_>,
+    (admitted, lease): (&Ticket, &mut Lease),
     rules: &Forwarding,
-    origin: Origin<'_>,
-) -> Result<Answered, Reject> {
+    origin: &mut Origin<'_>,
+) -> Result<Answered, Missed> {
     let upload = call.body.upload();
-    let mut request = outbound(call, narrows, (lease.backend(), rules), &origin)?;
+    let narrows = admitted.permit().narrows(&call.asked);
+    let mut request = outbound(call, narrows, (lease.backend(), rules), origin)?;
     let mut kept = lease.kept(Instant::now());
     loop {
         let fresh = kept.is_none();
         let mut connection = match kept.take() {
             Some(kept) => kept,
             // Boxed, because it is seldom needed and large.
-            None => Box::pin(lease.connect()).await?,
+            None => match Box::pin(lease.connect()).await {
+                Ok(connection) => connection,
+                Err(reject @ Reject::NoBackend(_)) => {
+                    return Err(Missed { reject, unsent: request.unsent() });
+                }
+                Err(reject) => return Err(reject.into()),
+            },
         };
         let now = Instant::now();
         origin.record.begins(now);
@@ -111,16 +145,31 @@ async fn once(
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
+                lease.found(if status.is_server_error() {
+                    Finding::Failure
+                } else {
+                    Finding::Answer
+                });
                 return Ok(Answered { status, fields, connection });
             }
             Err(failed) => failed,
         };
         return Err(match failed {
             Failed::NotBegun if !fresh => continue,
-            Failed::NotBegun => Reject::BackendFailed("it ended the connection at once".into()),
-            Failed::Late => Reject::BackendTimeout,
-            Failed::Upload => upload.and_then(|it| it.fault()).unwrap_or(Reject::Internal),
-            Failed::Broken(cause) => Reject::BackendFailed(cause),
+            Failed::NotBegun => {
+                lease.found(Finding::Failure);
+                let reject = Reject::BackendFailed("it ended the connection at once".into());
+                Missed { reject, unsent: request.unsent() }
+            }
+            Failed::Late => {
+                lease.found(Finding::Silence);
+                Reject::BackendTimeout.into()
+            }
+            Failed::Upload => upload.and_then(|it| it.fault()).unwrap_or(Reject::Internal).into(),
+            Failed::Broken(cause) => {
+                lease.found(Finding::Failure);
+                Reject::BackendFailed(cause).into()
+            }
         });
     }
 }
@@ -128,16 +177,17 @@ async fn once(
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of
 /// the caller's that identifies, frames or steers.
 fn outbound(
-    call: Call<'_>,
+    call: &mut Call<'_>,
     narrows: bool,
     (backend, rules): (&Backend, &Forwarding),
     origin: &Origin<'_>,
 ) -> Result<Outbound, Reject> {
-    let Call { asked, parts, body, reading: _ } = call;
+    let body = std::mem::replace(&mut call.body, Outgoing::empty());
+    let Call { asked, parts, .. } = &*call;
     let mut head = Vec::with_capacity(USUAL_HEAD);
     head.extend_from_slice(parts.method.as_str().as_bytes());
     head.push(b' ');
-    push_target(&mut head, &asked, parts.uri.query())?;
+    push_target(&mut head, asked, parts.uri.query())?;
     head.extend_from_slice(b" HTTP/1.1\r\n");
     push_ours(&mut head, &parts.headers, backend, origin);
     let mut named = named_by_connection(&parts.headers);

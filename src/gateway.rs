@@ -32,6 +32,7 @@ use crate::store::{KeyRing, Ledger, LedgerSettings, Store, StoreError};
 use crate::tls::ClientCertificate;
 
 mod admission;
+mod aliases;
 mod cors;
 mod desk;
 mod explain;
@@ -448,15 +449,17 @@ impl Visit<'_> {
         let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
         let entered = live.limits.enter(&entry);
         let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
+        aliases::replace(state, &mut call).await?;
         record.names(call.model());
         let (chosen, ground) = loaded::ground(state, entry, &call).await?;
         let permit = access::authorize(chosen, &mut call, &ground)?;
-        let (mut ticket, sifts) = admission::ticket(self, (permit, entered), &mut call, record)?;
-        let lease = state.pool().choose(&ticket, &call).await?;
+        let mut ticket = admission::ticket(self, (permit, entered), &call, record)?;
+        let mut lease = state.pool().choose(&ticket, &call).await?;
+        let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
         let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
-        let answered = forward::send(call, &mut ticket, &lease, state.forwarding(), origin).await?;
+        let answered = forward::send(call, &mut ticket, &mut lease, state.way(), origin).await?;
         lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
             .await
     }

@@ -1,27 +1,37 @@
 //! The backends, which of them a request goes to, and a [`Lease`] on it.
 
+use std::hash::RandomState;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 
 use crate::call::Call;
-use crate::config::{Aliases, Config, ModelName};
+use crate::config::{Aliases, Config, ModelName, NamedModel};
 use crate::limit::Ticket;
-use crate::reject::Reject;
+use crate::reject::{Lack, ModelDenied, Reject};
 use crate::tls::BackendTlsError;
 
 mod backend;
+mod catalogue;
 mod choice;
 mod connection;
+mod health;
 mod known;
+mod listed;
 mod own;
+mod reach;
 
 pub use backend::Backend;
 pub use choice::Wanted;
 pub use connection::{Connection, Failed, Outbound};
+pub use health::Finding;
+
+use backend::Watch;
+use choice::Nobody;
 
 /// Why a backend of a configuration that reads well cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +58,8 @@ pub struct Pool {
     aliases: Aliases,
     connect_timeout: Duration,
     changes: Changes,
+    /// For the digests of conversations; the same over a reload, so that they stay where they are.
+    digests: RandomState,
 }
 
 /// Tells whoever waits that a backend is another now: up, down, drained, with other models.
@@ -77,6 +89,8 @@ impl Changes {
 pub struct Lease {
     backend: Arc<Backend>,
     connect_timeout: Duration,
+    /// Of several backends each request shows how its own is.
+    watch: Option<Watch>,
 }
 
 impl Pool {
@@ -94,6 +108,7 @@ impl Pool {
             aliases: Aliases::new(&config.aliases),
             connect_timeout: config.timeouts.connect,
             changes,
+            digests: before.map_or_else(RandomState::new, |before| before.digests.clone()),
         };
         // Whoever waits looks at what there is now.
         pool.changes.tell();
@@ -132,25 +147,96 @@ impl Pool {
         {
             return Ok(self.lease(only));
         }
-        Box::pin(self.choose_among(Wanted::of(admitted, call))).await
+        Box::pin(self.choose_among(admitted, call, None)).await
     }
 
-    #[expect(clippy::unused_async, reason = "a request waits for its turn here")]
-    async fn choose_among(&self, wanted: Wanted<'_>) -> Result<Lease, Reject> {
-        let candidates = choice::candidates(&self.backends, &wanted)?;
-        let best = candidates.first().ok_or_else(no_backend)?;
+    /// A place at another backend than that of `failed`, for a request that never began there; `None`
+    /// where no other takes it.
+    pub async fn instead(
+        &self,
+        failed: &Lease,
+        admitted: &Ticket,
+        call: &Call<'_>,
+    ) -> Option<Lease> {
+        if self.backends.len() < 2 {
+            return None;
+        }
+        Box::pin(self.choose_among(admitted, call, Some(failed.backend.serial()))).await.ok()
+    }
+
+    async fn choose_among(
+        &self,
+        admitted: &Ticket,
+        call: &Call<'_>,
+        but: Option<u64>,
+    ) -> Result<Lease, Reject> {
+        let wanted = Wanted::of(admitted, call, &self.digests);
+        let candidates = self.candidates(&wanted).await;
+        let candidates = candidates.map_err(|nobody| refusal(nobody, admitted, call))?;
+        let mut others = candidates.iter().filter(|it| Some(it.serial()) != but);
+        let best = others.next().ok_or_else(|| Reject::NoBackend("none takes it".into()))?;
         Ok(self.lease(best))
+    }
+
+    /// Who may have it, the best first. Where that is not known, those that could tell are asked first.
+    async fn candidates(&self, wanted: &Wanted<'_>) -> Result<Vec<Arc<Backend>>, Nobody> {
+        let now = Instant::now();
+        let known = choice::candidates(&self.backends, wanted, now);
+        let is_unclear = match &known {
+            Ok(candidates) => candidates.iter().any(|it| it.is_unheard(now)),
+            Err(Nobody::HasIt) => true,
+            Err(Nobody::Speaks | Nobody::IsThere) => false,
+        };
+        if !is_unclear || self.takes_everything() {
+            return known;
+        }
+        self.look_again(now).await;
+        choice::candidates(&self.backends, wanted, now)
+    }
+
+    /// Whether it makes no difference which backend has what.
+    fn takes_everything(&self) -> bool {
+        self.backends.len() == 1 && !self.aliases.have_choices()
+    }
+
+    async fn look_again(&self, now: Instant) {
+        let looks = self.backends.iter().filter(|it| it.is_up()).map(|it| it.look_again(now));
+        join_all(looks).await;
+    }
+
+    /// What an alias stands for at this moment: the first that a backend has which takes requests, or
+    /// else the first that any has. Of what no backend told the first is as good as any.
+    pub async fn stands_for<'a>(&self, models: &'a [NamedModel]) -> Option<&'a NamedModel> {
+        let [first, _, ..] = models else { return models.first() };
+        let now = Instant::now();
+        let is_told = |it: &Arc<Backend>| it.has(&first.name).is_some();
+        if !self.backends.iter().filter(|it| it.is_up()).all(is_told) {
+            self.look_again(now).await;
+        }
+        let had = |model: &&NamedModel, takes: fn(&Backend) -> bool| {
+            self.backends.iter().any(|it| takes(it) && it.has(&model.name) == Some(true))
+        };
+        let takes = |it: &Backend| it.is_up() && !it.is_drained();
+        models
+            .iter()
+            .find(|model| had(model, takes))
+            .or_else(|| models.iter().find(|model| had(model, |_| true)))
+            .or(Some(first))
     }
 
     fn lease(&self, backend: &Arc<Backend>) -> Lease {
         backend.begin();
-        Lease { backend: Arc::clone(backend), connect_timeout: self.connect_timeout }
+        let watch = (self.backends.len() > 1).then(|| backend.watch());
+        Lease { backend: Arc::clone(backend), connect_timeout: self.connect_timeout, watch }
     }
 
     /// To be called about once a second.
     pub fn tend(&self, now: Instant) {
         for backend in &self.backends {
             backend.tend(now);
+            if !self.takes_everything() {
+                backend.look(now, self.backends.len() > 1);
+            }
         }
     }
 
@@ -175,8 +261,18 @@ impl Pool {
     }
 }
 
-fn no_backend() -> Reject {
-    Reject::NoBackend("none takes requests now".into())
+fn refusal(nobody: Nobody, admitted: &Ticket, call: &Call<'_>) -> Reject {
+    match (nobody, call.model()) {
+        (Nobody::IsThere, _) => Reject::NoBackend("all that could are in maintenance".into()),
+        (Nobody::Speaks, None) => Reject::UnknownEndpoint,
+        (Nobody::Speaks | Nobody::HasIt, model) => Reject::UnknownModel(Box::new(ModelDenied {
+            operation: call.asked.operation(),
+            model: model.unwrap_or_default().into_owned(),
+            who: admitted.permit().who().name().to_string(),
+            lack: Lack::Backend,
+            allowed: None,
+        })),
+    }
 }
 
 impl Lease {
@@ -194,7 +290,7 @@ impl Lease {
     /// # Errors
     /// [`Reject::NoBackend`] where no connection could be made in time, and [`Reject::Overloaded`]
     /// where we could not even try.
-    pub async fn connect(&self) -> Result<Box<Connection>, Reject> {
+    pub async fn connect(&mut self) -> Result<Box<Connection>, Reject> {
         let connected = tokio::time::timeout(self.connect_timeout, self.backend.connect()).await;
         match connected {
             // Says nothing about the backend.
@@ -202,12 +298,22 @@ impl Lease {
                 return Err(Reject::Overloaded("no file is left for a connection to the backend"));
             }
             Ok(Ok(_)) => self.backend.set_up(true),
-            Ok(Err(_)) | Err(_) => self.backend.set_up(false),
+            Ok(Err(_)) | Err(_) => {
+                self.backend.set_up(false);
+                self.found(Finding::NoConnection);
+            }
         }
         match connected {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(Reject::NoBackend(Box::new(error))),
             Err(late) => Err(Reject::NoBackend(Box::new(late))),
+        }
+    }
+
+    /// Tells what became of the request, once.
+    pub fn found(&mut self, finding: Finding) {
+        if let Some(watch) = self.watch.take() {
+            self.backend.unwatch(&watch, Some(finding));
         }
     }
 
@@ -227,6 +333,9 @@ fn is_out_of_files(error: &io::Error) -> bool {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.backend.end();
+        if let Some(watch) = self.watch.take() {
+            self.backend.unwatch(&watch, None);
+        }
     }
 }
 

@@ -106,7 +106,7 @@ fn asked_for_usage(path: &str, body: &'static str, edits: &[Edit]) -> Option<Str
     let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
     let bounds = BodyBounds::new(1_000, 1 << 20, Duration::ZERO);
     call.edit(edits, &bounds).unwrap();
-    let is_asked = call.ask_usage(&bounds);
+    let is_asked = call.ask_usage(&["chat_completions"], &bounds);
     let sent = std::str::from_utf8(call.body.whole().unwrap()).unwrap().to_owned();
     is_asked.then_some(sent)
 }

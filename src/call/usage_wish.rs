@@ -11,13 +11,13 @@ const INCLUDE_USAGE: &str = "include_usage";
 const ASKING: &str = r#"{"include_usage":true}"#;
 
 impl Call<'_> {
-    /// Puts `stream_options.include_usage` into the body of a streamed chat of OpenAI's. Whether the
-    /// backend was asked so: then the caller must not see the event that it sends more.
+    /// Puts `stream_options.include_usage` into the body of a stream of one of these operations.
+    /// Whether the backend was asked so: then the caller must not see the event that it sends more.
     ///
     /// Where it cannot be done, for want of memory, the backend is not asked.
-    pub fn ask_usage(&mut self, bounds: &BodyBounds) -> bool {
+    pub fn ask_usage(&mut self, operations: &[&str], bounds: &BodyBounds) -> bool {
         let reading = &self.reading;
-        let is_wanted = self.asked.operation() == "chat_completions"
+        let is_wanted = operations.contains(&self.asked.operation())
             && reading.stream() == Some(true)
             && reading.include_usage() != Some(true);
         if !is_wanted {

@@ -1,6 +1,7 @@
 //! `[[backend]]` and `[[alias]]`: the model servers, and other names for their models.
 
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
@@ -143,6 +144,12 @@ impl BackendKind {
 impl Weight {
     const ONE: NonZeroU32 = NonZeroU32::MIN.saturating_add(999);
 
+    /// `None` for nothing.
+    #[must_use]
+    pub fn of_thousandths(thousandths: u32) -> Option<Self> {
+        NonZeroU32::new(thousandths).map(Self)
+    }
+
     /// Never 0.
     #[must_use]
     pub fn thousandths(self) -> u32 {
@@ -177,6 +184,7 @@ impl Aliases {
     /// What stands for this name, in order of preference; `None` where it is no alias.
     #[must_use]
     pub fn find(&self, name: &ModelName) -> Option<&[NamedModel]> {
+        let name = Some(name).filter(|name| !name.is_cloud())?;
         self.0.get(&*name.without_source()).map(Vec::as_slice)
     }
 
@@ -212,6 +220,19 @@ fn resolve(
         } else {
             resolve(&model.name, named, met, models);
         }
+    }
+}
+
+/// Where clouds tell a machine its own secrets, over IPv6; over IPv4 that is link-local.
+const METADATA: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// Whether an address is good only on its own cable, where no model server is, but what clouds tell a
+/// machine alone (169.254.169.254).
+#[must_use]
+pub fn is_link_local(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local() || ip == METADATA,
     }
 }
 
@@ -280,8 +301,8 @@ impl Written {
         };
         let value = value.filter(|it| (0.001..=1000.0).contains(it));
         // Within these bounds nothing is lost but digits that mean nothing.
-        let thousandths = value.and_then(|it| NonZeroU32::new((it * 1000.0).round() as u32));
-        thousandths.map(Weight).ok_or_else(|| self.wrong("a weight is from 0.001 to 1000"))
+        let weight = value.and_then(|it| Weight::of_thousandths((it * 1000.0).round() as u32));
+        weight.ok_or_else(|| self.wrong("a weight is from 0.001 to 1000"))
     }
 
     pub(super) fn tags(&self) -> Result<Vec<String>, Found> {
@@ -313,8 +334,16 @@ fn tag(text: &str) -> Result<String, String> {
 pub(super) fn named_model(text: &str) -> Result<NamedModel, String> {
     let name = ModelName::parse(text);
     let name = name.map_err(|error| format!("{} names no model: {error}", shown(text)))?;
-    let text = text.trim().to_owned();
-    Ok(NamedModel { text, name: name.without_source().into_owned() })
+    Ok(NamedModel { text: text.trim().to_owned(), name })
+}
+
+/// By which an alias is asked for.
+pub(super) fn alias_name(text: &str) -> Result<NamedModel, String> {
+    let NamedModel { text, name } = named_model(text)?;
+    match name.is_cloud() {
+        true => Err(format!("{} says where a model runs, which an alias does not", shown(&text))),
+        false => Ok(NamedModel { text, name: name.without_source().into_owned() }),
+    }
 }
 
 /// Whether an authority is named for an address without TLS.
@@ -334,6 +363,14 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
             add(format!(
                 "a second [[backend]] has the name {}; give each a name of its own",
                 shown(&backend.name)
+            ));
+        }
+        if let BackendUrl::Http { host, .. } | BackendUrl::Https { host, .. } = &backend.url
+            && host.parse().is_ok_and(is_link_local)
+        {
+            add(format!(
+                "{host} is a link-local address, where clouds keep a machine's secrets; no request is \
+                 sent there"
             ));
         }
         if backend.manage && earlier.iter().any(|other| other.manage) {

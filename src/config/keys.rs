@@ -429,7 +429,7 @@ static KEYS: [Key; 112] = [
         |config, it| backends::backend(config, |backend| put(&mut backend.tags, it.tags())),
         "words of your own about it, shown where backends are listed"),
     row("alias.name", Kind::Text, "",
-        |config, it| backends::alias(config, |alias| put(&mut alias.name, it.parsed(backends::named_model).map(Some))),
+        |config, it| backends::alias(config, |alias| put(&mut alias.name, it.parsed(backends::alias_name).map(Some))),
         "the name that is asked for"),
     row("alias.model", Kind::ModelNames, "",
         |config, it| backends::alias(config, |alias| put(&mut alias.models, it.model_names())),

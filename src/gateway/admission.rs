@@ -16,24 +16,22 @@ use crate::store::{Store, StoreError};
 /// No model makes as many; sums of these do not overflow.
 const MOST_HELD: u64 = 1 << 32;
 
-/// Opens the account of what this will cost, and takes what it needs of every limit. Whether the backend
-/// was asked to tell what the caller did not ask for.
+/// Opens the account of what this will cost, and takes what it needs of every limit.
 ///
 /// # Errors
 /// See [`crate::limit::Limits::admit`].
 pub(super) fn ticket(
     Visit { live, state, .. }: &Visit<'_>,
     (permit, entered): (Permit, Entered),
-    call: &mut Call<'_>,
+    call: &Call<'_>,
     record: &mut Record,
-) -> Result<(Ticket, bool), Reject> {
+) -> Result<Ticket, Reject> {
     record.accounts(Account::open(live.ledger.as_ref(), &permit, call));
     let bound = most_allowed(&permit);
     let model = record.line.model.as_deref();
     let is_full = || live.ledger.as_ref().is_some_and(|ledger| ledger.is_full());
     let ask = || Ask { ledger_full: is_full(), ..asked(call, model, bound) };
-    let ticket = live.limits.admit(state.plan(), permit, entered, ask)?;
-    Ok((ticket, call.ask_usage(state.bounds())))
+    live.limits.admit(state.plan(), permit, entered, ask)
 }
 
 /// What a request would be asked for by the limits, while the ledger has room.

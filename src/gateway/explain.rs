@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::request::Parts;
 
-use super::{State, admission, loaded};
+use super::{State, admission, aliases, loaded};
 use crate::access;
 use crate::api::Asked;
 use crate::auth::Identity;
@@ -58,6 +58,10 @@ async fn walk(
     let mut call = Call::with(asked, parts, body, state.bounds()).await?;
     let model = call.model().map_or_else(|| "no model".to_owned(), |it| format!("the model {it}"));
     tell("body", format!("{length} bytes, names {model}"));
+    aliases::replace(state, &mut call).await?;
+    if let Some(real) = call.model().filter(|real| !model.ends_with(&**real)) {
+        tell("alias", format!("stands for the model {real}"));
+    }
     let shown = models_of(&entry);
     let (chosen, ground) = loaded::ground(state, entry, &call).await?;
     let permit = access::authorize(chosen, &mut call, &ground)?;

@@ -133,6 +133,11 @@ impl State {
         &self.forwarding
     }
 
+    /// The way out: which backends there are, and how requests leave for them.
+    pub(super) fn way(&self) -> (&Pool, &Forwarding) {
+        (&self.pool, &self.forwarding)
+    }
+
     /// `None` where nothing is traced.
     pub(super) fn tracer(&self) -> Option<&Arc<Tracer>> {
         self.tracer.as_ref()

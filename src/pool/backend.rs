@@ -7,13 +7,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::HeaderValue;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
+use tokio::task::JoinSet;
 
 use super::connection::Connection;
+use super::health::{Finding, Fitness, Health};
 use super::known::Known;
-use super::own::{LISTED_FOR, LOADED_FOR, Listed, Loaded};
-use super::{BackendFault, Changes};
-use crate::config::{self, AtOnce, BackendKind, BackendUrl, ModelName, Weight};
+use super::listed::{Listed, Loaded};
+use super::own::{LISTED_FOR, LOADED_FOR};
+use super::{BackendFault, Changes, reach};
+use crate::config::{self, AtOnce, BackendKind, BackendUrl, Weight};
 use crate::socket::Socket;
 use crate::tls::BackendTls;
 
@@ -54,15 +57,27 @@ pub struct Backend {
 pub(super) struct Live {
     serial: u64,
     idle: Mutex<Vec<(Box<Connection>, Instant)>>,
-    /// The last attempt to connect did not fail.
+    /// The last attempt to connect did not fail; of several backends, it is not out.
     up: AtomicBool,
+    health: Mutex<Health>,
+    probed: Mutex<Option<Instant>>,
     /// Takes no new requests.
     drained: AtomicBool,
     busy: AtomicUsize,
     /// Models in memory, and models that it has.
     pub(super) loaded: Known<Loaded>,
     pub(super) listed: Known<Listed>,
-    changes: Changes,
+    looking: Mutex<JoinSet<()>>,
+    /// That something of it cannot be had has been told.
+    pub(super) told: AtomicBool,
+    pub(super) changes: Changes,
+}
+
+/// A request that shows how its backend is.
+#[derive(Debug)]
+pub(super) struct Watch {
+    began: Instant,
+    is_trial: bool,
 }
 
 impl Live {
@@ -72,12 +87,34 @@ impl Live {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             idle: Mutex::default(),
             up: AtomicBool::new(true),
+            health: Mutex::default(),
+            probed: Mutex::default(),
             drained: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
             loaded: Known::for_about(LOADED_FOR),
             listed: Known::for_about(LISTED_FOR),
+            looking: Mutex::default(),
+            told: AtomicBool::new(false),
             changes,
         }
+    }
+
+    pub(super) fn looking(&self) -> MutexGuard<'_, JoinSet<()>> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was not probed for so long; then it counts as probed now.
+    pub(super) fn probe_is_due(&self, every: Duration, now: Instant) -> bool {
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = probed.is_none_or(|last| now.saturating_duration_since(last) >= every);
+        if is_due {
+            *probed = Some(now);
+        }
+        is_due
+    }
+
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -189,9 +226,14 @@ impl Backend {
         self.models_at_once
     }
 
+    /// The operations in whose streams it is asked to tell usage. Ollama's chat loses nothing by it.
     #[must_use]
-    pub fn asks_usage(&self) -> bool {
-        self.ask_usage
+    pub fn tells_usage_in(&self) -> &'static [&'static str] {
+        match (self.ask_usage, self.kind) {
+            (true, _) => &["chat_completions", "completions"],
+            (false, BackendKind::Ollama) => &["chat_completions"],
+            (false, BackendKind::OpenAi) => &[],
+        }
     }
 
     /// Management calls that name no backend go there.
@@ -229,6 +271,57 @@ impl Backend {
         self.live.up.load(Ordering::Relaxed)
     }
 
+    /// Whether requests go to it, and how many beside others.
+    pub(super) fn fitness(&self, now: Instant) -> Fitness {
+        self.live.health().fitness(now)
+    }
+
+    pub(super) fn wants_probe(&self, now: Instant) -> bool {
+        self.live.health().wants_probe(now)
+    }
+
+    /// What was found out about it, aside from requests.
+    pub(super) fn find(&self, finding: Finding) {
+        self.judge(finding, |health, now, chance| health.find(finding, now, chance));
+    }
+
+    /// A request begins there, which is watched.
+    pub(super) fn watch(&self) -> Watch {
+        let began = Instant::now();
+        Watch { began, is_trial: self.live.health().begin(began) }
+    }
+
+    /// What became of a request that was watched.
+    pub(super) fn unwatch(&self, watch: &Watch, finding: Option<Finding>) {
+        match finding {
+            Some(finding) => self.judge(finding, |health, now, chance| {
+                health.end(finding, watch.began, now, chance);
+            }),
+            None => self.live.health().leave(watch.is_trial, Instant::now()),
+        }
+    }
+
+    fn judge(&self, finding: Finding, find: impl FnOnce(&mut Health, Instant, u32)) {
+        // Without chance several gates come at once, which is no fault.
+        let chance = getrandom::u32().unwrap_or(0);
+        let (was_in, is_in, is_up) = {
+            let mut health = self.live.health();
+            let was_in = health.is_in();
+            find(&mut health, Instant::now(), chance);
+            (was_in, health.is_in(), health.is_up())
+        };
+        self.live.up.store(is_up, Ordering::Relaxed);
+        if was_in == is_in {
+            return;
+        }
+        let backend = &*self.name;
+        match is_in {
+            true => tracing::info!(backend, "is back, and gets its share again little by little"),
+            false => tracing::warn!(backend, "gets no more requests for a while: {finding}"),
+        }
+        self.live.changes.tell();
+    }
+
     pub(super) fn set_up(&self, up: bool) {
         if self.live.up.swap(up, Ordering::Relaxed) != up {
             self.live.changes.tell();
@@ -251,18 +344,6 @@ impl Backend {
         if self.live.drained.swap(drained, Ordering::Relaxed) != drained {
             self.live.changes.tell();
         }
-    }
-
-    /// Whether it has the model; `None` where that has not been heard.
-    #[must_use]
-    pub fn has(&self, _model: &ModelName) -> Option<bool> {
-        None
-    }
-
-    /// Whether it has the model in memory, as far as was heard.
-    #[must_use]
-    pub fn is_loaded(&self, _model: &ModelName) -> bool {
-        false
     }
 
     /// Requests that it has.
@@ -324,11 +405,9 @@ impl Backend {
     pub async fn connect(&self) -> io::Result<Box<Connection>> {
         let socket = match (&self.url, &self.tls) {
             (BackendUrl::Unix(path), _) => Socket::from(UnixStream::connect(path).await?),
-            (BackendUrl::Http { host, port }, _) => {
-                Socket::from(TcpStream::connect((host.as_str(), *port)).await?)
-            }
+            (BackendUrl::Http { host, port }, _) => Socket::from(reach::reach(host, *port).await?),
             (BackendUrl::Https { host, port }, Some(tls)) => {
-                let socket = TcpStream::connect((host.as_str(), *port)).await?;
+                let socket = reach::reach(host, *port).await?;
                 // Boxed, so that requests to other backends stay small.
                 Box::pin(tls.connect(socket)).await?
             }

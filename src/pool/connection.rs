@@ -42,6 +42,8 @@ pub struct Outbound {
     is_chunked: bool,
     is_gathered: bool,
     has_begun: bool,
+    /// Something of a body that passes through was taken, and would be lost.
+    has_taken: bool,
 }
 
 impl Outbound {
@@ -52,7 +54,13 @@ impl Outbound {
         let whole = body.whole().cloned();
         let (is_chunked, is_gathered) = (body.length().is_none(), whole.is_some());
         outbox.push(whole.unwrap_or_default());
-        Self { method, outbox, body, is_chunked, is_gathered, has_begun: false }
+        Self { method, outbox, body, is_chunked, is_gathered, has_begun: false, has_taken: false }
+    }
+
+    /// The body again, of a request of which nothing has gone.
+    #[must_use]
+    pub fn unsent(self) -> Option<Outgoing> {
+        (!self.has_begun && !self.has_taken).then_some(self.body)
     }
 
     fn poll_send(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Sent> {
@@ -81,7 +89,9 @@ impl Outbound {
     /// Takes from the body until that ends, or there is enough to send.
     fn poll_gather(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Cause>> {
         while !self.is_gathered && !self.outbox.is_full() {
-            match ready!(self.body.poll_data(cx)).transpose()? {
+            let data = ready!(self.body.poll_data(cx)).transpose()?;
+            self.has_taken = true;
+            match data {
                 Some(data) if self.is_chunked => self.outbox.push_chunk(data),
                 Some(data) => self.outbox.push(data),
                 None => {

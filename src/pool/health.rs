@@ -4,6 +4,7 @@
 //! share again little by little. What is decided on this is which of several backends goes first; one
 //! that nobody else can stand in for is asked whatever is thought of it.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 /// The first time out, and the longest.
@@ -37,9 +38,33 @@ pub enum Finding {
     ProbeFailed,
 }
 
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Answer | Self::ProbeAnswered => "it answers",
+            Self::NoConnection => "no connection can be made",
+            Self::Failure => "one request after the other fails",
+            Self::Silence => "requests get no first byte",
+            Self::ProbeFailed => "it does not answer GET /api/version or /v1/models",
+        })
+    }
+}
+
+/// Whether a backend gets requests, the fittest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fitness {
+    /// With its part of its share, in thousandths.
+    Fit {
+        share: u64,
+    },
+    /// Others go first.
+    Stuck,
+    Out,
+}
+
 /// See the top of the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
+pub(super) struct Health {
     standing: Standing,
     /// Of each kind, one after the other.
     failures: u32,
@@ -56,10 +81,18 @@ pub struct Health {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    In { returned: Option<Instant> },
-    Out { until: Instant, hung: bool, answers: bool },
+    In {
+        returned: Option<Instant>,
+    },
+    Out {
+        until: Instant,
+        hung: bool,
+        answers: bool,
+    },
     /// One request is under way to see how it is.
-    Tried { hung: bool },
+    Tried {
+        hung: bool,
+    },
 }
 
 impl Default for Health {
@@ -80,13 +113,13 @@ impl Default for Health {
 impl Health {
     /// Whether it gets requests like any other.
     #[must_use]
-    pub fn is_in(&self) -> bool {
+    pub(super) fn is_in(&self) -> bool {
         matches!(self.standing, Standing::In { .. })
     }
 
     /// Whether it is in, or was put out and answers again.
     #[must_use]
-    pub fn is_up(&self) -> bool {
+    pub(super) fn is_up(&self) -> bool {
         match self.standing {
             Standing::In { .. } | Standing::Tried { .. } => true,
             Standing::Out { answers, .. } => answers,
@@ -96,7 +129,7 @@ impl Health {
     /// Whether a single request may go to it, to see. It was asked before, unless it is one of those
     /// that answer and do nothing else.
     #[must_use]
-    pub fn may_be_tried(&self, now: Instant) -> bool {
+    pub(super) fn may_be_tried(&self, now: Instant) -> bool {
         match self.standing {
             Standing::Out { until, hung, answers } => until <= now && (hung || answers),
             Standing::In { .. } | Standing::Tried { .. } => false,
@@ -105,7 +138,7 @@ impl Health {
 
     /// Whether it should be asked how it is; the answer counts as a finding.
     #[must_use]
-    pub fn wants_probe(&self, now: Instant) -> bool {
+    pub(super) fn wants_probe(&self, now: Instant) -> bool {
         match self.standing {
             Standing::In { .. } => true,
             Standing::Out { until, hung, answers } => !hung && !answers && until <= now,
@@ -113,9 +146,20 @@ impl Health {
         }
     }
 
-    /// Its part of its share, in thousandths: less for a while after it was out.
+    /// How it stands beside others.
     #[must_use]
-    pub fn share(&self, now: Instant) -> u64 {
+    pub(super) fn fitness(&self, now: Instant) -> Fitness {
+        match self.standing {
+            Standing::In { .. } if self.seems_stuck(now) => Fitness::Stuck,
+            Standing::In { .. } => Fitness::Fit { share: self.share(now) },
+            // Somebody has to be the one who shows how it is.
+            Standing::Out { .. } if self.may_be_tried(now) => Fitness::Fit { share: LEAST_SHARE },
+            Standing::Out { .. } | Standing::Tried { .. } => Fitness::Out,
+        }
+    }
+
+    /// Less for a while after it was out.
+    fn share(&self, now: Instant) -> u64 {
         let Standing::In { returned: Some(returned) } = self.standing else { return 1000 };
         let passed = now.saturating_duration_since(returned).min(RETURN).as_millis();
         let grown = u64::try_from(passed * 1000 / RETURN.as_millis()).unwrap_or(1000);
@@ -123,14 +167,13 @@ impl Health {
     }
 
     /// Whether requests wait there for so long, without a sign of life to any, that others go first.
-    #[must_use]
-    pub fn seems_stuck(&self, now: Instant) -> bool {
+    fn seems_stuck(&self, now: Instant) -> bool {
         let patience = STALL.max(self.slowest * 10);
         self.silent_since.is_some_and(|since| now.saturating_duration_since(since) > patience)
     }
 
     /// A request goes to it. Whether that is the one which shows how it is.
-    pub fn begin(&mut self, now: Instant) -> bool {
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
         self.waiting = self.waiting.saturating_add(1);
         self.silent_since.get_or_insert(now);
         let is_trial = self.may_be_tried(now);
@@ -141,7 +184,7 @@ impl Health {
     }
 
     /// A request does not wait any more, without anything having been found out: its caller left.
-    pub fn leave(&mut self, was_trial: bool, now: Instant) {
+    pub(super) fn leave(&mut self, was_trial: bool, now: Instant) {
         self.stop_waiting(None);
         if let (true, Standing::Tried { hung }) = (was_trial, self.standing) {
             self.standing = Standing::Out { until: now, hung, answers: true };
@@ -149,7 +192,7 @@ impl Health {
     }
 
     /// What became of a request that began at `began`; `chance` is any number.
-    pub fn end(&mut self, finding: Finding, began: Instant, now: Instant, chance: u32) {
+    pub(super) fn end(&mut self, finding: Finding, began: Instant, now: Instant, chance: u32) {
         self.stop_waiting((finding == Finding::Answer).then_some(now));
         if finding == Finding::Answer {
             let took = now.saturating_duration_since(began);
@@ -159,8 +202,11 @@ impl Health {
     }
 
     /// What was found out; `chance` is any number.
-    pub fn find(&mut self, finding: Finding, now: Instant, chance: u32) {
-        let hung = matches!(self.standing, Standing::Out { hung: true, .. } | Standing::Tried { hung: true });
+    pub(super) fn find(&mut self, finding: Finding, now: Instant, chance: u32) {
+        let hung = matches!(
+            self.standing,
+            Standing::Out { hung: true, .. } | Standing::Tried { hung: true }
+        );
         match finding {
             Finding::Answer => self.is_well(now),
             Finding::ProbeAnswered => {

@@ -20,6 +20,8 @@ struct Heard<T> {
     /// When it was asked for, and until when that is good enough.
     times: Option<(Instant, Instant)>,
     answered: bool,
+    /// There was an answer once.
+    ever: bool,
     said: Arc<T>,
 }
 
@@ -28,8 +30,20 @@ pub(super) type Said<T> = (Arc<T>, bool);
 
 impl<T: Default> Known<T> {
     pub(super) fn for_about(good_for: Duration) -> Self {
-        let heard = Heard { times: None, answered: false, said: Arc::default() };
+        let heard = Heard { times: None, answered: false, ever: false, said: Arc::default() };
         Self { good_for, heard: RwLock::new(heard), asking: tokio::sync::Mutex::default() }
+    }
+
+    /// What was heard last, however long ago that is.
+    pub(super) fn latest(&self) -> Option<Arc<T>> {
+        let heard = self.heard.read().unwrap_or_else(PoisonError::into_inner);
+        heard.ever.then(|| Arc::clone(&heard.said))
+    }
+
+    /// Whether it was not asked for so long.
+    pub(super) fn is_due(&self, every: Duration, now: Instant) -> bool {
+        let heard = self.heard.read().unwrap_or_else(PoisonError::into_inner);
+        heard.times.is_none_or(|(asked, _)| now.saturating_duration_since(asked) >= every)
     }
 
     /// What was heard not long ago.
@@ -55,7 +69,7 @@ impl<T: Default> Known<T> {
         let good_for = if heard.answered { self.good_for } else { LEFT_ALONE };
         heard.times = Some((began, Instant::now() + good_for));
         if let Some(said) = answer {
-            heard.said = Arc::new(said);
+            (heard.ever, heard.said) = (true, Arc::new(said));
         }
         (Arc::clone(&heard.said), heard.answered)
     }

@@ -1,31 +1,30 @@
 //! What the gate itself asks a backend, over connections like those of its callers.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
-use serde_json::Value;
 
-use super::{Backend, Connection, Outbound};
+use super::health::Finding;
+use super::listed::{self, Listed, Loaded};
+use super::{Backend, Connection, Failed, Outbound};
 use crate::call::Outgoing;
-use crate::config::ModelName;
+use crate::config::{BackendKind, ModelName};
 use crate::reject::Reject;
 
 /// A list that only the gate wants to see is not waited for.
-const PATIENCE: Duration = Duration::from_millis(250);
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 /// A list of 100,000 models has less.
 const MOST_LISTED: usize = 32 << 20;
 /// How long an answer is good for requests that come after it.
 pub(super) const LOADED_FOR: Duration = Duration::from_secs(1);
 pub(super) const LISTED_FOR: Duration = Duration::from_secs(10);
-
-/// Context sizes of the models in memory.
-pub(super) type Loaded = Vec<(ModelName, u32)>;
-/// Every model, and whether it is a stub of one that runs elsewhere; `None` where no list is kept.
-pub(super) type Listed = Option<HashMap<ModelName, bool>>;
+/// Longer lists are read aside, because that takes more than a millisecond.
+const READ_AT_ONCE: usize = 64 * 1024;
+/// For an answer that is as short as can be.
+const PROBE: Duration = Duration::from_secs(2);
 
 impl Connection {
     /// The rest of an answer.
@@ -59,10 +58,10 @@ impl Backend {
         let now = Instant::now();
         let (loaded, is_heard) = match self.live.loaded.last(now) {
             Some(said) => said,
-            None => self.live.loaded.newest(now, self.ask("/api/ps", contexts)).await,
+            None => self.live.loaded.newest(now, self.tell_loaded(PATIENCE)).await,
         };
         let mut found = loaded.iter().filter(|(name, _)| is_heard && name == model);
-        found.next().map(|(_, context)| *context)
+        found.find_map(|(_, context)| *context)
     }
 
     /// Whether this is the local name of a model that runs elsewhere. Who does not tell soon is taken
@@ -81,66 +80,112 @@ impl Backend {
             }
         }
         // Boxed, because it is seldom needed, and every request would have the room for it.
-        let asking = Box::pin(self.ask("/api/tags", stubs));
+        let asking = Box::pin(self.tell_listed(PATIENCE));
         let (listed, _) = self.live.listed.newest(now, asking).await;
         listed.as_ref().as_ref().and_then(|names| names.get(&*model)).is_some_and(|it| *it)
     }
 
-    async fn ask<T>(&self, path: &str, read: impl Fn(&Value) -> T) -> Option<T> {
-        let answer = tokio::time::timeout(PATIENCE, self.get(path)).await.ok()??;
-        // What is no list is an answer as well.
-        Some(read(&serde_json::from_slice(&answer).unwrap_or(Value::Null)))
+    /// The models in memory, of a kind that tells.
+    pub(super) async fn tell_loaded(&self, patience: Duration) -> Option<Loaded> {
+        match self.kind() {
+            BackendKind::Ollama => self.ask("/api/ps", patience, listed::in_memory).await,
+            BackendKind::OpenAi => Some(Loaded::new()),
+        }
     }
 
-    async fn get(&self, path: &str) -> Option<Bytes> {
-        let mut head = format!(
-            "GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: portcullis\r\n",
-            self.url().authority()
-        );
-        if let Some(key) = self.key() {
-            head.push_str(&format!("authorization: {}\r\n", key.to_str().ok()?));
+    /// The models that it has.
+    pub(super) async fn tell_listed(&self, patience: Duration) -> Option<Listed> {
+        let kind = self.kind();
+        let read = move |answer: &[u8]| listed::on_disk(answer, kind);
+        let path = match kind {
+            BackendKind::Ollama => "/api/tags",
+            BackendKind::OpenAi => "/v1/models",
+        };
+        self.ask(path, patience, read).await
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        path: &str,
+        patience: Duration,
+        read: impl Fn(&[u8]) -> T + Send + 'static,
+    ) -> Option<T> {
+        let answer = tokio::time::timeout(patience, self.get(path, patience)).await;
+        let answer = match answer.unwrap_or_else(|_| Err("it does not come in time".to_owned())) {
+            Ok(answer) => answer,
+            Err(why) => {
+                self.tell_once(path, &why);
+                return None;
+            }
+        };
+        // What is no list is an answer as well.
+        if answer.len() <= READ_AT_ONCE {
+            return Some(read(&answer));
+        }
+        // It does not fail but by a panic.
+        tokio::task::spawn_blocking(move || read(&answer)).await.ok()
+    }
+
+    async fn get(&self, path: &str, patience: Duration) -> Result<Bytes, String> {
+        let (status, mut connection) = self.question(path, patience).await?;
+        match status {
+            StatusCode::OK => {
+                let body = connection.whole(patience, MOST_LISTED).await;
+                body.map_err(|reject| match reject {
+                    Reject::BackendFailed(cause) => cause.to_string(),
+                    other => other.to_string(),
+                })
+            }
+            // It will not say more the next time.
+            status if status.is_client_error() => Ok(Bytes::new()),
+            status => Err(format!("it is answered {status}")),
+        }
+    }
+
+    /// Whether it answers at all.
+    pub(super) async fn probe(&self) -> Finding {
+        let path = match self.kind() {
+            BackendKind::Ollama => "/api/version",
+            BackendKind::OpenAi => "/v1/models",
+        };
+        let Ok(Ok(connection)) = tokio::time::timeout(PROBE, self.connect()).await else {
+            return Finding::NoConnection;
+        };
+        let asked = tokio::time::timeout(PROBE, self.question_over(connection, path, PROBE)).await;
+        match asked {
+            Ok(Ok((status, _))) if !status.is_server_error() => Finding::ProbeAnswered,
+            Ok(Ok(_) | Err(_)) | Err(_) => Finding::ProbeFailed,
+        }
+    }
+
+    async fn question(
+        &self,
+        path: &str,
+        patience: Duration,
+    ) -> Result<(StatusCode, Box<Connection>), String> {
+        let connection = self.connect().await.map_err(|error| error.to_string())?;
+        self.question_over(connection, path, patience).await
+    }
+
+    async fn question_over(
+        &self,
+        mut connection: Box<Connection>,
+        path: &str,
+        patience: Duration,
+    ) -> Result<(StatusCode, Box<Connection>), String> {
+        let mut head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n", self.url().authority());
+        head.push_str("user-agent: portcullis\r\n");
+        if let Some(key) = self.key().and_then(|key| key.to_str().ok()) {
+            head.push_str(&format!("authorization: {key}\r\n"));
         }
         head.push_str("connection: close\r\n\r\n");
         let mut request = Outbound::new(Method::GET, head.into_bytes(), Outgoing::empty());
-        let mut connection = self.connect().await.ok()?;
-        let answer = connection.exchange(&mut request, PATIENCE).await.ok()?;
-        match answer.status {
-            StatusCode::OK => connection.whole(PATIENCE, MOST_LISTED).await.ok(),
-            // It will not say more the next time.
-            status if status.is_client_error() => Some(Bytes::new()),
-            _ => None,
-        }
+        let answer = connection.exchange(&mut request, patience).await;
+        let answer = answer.map_err(|failed| match failed {
+            Failed::NotBegun | Failed::Upload => "it ends the connection".to_owned(),
+            Failed::Late => "it does not come in time".to_owned(),
+            Failed::Broken(cause) => cause.to_string(),
+        })?;
+        Ok((answer.status, connection))
     }
-}
-
-/// [ollama api/types.go ProcessModelResponse]
-fn contexts(list: &Value) -> Loaded {
-    let of_one = |entry: &Value| {
-        let context = u32::try_from(entry.get("context_length")?.as_u64()?).ok();
-        Some((name_of(entry)?, context.filter(|context| *context > 0)?))
-    };
-    entries(list).into_iter().flatten().filter_map(of_one).collect()
-}
-
-/// [ollama api/types.go ListModelResponse, `remote_host`]
-fn stubs(list: &Value) -> Listed {
-    let is_stub = |entry: &Value| {
-        ["remote_host", "remote_model"].iter().any(|it| entry.get(*it).is_some_and(is_filled))
-    };
-    let of_one =
-        |entry: &Value| Some((name_of(entry)?.without_source().into_owned(), is_stub(entry)));
-    Some(entries(list)?.iter().filter_map(of_one).collect())
-}
-
-fn entries(list: &Value) -> Option<&Vec<Value>> {
-    list.get("models")?.as_array()
-}
-
-fn name_of(entry: &Value) -> Option<ModelName> {
-    let name = entry.get("model").or_else(|| entry.get("name"))?;
-    ModelName::parse(name.as_str()?).ok()
-}
-
-fn is_filled(value: &Value) -> bool {
-    value.as_str().is_some_and(|text| !text.is_empty())
 }

@@ -12,6 +12,7 @@ mod doctor; // a look from outside at all of it
 mod events; // no secret in what the operator reads, and no byte that breaks it
 mod gin; // Ollama's own router, asked about every target
 mod admin; // the admin API: who may ask it, and what it does
+mod backends; // several backends, one of which fails
 mod bodies; // what bodies say, and what is sent on of them
 mod gin_bodies; // what Ollama's own reader finds in a body
 mod announced; // connections that a proxy announces

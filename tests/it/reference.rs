@@ -40,7 +40,8 @@ const WHEN: [(&str, &str); 36] = [
     ),
     (
         "unknown_model",
-        "with `hide_models`: told as Ollama tells of a model that it does not have, without a code",
+        "no backend has the model, or with `hide_models` the caller may not use it: told as Ollama tells \
+         of a model that it does not have, without a code",
     ),
     (
         "tls_required",
@@ -79,7 +80,7 @@ const WHEN: [(&str, &str); 36] = [
         "backend_failed",
         "a connection to the model server was made and failed before the first byte",
     ),
-    ("no_backend", "no connection to the model server could be made"),
+    ("no_backend", "no connection to a model server could be made, or all are in maintenance"),
     (
         "overloaded",
         "there is no memory for bodies, no place in the queue for passwords, or no connection left",

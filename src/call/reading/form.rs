@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::Reading;
 use super::scan::{Span, is_folded};
 use crate::reject::Reject;
 
@@ -14,6 +15,13 @@ const MAX_HEADER: usize = 8 * 1024;
 const NO_FORM: Reject = Reject::BadBody("this endpoint takes multipart/form-data with a boundary");
 const BROKEN: Reject = Reject::BadBody("the form in the body cannot be read");
 const TWO_MODELS: Reject = Reject::AmbiguousBody("the form names a model more than once");
+
+impl Reading {
+    /// Where the model stands in a form.
+    pub(in crate::call) fn form_model(&self) -> Option<Span> {
+        self.found()?.form_model
+    }
+}
 
 /// The value of the field `model`.
 ///

@@ -94,3 +94,37 @@ fn an_address_in_a_flag_stands_for_the_only_backend_and_not_for_one_of_several()
     let told = super::super::load(&given).unwrap_err().to_string();
     assert!(told.contains("--upstream") && told.contains("several"), "{told}");
 }
+
+#[test]
+fn an_address_where_clouds_keep_secrets_is_no_backends() {
+    for (url, count) in [
+        ("http://169.254.169.254", 1),
+        ("http://[fe80::1]:11434", 1),
+        ("https://[::ffff:169.254.1.1]", 1),
+        ("http://10.0.0.1:11434", 0),
+    ] {
+        let told = problems(format!("[[backend]]\nurl = '{url}'\n"));
+        assert_eq!(told.len(), count, "{url}: {told:?}");
+        assert!(told.iter().all(|it| it.contains("link-local")), "{told:?}");
+    }
+}
+
+#[test]
+fn only_addresses_of_the_own_cable_are_refused() {
+    for (ip, refused) in [
+        ("169.254.169.254", true),
+        ("169.254.0.1", true),
+        ("::ffff:169.254.169.254", true),
+        ("fe80::1", true),
+        ("febf::1", true),
+        ("fd00:ec2::254", true),
+        ("fec0::1", false),
+        ("fd00::1", false),
+        ("127.0.0.1", false),
+        ("::1", false),
+        ("10.0.0.1", false),
+        ("169.253.255.255", false),
+    ] {
+        assert_eq!(is_link_local(ip.parse().unwrap()), refused, "{ip}");
+    }
+}
