@@ -139,7 +139,11 @@ pub async fn examine(subject: &Subject<'_>, mut tell: impl FnMut(Section)) {
     let mut dates = Vec::new();
     for backend in subject.state.pool().backends() {
         let seen = backend::examine(subject, backend).await;
-        tell(Section { title: title("backend", backend.url()), findings: seen.findings });
+        let who = match subject.state.pool().backends().len() {
+            1 => "backend".to_owned(),
+            _ => format!("backend {}", backend.name()),
+        };
+        tell(Section { title: title(&who, backend.url()), findings: seen.findings });
         dates.push(("the backend", seen.date));
     }
 

@@ -242,22 +242,24 @@ impl Pool {
 
     /// The context size of this model as it is in memory; the least, where several backends have it so.
     pub async fn loaded_context(&self, model: &ModelName) -> Option<u32> {
-        let mut least: Option<u32> = None;
-        for backend in &self.backends {
-            let context = backend.loaded_context(model).await;
-            least = [least, context].into_iter().flatten().min();
+        if let [only] = self.backends.as_slice() {
+            return only.loaded_context(model).await;
         }
-        least
+        let may_have = |it: &&Arc<Backend>| it.is_up() && it.has(model) != Some(false);
+        let asked = self.backends.iter().filter(may_have).map(|it| it.loaded_context(model));
+        join_all(asked).await.into_iter().flatten().min()
     }
 
     /// Whether any backend has this as the local name of a model that runs elsewhere.
     pub async fn runs_elsewhere(&self, model: &ModelName) -> bool {
-        for backend in &self.backends {
-            if backend.runs_elsewhere(model).await {
-                return true;
-            }
+        if let [only] = self.backends.as_slice() {
+            return only.runs_elsewhere(model).await;
         }
-        false
+        let told = || self.backends.iter().filter_map(|it| it.is_stub(model));
+        if told().next().is_none() {
+            Box::pin(self.look_again(Instant::now())).await;
+        }
+        told().any(|is_stub| is_stub)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::generation;
 use super::probe::{Probe, Reply, Silence, printable, since};
 use super::{Finding, Seen, Subject};
-use crate::config::BackendUrl;
+use crate::config::{BackendKind, BackendUrl, ModelName};
 use crate::pool::Backend;
 use crate::record::Chain;
 
@@ -34,6 +34,13 @@ pub(super) async fn examine(subject: &Subject<'_>, backend: &Arc<Backend>) -> Se
         }
     }
     seen.findings.push(Finding::ok("connection", format!("made in {took}")));
+
+    if backend.kind() == BackendKind::OpenAi {
+        let list = probe.get("/v1/models").await;
+        seen.date = list.as_ref().ok().and_then(|reply| reply.field("date"));
+        seen.findings.push(judge_list(&list, has_key));
+        return seen;
+    }
 
     let version = probe.get("/api/version").await;
     seen.date = version.as_ref().ok().and_then(|reply| reply.field("date"));
@@ -83,6 +90,40 @@ fn unreached(silence: &Silence, url: &BackendUrl) -> Finding {
     } else {
         "correct `upstream`, or the way there"
     })
+}
+
+/// Of a server that has only what lies under `/v1`.
+fn judge_list(list: &Result<Reply, Silence>, has_key: bool) -> Finding {
+    const WHAT: &str = "models";
+    let reply = match list {
+        Ok(reply) => reply,
+        Err(silence) => {
+            let found = format!("no answer to GET /v1/models: {}", Chain(silence));
+            return Finding::fail(WHAT, found)
+                .advise("what listens there does not speak HTTP, or is stuck: look at its log");
+        }
+    };
+    let json = reply.json();
+    let Some(models) = json.get("data").and_then(Value::as_array) else {
+        let finding = Finding::fail(WHAT, format!("GET /v1/models is answered {}", reply.error()));
+        return match reply.status() {
+            401 | 403 if has_key => finding.advise("it does not take the key in `key_file`"),
+            401 | 403 => finding.advise("it wants a key: name its file as `key_file`"),
+            _ => finding.advise("that is no server of OpenAI's API: correct `url` or `kind`"),
+        };
+    };
+    let ids = models.iter().filter_map(|it| it.get("id").and_then(Value::as_str));
+    let (good, odd): (Vec<_>, Vec<_>) = ids.partition(|id| ModelName::parse(id).is_ok());
+    match odd.first() {
+        Some(odd) if good.is_empty() => {
+            let found = format!("it calls its model {:?}", printable(odd));
+            Finding::warn(WHAT, found).advise(
+                "that is no name that a model can have, so nobody can ask for it: give it another, \
+                 as with `llama-server --alias NAME`",
+            )
+        }
+        _ => Finding::ok(WHAT, format!("{} can be asked for", good.len())),
+    }
 }
 
 fn version_of(reply: &Reply) -> Option<String> {

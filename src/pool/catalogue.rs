@@ -9,7 +9,7 @@ use super::own::PATIENCE;
 use crate::config::{BackendKind, ModelName};
 
 /// How often each is asked.
-const DISK_EVERY: Duration = Duration::from_secs(10);
+const DISK_EVERY: Duration = Duration::from_secs(8);
 const MEMORY_EVERY: Duration = Duration::from_secs(2);
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// A list that no request waits for may take longer.
@@ -29,6 +29,12 @@ impl Backend {
             false if model.is_cloud() && self.kind() == BackendKind::Ollama => None,
             false => Some(false),
         }
+    }
+
+    /// Whether the model is one that runs elsewhere, where it has it.
+    pub(super) fn is_stub(&self, model: &ModelName) -> Option<bool> {
+        let listed = self.live.listed.latest()?;
+        listed.as_ref().as_ref()?.get(&*model.without_source()).copied()
     }
 
     /// Whether it has the model in memory, as far as was heard.

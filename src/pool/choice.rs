@@ -70,6 +70,8 @@ struct Standing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     is_stuck: bool,
+    /// Of requests that any could answer, and that belong together.
+    is_not_home: bool,
     is_not_loaded: bool,
     /// Requests there, in relation to its share.
     load: u64,
@@ -84,8 +86,11 @@ pub(super) fn candidates(
     wanted: &Wanted<'_>,
     now: Instant,
 ) -> Result<Vec<Arc<Backend>>, Nobody> {
-    let speaks = backends.iter().filter(|backend| wanted.is_for(backend.kind()));
-    let all: Vec<_> = speaks.map(|it| (it, standing(it, wanted, now))).collect();
+    let speaks = || backends.iter().filter(|backend| wanted.is_for(backend.kind()));
+    let home = speaks().find(|it| it.manages()).or_else(|| speaks().next());
+    let is_home = |it: &Arc<Backend>| home.is_some_and(|home| home.serial() == it.serial());
+    let standing = |it: &Arc<Backend>| standing(it, is_home(it), wanted, now);
+    let all: Vec<_> = speaks().map(|it| (it, standing(it))).collect();
     if all.is_empty() {
         return Err(Nobody::Speaks);
     }
@@ -105,7 +110,12 @@ pub(super) fn candidates(
 }
 
 /// And whether it is out.
-fn standing(backend: &Backend, wanted: &Wanted<'_>, now: Instant) -> (Standing, bool) {
+fn standing(
+    backend: &Backend,
+    is_home: bool,
+    wanted: &Wanted<'_>,
+    now: Instant,
+) -> (Standing, bool) {
     let (is_stuck, is_out, share) = match backend.fitness(now) {
         Fitness::Fit { share } => (false, false, share),
         Fitness::Stuck => (true, false, 1000),
@@ -115,6 +125,9 @@ fn standing(backend: &Backend, wanted: &Wanted<'_>, now: Instant) -> (Standing, 
     let busy = u64::try_from(backend.busy()).unwrap_or(u64::MAX);
     let rank = Rank {
         is_stuck,
+        is_not_home: wanted.asked.class() != Class::Inference
+            && wanted.needed().is_none()
+            && !is_home,
         is_not_loaded: wanted.needed().is_some_and(|model| !backend.is_loaded(model)),
         load: busy.saturating_mul(1 << 32) / share,
         affinity: affinity(wanted.conversation, backend.name(), share),

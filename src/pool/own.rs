@@ -24,7 +24,7 @@ pub(super) const LISTED_FOR: Duration = Duration::from_secs(10);
 /// Longer lists are read aside, because that takes more than a millisecond.
 const READ_AT_ONCE: usize = 64 * 1024;
 /// For an answer that is as short as can be.
-const PROBE: Duration = Duration::from_secs(2);
+const PROBE: Duration = Duration::from_secs(5);
 
 impl Connection {
     /// The rest of an answer.
@@ -131,9 +131,9 @@ impl Backend {
         match status {
             StatusCode::OK => {
                 let body = connection.whole(patience, MOST_LISTED).await;
-                body.map_err(|reject| match reject {
-                    Reject::BackendFailed(cause) => cause.to_string(),
-                    other => other.to_string(),
+                body.map_err(|reject| {
+                    let cause = std::error::Error::source(&reject).map(ToString::to_string);
+                    cause.unwrap_or_else(|| reject.to_string())
                 })
             }
             // It will not say more the next time.

@@ -8,7 +8,8 @@ use portcullis::store::{Usage, UsageRow};
 use super::{House, text, usage};
 
 const RULES: &str = "[groups]\nclass = ['anna']\n[[rule]]\ngroups = ['class']\nmodels = ['gemma3*']\n\
-                     policy = { num_ctx = { max = 8192 } }\n";
+                     policy = { num_ctx = { max = 8192 } }\n\
+                     [[alias]]\nname = 'gpt-4o'\nmodel = 'gemma3:1b'\n";
 
 #[test]
 fn a_request_is_explained_stage_by_stage() {
@@ -21,6 +22,7 @@ fn a_request_is_explained_stage_by_stage() {
     .unwrap();
     fs::write(house.path("good.json"), r#"{"model":"gemma3:1b","options":{"num_ctx":65536}}"#)
         .unwrap();
+    fs::write(house.path("alias.json"), r#"{"model":"gpt-4o"}"#).unwrap();
     fs::write(house.path("bad.json"), r#"{"model":"llama3"}"#).unwrap();
     let chat = |body| house.run(&["explain", "--as", "anna", "POST", "/api/chat", "--body", body]);
     let good = chat("good.json");
@@ -30,6 +32,9 @@ fn a_request_is_explained_stage_by_stage() {
     {
         assert!(text(&good).contains(part), "{}", text(&good));
     }
+    let alias = chat("alias.json");
+    assert_eq!(alias.status.code(), Some(0), "{}", text(&alias));
+    assert!(text(&alias).contains("stands for the model gemma3:1b"), "{}", text(&alias));
     let bad = chat("bad.json");
     assert_eq!(bad.status.code(), Some(1), "{}", text(&bad));
     assert!(text(&bad).contains("403 model_forbidden: anna may not use llama3"), "{}", text(&bad));

@@ -493,3 +493,21 @@ async fn who_reaches_the_backend_past_the_gate_is_told_and_the_key_stays_here() 
             .all(|it| it.header("authorization").as_deref() == Some("Bearer of-the-backend"))
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_has_only_v1_is_asked_for_its_models() {
+    for (answer, verdict, says) in [
+        (ok_json(r#"{"data":[{"id":"tiny"}]}"#), Verdict::Ok, "1 can be asked for"),
+        (ok_json(r#"{"data":[{"id":"/models/x.gguf"}]}"#), Verdict::Warn, "--alias"),
+        (ok_json("{}"), Verdict::Fail, "`kind`"),
+        ("HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n".to_owned(), Verdict::Fail, "`key_file`"),
+    ] {
+        let backend = Backend::saying(answer).await;
+        let look = Look {
+            change: |config| config.backends[0].kind = portcullis::config::BackendKind::OpenAi,
+            ..Look::at(&backend)
+        };
+        look.taken().await.expect("models", verdict, says);
+        assert!(backend.seen().iter().all(|it| it.line() == "GET /v1/models HTTP/1.1"));
+    }
+}

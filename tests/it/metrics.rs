@@ -258,3 +258,18 @@ fn the_board_and_the_alarms_ask_for_what_there_is() {
         assert!(unknown.is_empty(), "{file} asks for {unknown:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_several_backends_has_its_own_rows_and_is_looked_after_unasked() {
+    let backend = Backend::ok().await;
+    let house = house_with(&backend, |config, _| {
+        let mut other = config.backends[0].clone();
+        other.name = "gpu-2".to_owned();
+        other.url = "http://127.0.0.1:1".parse().unwrap();
+        config.backends.push(other);
+    })
+    .await;
+    let text = scrape_until(&house, "portcullis_backend_up{backend=\"gpu-2\"}", 0.0).await;
+    assert_eq!(value(&text, "portcullis_backend_up{backend=\"ollama\"}"), 1.0);
+    assert_eq!(value(&text, "portcullis_backend_busy_requests{backend=\"gpu-2\"}"), 0.0);
+}

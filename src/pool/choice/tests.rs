@@ -115,6 +115,16 @@ async fn only_what_is_under_v1_goes_to_the_kind_openai() {
 }
 
 #[tokio::test]
+async fn what_is_asked_of_no_model_goes_to_one_and_the_same() {
+    let backends = [backend("first", Some(&[]), &[]).await, backend("second", None, &[]).await];
+    for path in ["/api/tags", "/api/pull", "/api/create", "/api/copy"] {
+        assert_eq!(order_at(path, &backends, "a").unwrap()[0], "first", "{path}");
+    }
+    backends[0].find(Finding::NoConnection);
+    assert_eq!(order_at("/api/tags", &backends, "").unwrap(), ["second"]);
+}
+
+#[tokio::test]
 async fn whoever_is_out_is_asked_only_where_nobody_else_can_be() {
     let has: Option<&[&str]> = Some(&["a"]);
     let backends = [backend("x", has, &[]).await, backend("y", has, &[]).await];
