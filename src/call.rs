@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::api::{Asked, MAX_TARGET, ModelIn, Target};
+use crate::api::{Asked, Field, MAX_TARGET, ModelIn, Stream, Target};
 use crate::http1::{Arrival, Due};
 use crate::incoming::Incoming;
 use crate::reject::Reject;
@@ -238,6 +238,23 @@ impl<'a> Call<'a> {
     pub fn model(&self) -> Option<Cow<'_, str>> {
         let in_body = || self.reading.model().or_else(|| self.reading.source());
         self.asked.model_in_path().map(Cow::Borrowed).or_else(in_body)
+    }
+
+    /// Whether the answer is to come piece by piece.
+    #[must_use]
+    pub fn streams(&self) -> bool {
+        match self.asked.endpoint().map_or(Stream::No, |it| it.stream) {
+            Stream::No => false,
+            Stream::Ndjson => self.reading.stream().unwrap_or(true),
+            Stream::Sse => self.reading.stream().unwrap_or(false),
+        }
+    }
+
+    /// Whether its caller says that it has time [OpenAI API reference, `service_tier`].
+    #[must_use]
+    pub fn is_flexible(&self) -> bool {
+        let tier = self.reading.field(Field::ServiceTier).and_then(|it| self.reading.text(it));
+        tier.is_some_and(|tier| tier == "flex")
     }
 
     /// Changes the body that is sent on; the reading goes on telling what the caller sent.

@@ -90,7 +90,8 @@ pub async fn send(
         };
         let Some(unsent) = missed.unsent else { return Err(missed.reject) };
         call.body = unsent;
-        let Some(other) = pool.instead(lease, admitted, &call).await else {
+        let Some(other) = pool.instead(lease, admitted, &call, origin.record.model_shown()).await
+        else {
             return Err(missed.reject);
         };
         *lease = other;
@@ -145,6 +146,7 @@ async fn once(
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
+                lease.answers();
                 lease.found(if status.is_server_error() {
                     Finding::Failure
                 } else {

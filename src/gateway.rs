@@ -43,6 +43,7 @@ mod notices;
 mod open;
 mod redirect;
 mod state;
+mod turn;
 
 pub use admission::recall;
 pub use explain::{Explained, Stage, explain};
@@ -447,14 +448,14 @@ impl Visit<'_> {
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
         record.asked(&asked);
         let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
-        let entered = live.limits.enter(&entry);
+        let entered = live.limits.enter(&entry, record.line.id.into(), asked.operation());
         let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
         aliases::replace(state, &mut call).await?;
         record.names(call.model());
         let (chosen, ground) = loaded::ground(state, entry, &call).await?;
         let permit = access::authorize(chosen, &mut call, &ground)?;
         let mut ticket = admission::ticket(self, (permit, entered), &call, record)?;
-        let mut lease = state.pool().choose(&ticket, &call).await?;
+        let mut lease = turn::taken(state, &ticket, &call, record).await?;
         let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
         let origin = Origin { client, scheme: door.scheme(), record };

@@ -21,12 +21,14 @@ mod book;
 mod bucket;
 mod carried;
 mod charges;
+mod course;
 mod leash;
 mod period;
 mod plan;
 mod shown;
 
 pub use charges::Charges;
+pub use course::{Course, End};
 pub use plan::{Plan, Subject};
 pub use shown::{Bears, Shown};
 
@@ -36,7 +38,7 @@ use leash::{Leash, Leashes};
 use period::Almanac;
 use plan::Bearing;
 
-const ENDED: Reject = Reject::BadCredentials("the key was revoked", None);
+const REVOKED: Reject = Reject::BadCredentials("the key was revoked", None);
 
 /// What is in flight now, and what was used; survives a reload.
 #[derive(Debug, Default, Clone)]
@@ -64,8 +66,9 @@ pub struct Ask<'a> {
 #[derive(Debug)]
 pub struct Entered {
     in_flight: Arc<AtomicUsize>,
+    course: Arc<Course>,
     /// Of who came with a managed key.
-    leash: Option<Box<Leash>>,
+    _leash: Option<Box<Leash>>,
 }
 
 /// One admitted request; dropping it settles what was taken. Only [`Limits::admit`] makes one.
@@ -78,12 +81,14 @@ pub struct Ticket {
 }
 
 impl Limits {
+    /// `id` names the request in the log.
     #[must_use]
-    pub fn enter(&self, may_send: &Entry) -> Entered {
-        let key = may_send.reach().who().managed_key();
-        let leash = key.map(|key| Box::new(self.leashes.take(key)));
+    pub fn enter(&self, may_send: &Entry, id: [u8; 16], operation: &'static str) -> Entered {
+        let who = may_send.reach().who();
+        let course = Arc::new(Course::new(id, who.name().clone(), operation));
+        let leash = who.managed_key().map(|key| Box::new(self.leashes.take(key, &course)));
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Entered { in_flight: Arc::clone(&self.in_flight), leash }
+        Entered { in_flight: Arc::clone(&self.in_flight), course, _leash: leash }
     }
 
     /// Takes what the request needs of every limit that bears on it, or nothing. Who has no limits is
@@ -146,6 +151,12 @@ impl Ticket {
         &self.permit
     }
 
+    /// As it is seen by others.
+    #[must_use]
+    pub fn course(&self) -> &Arc<Course> {
+        &self.entered.course
+    }
+
     /// A backend has it. Without more it is charged from here on for the backend's time and for the
     /// `prompt`'s tokens.
     pub fn begin(&self, now: Instant, prompt: Option<u64>) {
@@ -176,9 +187,10 @@ impl Ticket {
 
     /// Ready, with what the caller is told, once the request may not go on.
     pub fn poll_ended(&self, cx: &Context<'_>) -> Poll<Reject> {
-        match &self.entered.leash {
-            Some(leash) if leash.is_cut(cx) => Poll::Ready(ENDED),
-            Some(_) | None => Poll::Pending,
+        match self.entered.course.ended(cx) {
+            Some(End::Revoked) => Poll::Ready(REVOKED),
+            Some(End::Stopped) => Poll::Ready(Reject::Stopped),
+            None => Poll::Pending,
         }
     }
 

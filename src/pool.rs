@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use tokio::sync::watch;
 
 use crate::call::Call;
 use crate::config::{Aliases, Config, ModelName, NamedModel};
@@ -21,17 +20,26 @@ mod choice;
 mod connection;
 mod health;
 mod known;
+pub mod line;
 mod listed;
 mod own;
+pub mod queue;
 mod reach;
+mod turn;
 
 pub use backend::Backend;
 pub use choice::Wanted;
 pub use connection::{Connection, Failed, Outbound};
 pub use health::Finding;
+pub use turn::{Choice, Wait};
 
 use backend::Watch;
 use choice::Nobody;
+use line::{Held, Line};
+use queue::Bounds;
+
+/// How many may wait: of one identity, and in all.
+const BOUNDS: Bounds = Bounds { of_one: 1000, in_all: 10_000 };
 
 /// Why a backend of a configuration that reads well cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -57,31 +65,10 @@ pub struct Pool {
     backends: Vec<Arc<Backend>>,
     aliases: Aliases,
     connect_timeout: Duration,
-    changes: Changes,
+    queue_timeout: Duration,
+    line: Arc<Line>,
     /// For the digests of conversations; the same over a reload, so that they stay where they are.
     digests: RandomState,
-}
-
-/// Tells whoever waits that a backend is another now: up, down, drained, with other models.
-#[derive(Debug, Clone)]
-pub struct Changes(Arc<watch::Sender<u64>>);
-
-impl Default for Changes {
-    fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
-    }
-}
-
-impl Changes {
-    fn tell(&self) {
-        self.0.send_modify(|count| *count = count.wrapping_add(1));
-    }
-
-    /// Is marked changed at each change from now on.
-    #[must_use]
-    pub fn watch(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
-    }
 }
 
 /// The right to ask a backend; dropping it frees the place. Only [`Pool::choose`] makes one.
@@ -89,6 +76,8 @@ impl Changes {
 pub struct Lease {
     backend: Arc<Backend>,
     connect_timeout: Duration,
+    /// Of what a backend works for.
+    held: Option<Held>,
     /// Of several backends each request shows how its own is.
     watch: Option<Watch>,
 }
@@ -99,20 +88,18 @@ impl Pool {
     /// # Errors
     /// See [`BackendFault`].
     pub fn new(config: &Config, before: Option<&Self>) -> Result<Self, BackendFault> {
-        let changes = before.map_or_else(Changes::default, |before| before.changes.clone());
+        let line = before.map_or_else(|| Arc::new(Line::new(BOUNDS)), |it| Arc::clone(&it.line));
         let known = before.map_or_else(Default::default, |before| before.backends.as_slice());
         let backends = config.backends.iter();
-        let backends = backends.map(|it| Backend::new(it, known, &changes).map(Arc::new));
-        let pool = Self {
+        let backends = backends.map(|it| Backend::new(it, known, &line).map(Arc::new));
+        Ok(Self {
             backends: backends.collect::<Result<_, _>>()?,
             aliases: Aliases::new(&config.aliases),
             connect_timeout: config.timeouts.connect,
-            changes,
+            queue_timeout: config.queue_timeout,
+            line,
             digests: before.map_or_else(RandomState::new, |before| before.digests.clone()),
-        };
-        // Whoever waits looks at what there is now.
-        pool.changes.tell();
-        Ok(pool)
+        })
     }
 
     /// In the order of the file.
@@ -131,51 +118,10 @@ impl Pool {
         &self.aliases
     }
 
-    /// What tells of backends that are others now.
+    /// Who runs and who waits.
     #[must_use]
-    pub fn changes(&self) -> &Changes {
-        &self.changes
-    }
-
-    /// A place at the backend that suits the request best.
-    ///
-    /// # Errors
-    /// 404 for a model that no backend has, 503 where there is no backend for it.
-    pub async fn choose(&self, admitted: &Ticket, call: &Call<'_>) -> Result<Lease, Reject> {
-        if let [only] = self.backends.as_slice()
-            && only.takes_anything()
-        {
-            return Ok(self.lease(only));
-        }
-        Box::pin(self.choose_among(admitted, call, None)).await
-    }
-
-    /// A place at another backend than that of `failed`, for a request that never began there; `None`
-    /// where no other takes it.
-    pub async fn instead(
-        &self,
-        failed: &Lease,
-        admitted: &Ticket,
-        call: &Call<'_>,
-    ) -> Option<Lease> {
-        if self.backends.len() < 2 {
-            return None;
-        }
-        Box::pin(self.choose_among(admitted, call, Some(failed.backend.serial()))).await.ok()
-    }
-
-    async fn choose_among(
-        &self,
-        admitted: &Ticket,
-        call: &Call<'_>,
-        but: Option<u64>,
-    ) -> Result<Lease, Reject> {
-        let wanted = Wanted::of(admitted, call, &self.digests);
-        let candidates = self.candidates(&wanted).await;
-        let candidates = candidates.map_err(|nobody| refusal(nobody, admitted, call))?;
-        let mut others = candidates.iter().filter(|it| Some(it.serial()) != but);
-        let best = others.next().ok_or_else(|| Reject::NoBackend("none takes it".into()))?;
-        Ok(self.lease(best))
+    pub fn line(&self) -> &Arc<Line> {
+        &self.line
     }
 
     /// Who may have it, the best first. Where that is not known, those that could tell are asked first.
@@ -224,20 +170,16 @@ impl Pool {
             .or(Some(first))
     }
 
-    fn lease(&self, backend: &Arc<Backend>) -> Lease {
-        backend.begin();
-        let watch = (self.backends.len() > 1).then(|| backend.watch());
-        Lease { backend: Arc::clone(backend), connect_timeout: self.connect_timeout, watch }
-    }
-
     /// To be called about once a second.
     pub fn tend(&self, now: Instant) {
         for backend in &self.backends {
             backend.tend(now);
-            if !self.takes_everything() {
+            // Which models share the memory is asked while somebody waits for it.
+            if !self.takes_everything() || self.line.with(|queue, _| queue.queued() > 0) {
                 backend.look(now, self.backends.len() > 1);
             }
         }
+        self.line.with(|queue, now| queue.tend(now));
     }
 
     /// The context size of this model as it is in memory; the least, where several backends have it so.
@@ -278,6 +220,13 @@ fn refusal(nobody: Nobody, admitted: &Ticket, call: &Call<'_>) -> Reject {
 }
 
 impl Lease {
+    /// The first byte of the answer came.
+    pub fn answers(&self) {
+        if let Some(held) = &self.held {
+            held.first_byte();
+        }
+    }
+
     #[must_use]
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend

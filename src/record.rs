@@ -67,6 +67,12 @@ impl RequestId {
     }
 }
 
+impl From<RequestId> for [u8; 16] {
+    fn from(id: RequestId) -> Self {
+        id.0
+    }
+}
+
 /// Draws request ids: random per process, then counting.
 #[derive(Debug)]
 pub struct RequestIds {
@@ -131,6 +137,8 @@ pub struct Record {
     arrived: Arc<Arrival>,
     log: Log,
     ended: bool,
+    /// While it waits for its turn.
+    waits_since: Option<Instant>,
     /// Of a request that may leave a row of usage.
     account: Option<Box<Account>>,
 }
@@ -141,7 +149,16 @@ impl Record {
     pub fn open(log: Log, id: RequestId, arrived: Arc<Arrival>) -> Self {
         let line = Line { time: SystemTime::now(), id, ..Line::default() };
         let started = Instant::now();
-        Self { line, trace: None, started, arrived, log, ended: false, account: None }
+        Self {
+            line,
+            trace: None,
+            started,
+            arrived,
+            log,
+            ended: false,
+            waits_since: None,
+            account: None,
+        }
     }
 
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {
@@ -169,6 +186,24 @@ impl Record {
 
     pub fn leaves_for(&mut self, backend: &Arc<str>) {
         self.line.backend = Some(Arc::clone(backend));
+    }
+
+    /// From here on it waits for its turn.
+    pub fn waits(&mut self) {
+        self.waits_since = Some(Instant::now());
+    }
+
+    /// Its turn has come, or it waits no longer.
+    pub fn waited(&mut self) {
+        if let Some(since) = self.waits_since.take() {
+            self.line.queue += since.elapsed();
+        }
+    }
+
+    /// The model as Ollama shows it, of a request that a model works on.
+    #[must_use]
+    pub fn model_shown(&self) -> Option<&str> {
+        self.account.as_ref()?.model()
     }
 
     /// From here on the request may leave a row of usage.
@@ -252,7 +287,7 @@ impl Record {
         let row = reject.row();
         self.end(match (row.fault, row.code) {
             (_, "backend_timeout") => Outcome::BackendTimeout,
-            (_, "bad_credentials") => Outcome::Stopped,
+            (_, "bad_credentials" | "stopped") => Outcome::Stopped,
             (Fault::Ours, code) => Outcome::Refused(code),
             (Fault::Backend | Fault::Caller, _) => Outcome::BackendFailed,
         });
@@ -314,6 +349,7 @@ impl Drop for Record {
             // Nobody is left to wait for it.
             drop(self.post(self.line.outcome, untold));
         }
+        self.waited();
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();
         self.log.post(&self.line);

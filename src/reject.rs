@@ -11,10 +11,13 @@ use serde_json::{Value, json};
 use crate::config::Measure;
 
 mod denied;
+mod examples;
 mod limited;
+mod queue;
 mod remedy;
 
 pub use denied::{Denied, Lack, ModelDenied, Why};
+pub use examples::one_of_each;
 pub use limited::{Again, Left, Limited, Quota};
 
 /// Tells OpenAI's and Anthropic's SDKs whether to try again by themselves.
@@ -105,6 +108,14 @@ pub enum Reject {
     NoBackend(#[source] Cause),
     #[error("overloaded: {0}")]
     Overloaded(&'static str),
+    /// As many wait as may; about so long they would.
+    #[error("the queue is full")]
+    QueueFull { wait: Duration },
+    #[error("its turn did not come in time")]
+    QueueTimeout { wait: Duration },
+    /// Somebody who looks after the gate ended it.
+    #[error("stopped")]
+    Stopped,
     #[error("the backend stayed silent")]
     BackendTimeout,
 }
@@ -142,7 +153,7 @@ pub struct Row {
 }
 
 /// Every code, for the reference and for the tests.
-pub const CODES: [&str; 36] = [
+pub const CODES: [&str; 38] = [
     "bad_request",
     "bad_path",
     "bad_body",
@@ -178,61 +189,10 @@ pub const CODES: [&str; 36] = [
     "backend_failed",
     "no_backend",
     "overloaded",
+    "queue_timeout",
+    "stopped",
     "backend_timeout",
 ];
-
-/// One of each kind, for the reference and for the tests.
-#[doc(hidden)]
-#[must_use]
-pub fn one_of_each() -> Vec<Reject> {
-    let denied = Denied { operation: "pull", name: "anna".to_owned(), why: Why::Endpoint };
-    let model = ModelDenied {
-        operation: "chat",
-        model: "gemma3:12b".to_owned(),
-        who: "anna".to_owned(),
-        lack: Lack::Pattern,
-        allowed: Some(vec!["llama3*".to_owned()]),
-    };
-    let limited = |measure| Box::new(Limited::example(measure));
-    vec![
-        Reject::BadRequest("why"),
-        Reject::BadPath("why"),
-        Reject::BadBody("why"),
-        Reject::AmbiguousBody("why"),
-        Reject::NoCredentials,
-        Reject::BadCredentials("why", None),
-        Reject::Forbidden(Box::new(denied)),
-        Reject::ModelForbidden(Box::new(model.clone())),
-        Reject::UnknownModel(Box::new(model)),
-        Reject::TlsRequired,
-        Reject::UnknownEndpoint,
-        Reject::MethodNotAllowed { allow: "GET" },
-        Reject::RequestTimeout,
-        Reject::BodyTooLarge { limit: 1 },
-        Reject::TargetTooLong,
-        Reject::UnsupportedEncoding("why"),
-        Reject::BadExpectation,
-        Reject::UnsupportedMediaType,
-        Reject::NotFound("what".into()),
-        Reject::NoStore,
-        Reject::Conflict("why".into()),
-        Reject::Invalid("why".into()),
-        Reject::StoreFailed("secret cause".into()),
-        Reject::WrongHost,
-        Reject::HeadersTooLarge,
-        Reject::TooManyFailures { retry_after: Duration::from_millis(1001) },
-        Reject::RateLimited(limited(Measure::RequestsPerMinute)),
-        Reject::QuotaExhausted(limited(Measure::TokensPerDay)),
-        Reject::TooManyConcurrent(limited(Measure::Concurrent)),
-        Reject::Internal,
-        Reject::BadVersion,
-        Reject::LoopDetected,
-        Reject::BackendFailed("secret cause".into()),
-        Reject::NoBackend("secret cause".into()),
-        Reject::Overloaded("secret cause"),
-        Reject::BackendTimeout,
-    ]
-}
 
 impl Reject {
     /// The table.
@@ -274,7 +234,9 @@ impl Reject {
             Self::LoopDetected => (508, "loop_detected", Ours, false),
             Self::BackendFailed(_) => (502, "backend_failed", Backend, true),
             Self::NoBackend(_) => (503, "no_backend", Backend, true),
-            Self::Overloaded(_) => (503, "overloaded", Ours, true),
+            Self::Overloaded(_) | Self::QueueFull { .. } => (503, "overloaded", Ours, true),
+            Self::QueueTimeout { .. } => (503, "queue_timeout", Ours, false),
+            Self::Stopped => (503, "stopped", Caller, false),
             Self::BackendTimeout => (504, "backend_timeout", Backend, true),
         };
         Row { status, code, fault, retry }
@@ -345,6 +307,9 @@ impl Reject {
             Self::BackendFailed(_) => "the model server broke off before answering".to_owned(),
             Self::NoBackend(_) => "the model server cannot be reached right now".to_owned(),
             Self::Overloaded(_) => "the gate has too much to do right now; try again".to_owned(),
+            Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::Stopped => {
+                self.says_of_waiting().unwrap_or_default()
+            }
             Self::BackendTimeout => "the model server did not answer in time".to_owned(),
         }
     }
@@ -364,6 +329,10 @@ impl Reject {
             | Self::TooManyConcurrent(limited) => Some(limited.retry_after()),
             Self::NoBackend(_) | Self::StoreFailed(_) => Some(Duration::from_secs(5)),
             Self::Overloaded(_) => Some(Duration::from_secs(1)),
+            Self::QueueFull { wait } | Self::QueueTimeout { wait } => {
+                Some((*wait).max(Duration::from_secs(1)))
+            }
+            Self::Stopped => Some(Duration::from_secs(60)),
             Self::BadRequest(_)
             | Self::BadPath(_)
             | Self::BadBody(_)

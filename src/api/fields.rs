@@ -35,6 +35,8 @@ pub enum Field {
     Messages,
     /// The conversation, of `/v1/responses`.
     Input,
+    /// How urgent the caller says it is.
+    ServiceTier,
 }
 
 /// What the value of a field has to be; `null` may always stand there, and is as if nothing did.
@@ -52,7 +54,7 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 22;
+    pub const COUNT: usize = 23;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
@@ -77,6 +79,7 @@ impl Field {
         Self::Tools,
         Self::Messages,
         Self::Input,
+        Self::ServiceTier,
     ];
 
     /// As it is written in a body.
@@ -105,6 +108,7 @@ impl Field {
             Self::Tools => "tools",
             Self::Messages => "messages",
             Self::Input => "input",
+            Self::ServiceTier => "service_tier",
         }
     }
 
@@ -116,7 +120,8 @@ impl Field {
             | Self::From
             | Self::RemoteHost
             | Self::Source
-            | Self::Destination => Shape::Text,
+            | Self::Destination
+            | Self::ServiceTier => Shape::Text,
             Self::Stream | Self::Shift => Shape::Flag,
             Self::StreamOptions
             | Self::Options
@@ -140,7 +145,7 @@ impl Asked {
         use Field::{
             Adapters, Destination, DraftFiles, Files, From, Images, Input, KeepAlive,
             MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, Name, Options,
-            RemoteHost, Shift, Source, Stream, StreamOptions, Tools,
+            RemoteHost, ServiceTier, Shift, Source, Stream, StreamOptions, Tools,
         };
         match self.operation() {
             "chat" => &[Model, Messages, Stream, Options, Shift, KeepAlive, Tools],
@@ -153,12 +158,20 @@ impl Asked {
             }
             "delete" => &[Model, Name],
             "copy" => &[Source, Destination],
-            "chat_completions" => {
-                &[Model, Messages, Stream, StreamOptions, MaxTokens, MaxCompletionTokens, N, Tools]
-            }
-            "completions" => &[Model, Stream, StreamOptions, MaxTokens, N],
+            "chat_completions" => &[
+                Model,
+                Messages,
+                Stream,
+                StreamOptions,
+                MaxTokens,
+                MaxCompletionTokens,
+                N,
+                Tools,
+                ServiceTier,
+            ],
+            "completions" => &[Model, Stream, StreamOptions, MaxTokens, N, ServiceTier],
             "v1_embeddings" => &[Model],
-            "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools],
+            "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools, ServiceTier],
             "messages" => &[Model, Messages, Stream, MaxTokens, Tools],
             "unknown" => &[Model],
             _ => &[],

@@ -523,6 +523,7 @@ fn misfit(field: Field) -> &'static str {
         Field::Tools => "`tools` must be a list",
         Field::Messages => "`messages` must be a list",
         Field::Input => "`input` must be a string or a list",
+        Field::ServiceTier => "`service_tier` must be a string",
     }
 }
 

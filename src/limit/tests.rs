@@ -48,7 +48,7 @@ async fn ticket(limits: &Limits) -> Ticket {
     let bounds = BodyBounds::new(1, 1024, Duration::ZERO);
     let parts = http::Request::new(()).into_parts().0;
     let mut call = Call::without_body(asked, &parts);
-    let entered = limits.enter(&entry);
+    let entered = limits.enter(&entry, [b'0'; 16], "tags");
     let ground = Ground { bounds: &bounds, loaded_context: None, runs_elsewhere: false };
     let chosen = choose(entry, &call).unwrap();
     let permit = authorize(chosen, &mut call, &ground).unwrap();

@@ -13,9 +13,12 @@ use tokio::task::JoinSet;
 use super::connection::Connection;
 use super::health::{Finding, Fitness, Health};
 use super::known::Known;
+use super::line::Line;
 use super::listed::{Listed, Loaded};
 use super::own::{LISTED_FOR, LOADED_FOR};
-use super::{BackendFault, Changes, reach};
+use super::queue::Setup;
+use super::turn::bound;
+use super::{BackendFault, reach};
 use crate::config::{self, AtOnce, BackendKind, BackendUrl, Weight};
 use crate::socket::Socket;
 use crate::tls::BackendTls;
@@ -70,7 +73,9 @@ pub(super) struct Live {
     looking: Mutex<JoinSet<()>>,
     /// That something of it cannot be had has been told.
     pub(super) told: AtomicBool,
-    pub(super) changes: Changes,
+    line: Arc<Line>,
+    /// In the line.
+    place: usize,
 }
 
 /// A request that shows how its backend is.
@@ -81,7 +86,7 @@ pub(super) struct Watch {
 }
 
 impl Live {
-    fn new(changes: Changes) -> Self {
+    fn new(line: &Arc<Line>, setup: &Setup) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         Self {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -95,8 +100,22 @@ impl Live {
             listed: Known::for_about(LISTED_FOR),
             looking: Mutex::default(),
             told: AtomicBool::new(false),
-            changes,
+            // The configuration has no more than find room.
+            place: line.with(|queue, _| queue.add(setup)).unwrap_or_default(),
+            line: Arc::clone(line),
         }
+    }
+
+    /// The line is to know whether it takes requests.
+    fn tell(&self) {
+        let is_open = !self.drained.load(Ordering::Relaxed) && self.health().is_in();
+        self.line.with(|queue, now| queue.set_open(self.place, is_open, now));
+    }
+
+    /// The line is to know what is in memory.
+    pub(super) fn tell_loaded(&self, loaded: &Loaded) {
+        let names: Vec<_> = loaded.iter().map(|(name, _)| name.to_string().into()).collect();
+        self.line.with(|queue, now| queue.set_loaded(self.place, &names, now));
     }
 
     pub(super) fn looking(&self) -> MutexGuard<'_, JoinSet<()>> {
@@ -118,6 +137,12 @@ impl Live {
     }
 }
 
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.line.with(|queue, now| queue.remove(self.place, now));
+    }
+}
+
 impl Backend {
     /// The one before lives on in it where name and address are the same.
     ///
@@ -126,7 +151,7 @@ impl Backend {
     pub(super) fn new(
         written: &config::Backend,
         before: &[Arc<Self>],
-        changes: &Changes,
+        line: &Arc<Line>,
     ) -> Result<Self, BackendFault> {
         let tls = match &written.url {
             BackendUrl::Https { host, .. } => {
@@ -138,7 +163,19 @@ impl Backend {
         let host = HeaderValue::from_str(&host).map_err(|_| BackendFault::Host(host))?;
         let key = written.key_file.as_ref().map(key).transpose()?;
         let same = before.iter().find(|before| before.is_at(written, tls.as_ref()));
-        let live = same.map(|before| Arc::clone(&before.live));
+        let setup = Setup {
+            weight: written.weight.thousandths(),
+            parallel: bound(written.parallel()),
+            models_at_once: bound(written.models_at_once()),
+        };
+        let live = match same {
+            Some(before) => {
+                let live = Arc::clone(&before.live);
+                line.with(|queue, now| queue.change(live.place, &setup, now));
+                live
+            }
+            None => Arc::new(Live::new(line, &setup)),
+        };
         Ok(Self {
             name: same.map_or_else(|| written.name.as_str().into(), |it| Arc::clone(&it.name)),
             url: written.url.clone(),
@@ -153,13 +190,15 @@ impl Backend {
             host,
             preserve_host: written.preserve_host,
             key,
-            live: live.unwrap_or_else(|| Arc::new(Live::new(changes.clone()))),
+            live,
         })
     }
 
     /// A server that the gate itself has to do with, without a place in the configuration.
     #[must_use]
     pub fn plain(name: &str, url: BackendUrl, tls: Option<BackendTls>) -> Self {
+        let line = Arc::new(Line::new(super::BOUNDS));
+        let setup = Setup { weight: 1000, parallel: Some(usize::MAX), models_at_once: None };
         // Of what no header can hold the server will not know its name.
         let host = HeaderValue::from_str(&url.authority());
         Self {
@@ -176,7 +215,7 @@ impl Backend {
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
             preserve_host: false,
             key: None,
-            live: Arc::new(Live::new(Changes::default())),
+            live: Arc::new(Live::new(&line, &setup)),
         }
     }
 
@@ -213,6 +252,16 @@ impl Backend {
     #[must_use]
     pub fn weight(&self) -> Weight {
         self.weight
+    }
+
+    /// Which of the line's backends it is.
+    pub(super) fn place(&self) -> usize {
+        self.live.place
+    }
+
+    /// Whether requests wait for their turn there.
+    pub(super) fn is_queued_for(&self) -> bool {
+        self.parallel != AtOnce::Unbounded && self.live.health().is_in()
     }
 
     /// Requests of one model at once.
@@ -319,13 +368,11 @@ impl Backend {
             true => tracing::info!(backend, "is back, and gets its share again little by little"),
             false => tracing::warn!(backend, "gets no more requests for a while: {finding}"),
         }
-        self.live.changes.tell();
+        self.live.tell();
     }
 
     pub(super) fn set_up(&self, up: bool) {
-        if self.live.up.swap(up, Ordering::Relaxed) != up {
-            self.live.changes.tell();
-        }
+        self.live.up.store(up, Ordering::Relaxed);
     }
 
     /// Whether it takes no new requests, for maintenance.
@@ -341,9 +388,8 @@ impl Backend {
 
     /// For maintenance: from now on it gets no new requests, or gets them again. What runs ends by itself.
     pub fn drain(&self, drained: bool) {
-        if self.live.drained.swap(drained, Ordering::Relaxed) != drained {
-            self.live.changes.tell();
-        }
+        self.live.drained.store(drained, Ordering::Relaxed);
+        self.live.tell();
     }
 
     /// Requests that it has.

@@ -50,6 +50,14 @@ impl Backend {
         }
     }
 
+    /// Whether this is its name for a model that runs elsewhere, as far as was heard: no slot of its
+    /// own is taken then.
+    pub(super) fn sends_on(&self, model: &ModelName) -> bool {
+        let listed = self.live.listed.latest();
+        let names = listed.as_ref().and_then(|listed| listed.as_ref().as_ref());
+        model.is_cloud() || names.is_some_and(|it| it.get(&*model.without_source()) == Some(&true))
+    }
+
     /// Whether its list was never asked for.
     pub(super) fn is_unheard(&self, now: Instant) -> bool {
         self.live.listed.latest().is_none() && self.live.listed.is_due(Duration::MAX, now)
@@ -90,7 +98,6 @@ impl Backend {
     }
 
     async fn hear_listed(&self, now: Instant, patience: Duration) {
-        let before = self.live.listed.latest();
         let (listed, is_heard) = self.live.listed.newest(now, self.tell_listed(patience)).await;
         if is_heard {
             if listed.is_none() {
@@ -99,9 +106,6 @@ impl Backend {
                 self.live.told.store(false, Ordering::Relaxed);
             }
         }
-        if is_heard && before.is_none_or(|before| before != listed) {
-            self.live.changes.tell();
-        }
     }
 
     async fn hear_loaded(&self, now: Instant) {
@@ -109,7 +113,7 @@ impl Backend {
         let asking = self.tell_loaded(BACKGROUND);
         let (loaded, is_heard) = self.live.loaded.newest(now, asking).await;
         if is_heard && before.is_none_or(|before| before != loaded) {
-            self.live.changes.tell();
+            self.live.tell_loaded(&loaded);
         }
     }
 

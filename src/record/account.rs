@@ -55,6 +55,10 @@ impl Account {
         }))
     }
 
+    pub(super) fn model(&self) -> Option<&str> {
+        self.model.as_deref().filter(|_| self.is_inference)
+    }
+
     pub(super) fn begins(&mut self, now: Instant) {
         self.began.get_or_insert(now);
     }

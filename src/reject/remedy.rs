@@ -62,7 +62,9 @@ impl Reject {
             | Self::NotFound(_)
             | Self::Conflict(_)
             | Self::Invalid(_) => "another request: this one is refused whoever sends it",
-            Self::Internal => return None,
+            Self::Internal | Self::QueueFull { .. } | Self::QueueTimeout { .. } | Self::Stopped => {
+                return self.remedy_of_waiting().map(str::to_owned);
+            }
         };
         Some(says.to_owned())
     }

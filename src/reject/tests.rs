@@ -43,6 +43,9 @@ fn checked() -> Vec<Reject> {
             | Reject::BackendFailed(_)
             | Reject::NoBackend(_)
             | Reject::Overloaded(_)
+            | Reject::QueueFull { .. }
+            | Reject::QueueTimeout { .. }
+            | Reject::Stopped
             | Reject::BackendTimeout => {}
         }
     }
@@ -102,7 +105,7 @@ fn a_code_goes_with_the_status_that_is_promised() {
         (431, &["headers_too_large"]),
         (500, &["internal"]),
         (502, &["backend_failed"]),
-        (503, &["no_backend", "queue_timeout", "overloaded", "store_failed"]),
+        (503, &["no_backend", "queue_timeout", "overloaded", "store_failed", "stopped"]),
         (504, &["backend_timeout"]),
         (505, &["bad_version"]),
         (508, &["loop_detected"]),
@@ -119,7 +122,7 @@ fn a_code_goes_with_the_status_that_is_promised() {
 fn a_client_may_try_again_where_that_can_help() {
     for reject in ours() {
         let Row { status, code, retry, .. } = reject.row();
-        let passing = matches!(status, 502..=504) && code != "queue_timeout";
+        let passing = matches!(status, 502..=504) && !matches!(code, "queue_timeout" | "stopped");
         let soon = matches!(code, "rate_limited" | "too_many_concurrent");
         assert_eq!(retry, passing || soon, "{code}");
         let response = reject.response(&told(Dialect::OpenAi));

@@ -3,11 +3,12 @@
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::config::{Config, ListenAddr, LogFormat, Rule};
+use portcullis::config::{AtOnce, Config, ListenAddr, LogFormat, Rule};
 use portcullis::gateway::Gateway;
 use portcullis::record::Log;
 use portcullis::server::Server;
@@ -55,6 +56,8 @@ impl House {
         config.log_format = LogFormat::Json;
         config.admin = None;
         config.backends[0].url = format!("http://{}", backend.address).parse().unwrap();
+        // Who waits for whom is a matter of its own.
+        config.backends[0].parallel = NonZeroU32::new(1000).map(AtOnce::AtMost);
         let (users, keys) = (folder.path().join("htpasswd"), folder.path().join("api_keys.txt"));
         std::fs::write(&users, ANNA).unwrap();
         std::fs::write(&keys, format!("{KEY} # anna\n")).unwrap();

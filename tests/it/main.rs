@@ -37,6 +37,7 @@ mod model_names; // Ollama's own packages, asked about every name
 mod mutations; // valid requests with a few bytes changed
 mod path; // the way of an ordinary request
 mod path_key; // keys in the path
+mod queue; // who waits for whom
 mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod rules; // who may use which model

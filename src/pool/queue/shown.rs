@@ -1,0 +1,251 @@
+//! The queue as people see it, and what they may change: who runs, who waits, and for how long.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::limit::Course;
+
+use super::{Ask, Backend, Class, Micros, Parallel, Places, Queue, Turn, places};
+
+/// A request in the queue or at a backend.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub course: Arc<Course>,
+    pub model: Arc<str>,
+    pub class: Class,
+    pub spot: Spot,
+    /// Since it came to wait, or since it began.
+    pub for_micros: Micros,
+}
+
+/// Where a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spot {
+    /// So many are served before it, which is expected to take so long.
+    Waits { position: usize, expected: Micros },
+    /// At this backend; it waited so long before.
+    Runs { place: usize, waited: Micros, first_byte: bool },
+}
+
+/// A backend's settings, as far as the queue goes.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub weight: u32,
+    /// `None` is learned.
+    pub parallel: Option<usize>,
+    pub models_at_once: Option<usize>,
+}
+
+impl Queue {
+    /// A further backend; its place is its number. That of one that went is used again.
+    /// `None` where there are [`MOST_BACKENDS`](super::MOST_BACKENDS).
+    pub fn add(&mut self, setup: &Setup) -> Option<usize> {
+        let went = self.backends.iter().position(|it| it.is_gone && it.busy == 0);
+        let place = went.unwrap_or(self.backends.len());
+        if place >= super::MOST_BACKENDS {
+            return None;
+        }
+        let added = Backend {
+            is_gone: false,
+            is_open: true,
+            weight: setup.weight,
+            parallel: setup.parallel.map_or_else(Parallel::default, Parallel::Fixed),
+            models_at_once: setup.models_at_once,
+            seen_at_once: 1,
+            resident: Vec::new(),
+            rooms: Vec::new(),
+            busy: 0,
+            clock: 0,
+            owed: 0,
+            held_since: None,
+        };
+        match self.backends.get_mut(place) {
+            Some(backend) => *backend = added,
+            None => self.backends.push(added),
+        }
+        Some(place)
+    }
+
+    /// A backend is not used any more; what runs there ends by itself.
+    pub fn remove(&mut self, place: usize, now: Micros) {
+        self.set_open(place, false, now);
+        if let Some(backend) = self.backends.get_mut(place) {
+            backend.is_gone = true;
+        }
+    }
+
+    /// The model by the name by which it is known here.
+    pub fn model(&self, name: &str) -> Arc<str> {
+        let mut rooms = self.backends.iter().flat_map(|backend| &backend.rooms);
+        let known = rooms.find(|room| *room.model == *name).map(|room| Arc::clone(&room.model));
+        known.unwrap_or_else(|| name.into())
+    }
+
+    /// Other settings for a backend; what was learned stays where it still counts.
+    pub fn change(&mut self, place: usize, setup: &Setup, now: Micros) {
+        let Some(backend) = self.backends.get_mut(place) else { return };
+        backend.weight = setup.weight;
+        backend.models_at_once = setup.models_at_once;
+        let parallel = setup.parallel.map_or_else(Parallel::default, Parallel::Fixed);
+        let is_other = match (&parallel, &backend.parallel) {
+            (Parallel::Learned(_), Parallel::Learned(_)) => false,
+            (new, old) => new != old,
+        };
+        if is_other {
+            for room in &mut backend.rooms {
+                room.parallel = parallel.clone();
+            }
+            backend.parallel = parallel;
+        }
+        self.fill(1 << place, now);
+    }
+
+    /// Whether a backend takes new requests. Who waits for one that does not, and for no other, is told.
+    pub fn set_open(&mut self, place: usize, is_open: bool, now: Micros) {
+        let Some(backend) = self.backends.get_mut(place) else { return };
+        if backend.is_open == is_open {
+            return;
+        }
+        backend.is_open = is_open;
+        if is_open {
+            // It may have been started anew, with other settings.
+            for room in backend.rooms.iter_mut().filter(|room| room.running == 0) {
+                room.parallel.begin_anew();
+            }
+            return self.fill(1 << place, now);
+        }
+        let open = self.open();
+        self.strand(open);
+    }
+
+    /// What a backend has in memory, by its own word.
+    pub fn set_loaded(&mut self, place: usize, models: &[Arc<str>], now: Micros) {
+        let Some(backend) = self.backends.get_mut(place) else { return };
+        backend.seen_at_once = backend.seen_at_once.max(models.len());
+        // What it begins to load is not told yet.
+        let running = |model: &Arc<str>| {
+            backend.rooms.iter().any(|room| room.running > 0 && room.model == *model)
+        };
+        let mut resident: Vec<_> = backend
+            .resident
+            .iter()
+            .filter(|it| running(it) || models.contains(it))
+            .cloned()
+            .collect();
+        let new: Vec<_> = models.iter().filter(|it| !resident.contains(it)).cloned().collect();
+        resident.extend(new);
+        backend.resident = resident;
+        self.fill(1 << place, now);
+    }
+
+    fn open(&self) -> Places {
+        let open = self.backends.iter().enumerate().filter(|(_, backend)| backend.is_open);
+        open.fold(0, |set, (place, _)| set | 1 << place)
+    }
+
+    /// Tells those who wait for none of these.
+    fn strand(&mut self, open: Places) {
+        let lost = |it: &super::Waiting| it.turn == Turn::Waits && it.ask.places & open == 0;
+        let ids: Vec<_> =
+            self.waiting.iter().filter(|(_, it)| lost(it)).map(|(id, _)| id).collect();
+        for id in ids {
+            let Some(waiting) = self.waiting.get_mut(id) else { continue };
+            waiting.turn = Turn::Stranded;
+            self.due.extend(waiting.waker.take());
+            let waiting = super::Waiting { ask: waiting.ask.clone(), waker: None, ..*waiting };
+            self.unqueue(&waiting, id);
+        }
+    }
+
+    #[must_use]
+    pub fn queued(&self) -> usize {
+        self.queued
+    }
+
+    /// Who runs and who waits, with each who waits its position.
+    #[must_use]
+    pub fn seen(&self, now: Micros) -> Vec<Seen> {
+        let runs = self.running.iter().map(|(_, it)| Seen {
+            course: Arc::clone(&it.ask.course),
+            model: Arc::clone(&it.ask.model),
+            class: it.ask.class,
+            spot: Spot::Runs {
+                place: it.place,
+                waited: it.waited,
+                first_byte: it.first_byte.is_some(),
+            },
+            for_micros: now.saturating_sub(it.began),
+        });
+        let positions = self.positions();
+        let waits = self.waiting.iter().filter(|(_, it)| it.turn == Turn::Waits).map(|(id, it)| {
+            let position = positions.get(&id).copied().unwrap_or_default();
+            Seen {
+                course: Arc::clone(&it.ask.course),
+                model: Arc::clone(&it.ask.model),
+                class: it.ask.class,
+                spot: Spot::Waits { position, expected: self.expected(&it.ask, position) },
+                for_micros: now.saturating_sub(it.since),
+            }
+        });
+        runs.chain(waits).collect()
+    }
+
+    /// When one more request like this would begin, about.
+    #[must_use]
+    pub fn expected_wait(&self, ask: &Ask) -> Micros {
+        let ahead = self.lengths(ask.places, ask.class).map(|(_, length)| length).sum::<usize>();
+        self.expected(ask, ahead + 1)
+    }
+
+    /// The number that a backend works on at once of a model, and whether it is learned.
+    #[must_use]
+    pub fn parallel(&self, place: usize, model: &str) -> Option<(usize, bool)> {
+        let backend = self.backends.get(place)?;
+        let room = backend.rooms.iter().find(|room| *room.model == *model);
+        let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
+        Some((parallel.number(), parallel.is_learned()))
+    }
+
+    /// Everybody's position: each flow has its turn once, then once more. Exact where all requests take
+    /// as long and weigh the same.
+    fn positions(&self) -> HashMap<usize, usize> {
+        let mut turns: Vec<(Class, usize, u64, u64, usize)> = Vec::new();
+        for (_, flow) in &self.flows {
+            let mut own: Vec<_> = flow
+                .lanes
+                .iter()
+                .filter_map(|lane| self.lanes.get(*lane))
+                .flat_map(|lane| lane.queue.iter().map(move |(order, id)| (lane, *order, *id)))
+                .collect();
+            own.sort_by_key(|(lane, order, _)| (lane.class, *order));
+            turns.extend(own.iter().enumerate().map(|(turn, (lane, order, id))| {
+                let tag = places(lane.places).map(|place| lane.tag(place)).min();
+                (lane.class, turn, tag.unwrap_or_default(), *order, *id)
+            }));
+        }
+        turns.sort_unstable();
+        turns.iter().enumerate().map(|(position, (.., id))| (*id, position + 1)).collect()
+    }
+
+    fn lengths(&self, among: Places, class: Class) -> impl Iterator<Item = (usize, usize)> {
+        let meets = move |places: Places| places & among != 0;
+        self.lanes
+            .iter()
+            .filter(move |(_, lane)| meets(lane.places) && lane.class <= class)
+            .map(|(id, lane)| (id, lane.queue.len()))
+    }
+
+    /// How long until so many had their turn at the backends of a request.
+    fn expected(&self, ask: &Ask, position: usize) -> Micros {
+        let (mut slots, mut each) = (0, 0);
+        for place in places(ask.places) {
+            let Some(backend) = self.backends.get(place).filter(|it| it.is_open) else { continue };
+            let room = backend.rooms.iter().find(|room| room.model == ask.model);
+            let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
+            slots += parallel.number() as u64;
+            let pace = room.map_or_else(super::charge::Pace::default, |room| room.pace.clone());
+            each = each.max(pace.expected(ask.prompt));
+        }
+        each.saturating_mul(position as u64) / slots.max(1)
+    }
+}

@@ -1,0 +1,387 @@
+//! The queue by itself: who is next, and that no slot is lost.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use proptest::prelude::*;
+
+use super::*;
+
+mod simulation;
+
+const SECOND: Micros = 1_000_000;
+
+pub(super) fn setup(parallel: usize) -> Setup {
+    Setup { weight: 1000, parallel: Some(parallel), models_at_once: Some(1) }
+}
+
+fn bounds() -> Bounds {
+    Bounds { of_one: 1000, in_all: 10_000 }
+}
+
+fn course(id: [u8; 16], who: &str) -> Arc<Course> {
+    Arc::new(Course::new(id, who.into(), "chat"))
+}
+
+fn ask(who: &str, model: &str) -> Ask {
+    Ask {
+        course: course([b'0'; 16], who),
+        weight: 1000,
+        class: Class::Interactive,
+        model: model.into(),
+        places: 1,
+        prompt: 10,
+        streams: true,
+        preferred: 0,
+    }
+}
+
+/// A queue with one backend, and what its callers know.
+struct Bed {
+    queue: Queue,
+    now: Micros,
+}
+
+impl Bed {
+    fn with(setup: &Setup) -> Self {
+        let mut queue = Queue::new(bounds());
+        queue.add(setup);
+        Self { queue, now: 0 }
+    }
+
+    fn runs(&mut self, ask: Ask) -> Slot {
+        match self.queue.join(ask, self.now) {
+            Joined::Runs(slot) => slot,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn waits(&mut self, ask: Ask) -> usize {
+        match self.queue.join(ask, self.now) {
+            Joined::Waits(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn turn(&mut self, id: usize) -> Turn {
+        self.queue.poll(id, Waker::noop())
+    }
+
+    /// Ends what runs a second later, and gives the first of these that runs then.
+    fn after(
+        &mut self,
+        slot: Slot,
+        waiting: &mut Vec<(&'static str, usize)>,
+    ) -> (Slot, &'static str) {
+        self.now += SECOND;
+        self.queue.end(slot, self.now);
+        let turns: Vec<_> = waiting.iter().map(|(_, id)| *id).collect();
+        for (at, id) in turns.into_iter().enumerate() {
+            if let Turn::Runs(slot) = self.turn(id) {
+                return (slot, waiting.remove(at).0);
+            }
+        }
+        panic!("nobody runs of {waiting:?}");
+    }
+}
+
+#[test]
+fn one_with_many_requests_has_no_more_turns_than_one_with_few() {
+    let mut bed = Bed::with(&setup(1));
+    let mut slot = bed.runs(ask("greedy", "m"));
+    let mut waiting: Vec<_> = (0..6).map(|_| ("greedy", bed.waits(ask("greedy", "m")))).collect();
+    waiting.extend((0..3).map(|_| ("modest", bed.waits(ask("modest", "m")))));
+    let mut order = Vec::new();
+    while !waiting.is_empty() {
+        let (next, who) = bed.after(slot, &mut waiting);
+        slot = next;
+        order.push(who);
+    }
+    let few = ["modest", "greedy", "modest", "greedy", "modest", "greedy"];
+    assert_eq!(order[..6], few, "{order:?}");
+}
+
+#[test]
+fn a_weight_of_three_is_three_turns_to_one() {
+    let mut bed = Bed::with(&setup(1));
+    let mut slot = bed.runs(ask("light", "m"));
+    let mut waiting: Vec<_> = (0..12).map(|_| ("light", bed.waits(ask("light", "m")))).collect();
+    let heavy = Ask { weight: 3000, ..ask("heavy", "m") };
+    waiting.extend((0..12).map(|_| ("heavy", bed.waits(heavy.clone()))));
+    let mut of_heavy = 0;
+    for _ in 0..12 {
+        let (next, who) = bed.after(slot, &mut waiting);
+        slot = next;
+        of_heavy += usize::from(who == "heavy");
+    }
+    assert!((9..=10).contains(&of_heavy), "{of_heavy}");
+}
+
+#[test]
+fn long_requests_have_fewer_turns_than_short_ones_and_as_much_time() {
+    let mut bed = Bed::with(&setup(1));
+    let mut time = [0, 0];
+    let mut slot = bed.runs(ask("short", "m"));
+    let mut who = "short";
+    let mut waiting = Vec::new();
+    for _ in 0..200 {
+        while waiting.iter().filter(|(it, _)| *it == "short").count() < 2 {
+            waiting.push(("short", bed.waits(ask("short", "m"))));
+        }
+        while waiting.iter().filter(|(it, _)| *it == "long").count() < 2 {
+            waiting.push(("long", bed.waits(Ask { prompt: 9000, ..ask("long", "m") })));
+        }
+        let took = if who == "long" { 9 * SECOND } else { 0 };
+        time[usize::from(who == "long")] += took + SECOND;
+        bed.now += took;
+        (slot, who) = bed.after(slot, &mut waiting);
+    }
+    let [short, long] = time;
+    assert!(short.abs_diff(long) <= 20 * SECOND, "{time:?}");
+}
+
+#[test]
+fn the_model_in_memory_goes_on_for_a_while_and_then_the_other_has_its_turn() {
+    let mut bed = Bed::with(&setup(1));
+    let mut slot = bed.runs(ask("a", "one"));
+    let other = bed.waits(ask("b", "two"));
+    let began = bed.now;
+    loop {
+        let next = bed.waits(ask("a", "one"));
+        bed.now += SECOND;
+        bed.queue.end(slot, bed.now);
+        match (bed.turn(other), bed.turn(next)) {
+            (Turn::Runs(_), Turn::Waits) => break,
+            (Turn::Waits, Turn::Runs(run)) => slot = run,
+            turns => panic!("{turns:?}"),
+        }
+    }
+    let passed_over = Duration::from_micros(bed.now - began);
+    assert!(
+        (GROUPING..=GROUPING + Duration::from_secs(2)).contains(&passed_over),
+        "{passed_over:?}"
+    );
+}
+
+#[test]
+fn the_less_urgent_have_a_tenth_of_the_time_and_all_that_nobody_else_wants() {
+    let mut bed = Bed::with(&setup(1));
+    let batch = Ask { class: Class::Batch, ..ask("b", "m") };
+    let mut slot = bed.runs(ask("a", "m"));
+    let mut waiting = Vec::new();
+    let mut of_batch = 0;
+    for _ in 0..200 {
+        waiting.push(("a", bed.waits(ask("a", "m"))));
+        waiting.push(("b", bed.waits(batch.clone())));
+        let (next, who) = bed.after(slot, &mut waiting);
+        slot = next;
+        of_batch += usize::from(who == "b");
+    }
+    assert!((18..=22).contains(&of_batch), "{of_batch}");
+    waiting.retain(|(who, id)| {
+        let stays = *who == "b";
+        if !stays {
+            bed.queue.leave(*id, bed.now);
+        }
+        stays
+    });
+    for _ in 0..5 {
+        let (next, who) = bed.after(slot, &mut waiting);
+        slot = next;
+        assert_eq!(who, "b");
+    }
+}
+
+#[test]
+fn who_leaves_the_queue_is_gone_and_who_leaves_at_the_moment_of_the_turn_frees_the_slot() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("a", "m"));
+    let (leaves, late, stays) =
+        (bed.waits(ask("b", "m")), bed.waits(ask("c", "m")), bed.waits(ask("d", "m")));
+    bed.queue.leave(leaves, bed.now);
+    assert_eq!(bed.queue.queued(), 2);
+    bed.queue.end(slot, bed.now + 1);
+    bed.queue.leave(late, bed.now + 2);
+    assert!(matches!(bed.turn(stays), Turn::Runs(_)));
+}
+
+#[test]
+fn a_backend_with_the_model_in_memory_is_waited_for_and_not_for_ever() {
+    let mut bed = Bed::with(&setup(1));
+    bed.queue.add(&setup(1));
+    let both = |who: &str, model: &str| Ask { places: 3, ..ask(who, model) };
+    let first = bed.runs(both("a", "m"));
+    let waits = bed.waits(both("b", "m"));
+    // Another model goes where nothing is.
+    let beside = bed.runs(both("c", "n"));
+    assert_ne!(first.place, beside.place);
+    bed.queue.end(beside, bed.now);
+    assert_eq!(bed.turn(waits), Turn::Waits);
+    bed.now += u64::try_from(RELUCTANCE.as_micros()).unwrap();
+    bed.queue.tend(bed.now);
+    assert!(matches!(bed.turn(waits), Turn::Runs(slot) if slot.place == beside.place));
+}
+
+#[test]
+fn who_waits_for_a_backend_that_is_gone_is_told_unless_there_is_another() {
+    let mut bed = Bed::with(&setup(1));
+    bed.queue.add(&setup(1));
+    bed.runs(ask("a", "m"));
+    bed.runs(Ask { places: 2, ..ask("a", "m") });
+    let (only, both) = (bed.waits(ask("b", "m")), bed.waits(Ask { places: 3, ..ask("c", "m") }));
+    bed.queue.set_open(0, false, bed.now);
+    assert_eq!((bed.turn(only), bed.turn(both)), (Turn::Stranded, Turn::Waits));
+    bed.queue.set_open(1, false, bed.now);
+    assert_eq!(bed.turn(both), Turn::Stranded);
+    assert_eq!(bed.queue.queued(), 0);
+}
+
+#[test]
+fn no_more_wait_than_may() {
+    let mut queue = Queue::new(Bounds { of_one: 2, in_all: 3 });
+    queue.add(&setup(1));
+    let mut join = |who| queue.join(ask(who, "m"), 0);
+    assert!(matches!(join("a"), Joined::Runs(_)));
+    assert!(matches!((join("a"), join("a")), (Joined::Waits(_), Joined::Waits(_))));
+    assert_eq!(join("a"), Joined::Full);
+    assert!(matches!(join("b"), Joined::Waits(_)));
+    assert_eq!(join("c"), Joined::Full);
+}
+
+#[test]
+fn what_needs_no_slot_takes_none_and_is_seen() {
+    let mut bed = Bed::with(&setup(1));
+    let pull = bed.queue.pass(ask("a", "m"), 0, bed.now);
+    assert_eq!(bed.queue.seen(bed.now).len(), 1);
+    let slot = bed.runs(ask("b", "m"));
+    let waits = bed.waits(ask("c", "m"));
+    bed.queue.end(pull, bed.now + 1);
+    assert_eq!(bed.turn(waits), Turn::Waits);
+    bed.queue.end(slot, bed.now + 2);
+    assert!(matches!(bed.turn(waits), Turn::Runs(_)));
+}
+
+#[test]
+fn what_ran_before_anybody_waited_counts_once_somebody_does() {
+    let mut bed = Bed::with(&setup(2));
+    let (long, short) = (bed.runs(ask("a", "m")), bed.runs(ask("b", "m")));
+    bed.now += 60 * SECOND;
+    let mut waiting = vec![("a", bed.waits(ask("a", "m"))), ("c", bed.waits(ask("c", "m")))];
+    let (_, who) = bed.after(short, &mut waiting);
+    assert_eq!(who, "c");
+    bed.queue.end(long, bed.now);
+}
+
+#[test]
+fn positions_tell_the_order_in_which_requests_begin() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("a", "m"));
+    for _ in 0..3 {
+        bed.waits(ask("a", "m"));
+    }
+    let modest = bed.waits(Ask { course: course([b'f'; 16], "b"), ..ask("b", "m") });
+    let seen = bed.queue.seen(bed.now);
+    let spot = seen.iter().find(|it| it.course.id == [b'f'; 16]).unwrap().spot;
+    assert!(matches!(spot, Spot::Waits { position: 1, .. }), "{spot:?}");
+    bed.now += SECOND;
+    bed.queue.end(slot, bed.now);
+    assert!(matches!(bed.turn(modest), Turn::Runs(_)));
+}
+
+/// What a caller does to the queue.
+#[derive(Debug, Clone)]
+enum Step {
+    Join { who: u8, model: u8, places: u64, batch: bool, streams: bool },
+    Leave(usize),
+    End(usize),
+    FirstByte(usize),
+    Open(usize, bool),
+    Loaded(usize, u8),
+    Wait(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        5 => (0..5u8, 0..3u8, 1..8u64, any::<bool>(), any::<bool>()).prop_map(
+            |(who, model, places, batch, streams)| Step::Join { who, model, places, batch, streams }
+        ),
+        1 => (0..20usize).prop_map(Step::Leave),
+        3 => (0..20usize).prop_map(Step::End),
+        2 => (0..20usize).prop_map(Step::FirstByte),
+        1 => (0..3usize, any::<bool>()).prop_map(|(place, open)| Step::Open(place, open)),
+        1 => (0..3usize, 0..3u8).prop_map(|(place, model)| Step::Loaded(place, model)),
+        2 => (0..30_000_000u64).prop_map(Step::Wait),
+    ]
+}
+
+/// Does it all, and says what each caller was told; never more run than may.
+fn walk(steps: &[Step]) -> Queue {
+    let mut queue = Queue::new(Bounds { of_one: 6, in_all: 20 });
+    for parallel in [Some(1), None, Some(2)] {
+        queue.add(&Setup { weight: 1000, parallel, models_at_once: Some(1) });
+    }
+    let (mut now, mut running, mut waiting) = (0, Vec::new(), Vec::new());
+    for step in steps {
+        match step.clone() {
+            Step::Join { who, model, places, batch, streams } => {
+                let class = if batch { Class::Batch } else { Class::Interactive };
+                let (who, model) = (format!("u{who}"), format!("m{model}"));
+                let ask = Ask { places, class, streams, ..ask(&who, &model) };
+                match queue.join(ask, now) {
+                    Joined::Runs(slot) => running.push(slot),
+                    Joined::Waits(id) => waiting.push(id),
+                    Joined::Full => {}
+                }
+            }
+            Step::Leave(at) if at < waiting.len() => queue.leave(waiting.remove(at), now),
+            Step::End(at) if at < running.len() => queue.end(running.remove(at), now),
+            Step::FirstByte(at) if at < running.len() => queue.first_byte(running[at], now),
+            Step::Leave(_) | Step::End(_) | Step::FirstByte(_) => {}
+            Step::Open(place, open) => queue.set_open(place, open, now),
+            Step::Loaded(place, model) => {
+                queue.set_loaded(place, &[Arc::from(format!("m{model}"))], now);
+            }
+            Step::Wait(micros) => {
+                now += micros;
+                queue.tend(now);
+            }
+        }
+        waiting.retain(|id| match queue.poll(*id, Waker::noop()) {
+            Turn::Waits => true,
+            Turn::Runs(slot) => {
+                running.push(slot);
+                false
+            }
+            Turn::Stranded => false,
+        });
+        assert_eq!(queue.queued(), waiting.len());
+        assert_eq!(queue.backends.iter().map(|it| it.busy).sum::<usize>(), running.len());
+        for (backend, most) in queue.backends.iter().zip([1, 256, 2]) {
+            assert!(backend.rooms.iter().all(|room| room.running <= most));
+            assert!(backend.rooms.iter().filter(|room| room.running > 0).count() <= 1);
+        }
+    }
+    for id in waiting {
+        queue.leave(id, now);
+    }
+    for slot in running {
+        queue.end(slot, now);
+    }
+    queue.tend(now);
+    queue
+}
+
+proptest! {
+    #[test]
+    fn no_slot_is_lost_and_nothing_is_left_whatever_happens(
+        steps in proptest::collection::vec(step(), 1..200)
+    ) {
+        let queue = walk(&steps);
+        prop_assert!(queue.flows.is_empty() && queue.by_name.is_empty());
+        prop_assert!(queue.lanes.is_empty() && queue.waiting.is_empty());
+        prop_assert!(queue.running.is_empty());
+        for backend in &queue.backends {
+            prop_assert!(backend.busy == 0 && !backend.is_waited_for());
+        }
+    }
+}

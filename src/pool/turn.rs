@@ -1,0 +1,208 @@
+//! From a request to its [`Lease`]: at once, or when its turn comes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::choice::Wanted;
+use super::line::{Entered, Held, Line, Stranded, Waiting};
+use super::queue::{Ask, Class as Urgency, Queue};
+use super::{Backend, Lease, Pool, refusal};
+use crate::api::Class;
+use crate::call::Call;
+use crate::config::{AtOnce, Priority};
+use crate::limit::Ticket;
+use crate::reject::Reject;
+
+/// What became of a request that asked for a place.
+#[derive(Debug)]
+pub enum Choice {
+    Now(Lease),
+    Later(Box<Wait>),
+}
+
+/// A request that waits for its turn; dropping it leaves the queue.
+#[derive(Debug)]
+pub struct Wait {
+    waiting: Waiting,
+    ask: Ask,
+    line: Arc<Line>,
+    candidates: Vec<Arc<Backend>>,
+    terms: Terms,
+    patience: Duration,
+}
+
+/// What goes into a lease beside the backend.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    connect_timeout: Duration,
+    is_watched: bool,
+}
+
+impl Pool {
+    /// A place at the backend that suits the request best, or in the queue for one. `model`: as Ollama
+    /// shows it, of a request that a model works on.
+    ///
+    /// # Errors
+    /// 404 for a model that no backend has, 503 where there is no backend for it, or where as many wait
+    /// as may.
+    pub async fn choose(
+        &self,
+        admitted: &Ticket,
+        call: &Call<'_>,
+        model: Option<&str>,
+    ) -> Result<Choice, Reject> {
+        if let [only] = self.backends.as_slice()
+            && only.takes_anything()
+        {
+            return self.enter(std::slice::from_ref(only), (admitted, call), model);
+        }
+        Box::pin(self.choose_among(admitted, call, model, None)).await
+    }
+
+    /// A place at another backend than that of `failed`, for a request that never began there; `None`
+    /// where no other takes it.
+    pub async fn instead(
+        &self,
+        failed: &Lease,
+        admitted: &Ticket,
+        call: &Call<'_>,
+        model: Option<&str>,
+    ) -> Option<Lease> {
+        if self.backends.len() < 2 {
+            return None;
+        }
+        let but = Some(failed.backend.serial());
+        match Box::pin(self.choose_among(admitted, call, model, but)).await.ok()? {
+            Choice::Now(lease) => Some(lease),
+            Choice::Later(wait) => wait.turn().await.ok(),
+        }
+    }
+
+    async fn choose_among(
+        &self,
+        admitted: &Ticket,
+        call: &Call<'_>,
+        model: Option<&str>,
+        but: Option<u64>,
+    ) -> Result<Choice, Reject> {
+        let wanted = Wanted::of(admitted, call, &self.digests);
+        let candidates = self.candidates(&wanted).await;
+        let mut candidates = candidates.map_err(|nobody| refusal(nobody, admitted, call))?;
+        candidates.retain(|it| Some(it.serial()) != but);
+        self.enter(&candidates, (admitted, call), model)
+    }
+
+    /// `candidates`: the best one first.
+    fn enter(
+        &self,
+        candidates: &[Arc<Backend>],
+        (admitted, call): (&Ticket, &Call<'_>),
+        model: Option<&str>,
+    ) -> Result<Choice, Reject> {
+        let best = candidates.first().ok_or_else(none_takes_it)?;
+        let terms =
+            Terms { connect_timeout: self.connect_timeout, is_watched: self.backends.len() > 1 };
+        let sent_on = || admitted.permit().model().is_some_and(|model| best.sends_on(model));
+        let Some(model) = model.filter(|_| best.is_queued_for() && !sent_on()) else {
+            return Ok(Choice::Now(terms.lease(best, self.pass(best, admitted, call))));
+        };
+        let queued: Vec<_> = candidates.iter().filter(|it| it.is_queued_for()).collect();
+        let asks = |queue: &Queue| ask(queue, (admitted, call), model, &queued);
+        match Line::enter(&self.line, asks) {
+            Entered::Runs(held) => terms.lease_of(held, candidates).map(Choice::Now),
+            Entered::Full => {
+                let wait = self.line.with(|queue, _| queue.expected_wait(&asks(queue)));
+                Err(Reject::QueueFull { wait: Duration::from_micros(wait) })
+            }
+            Entered::Waits(waiting) => Ok(Choice::Later(Box::new(Wait {
+                waiting,
+                ask: self.line.with(|queue, _| asks(queue)),
+                line: Arc::clone(&self.line),
+                candidates: candidates.to_vec(),
+                terms,
+                patience: self.queue_timeout,
+            }))),
+        }
+    }
+
+    /// What takes no slot is seen all the same while a backend works for it.
+    fn pass(&self, backend: &Arc<Backend>, admitted: &Ticket, call: &Call<'_>) -> Option<Held> {
+        match call.asked.class() {
+            Class::Health | Class::Models | Class::Owner => None,
+            Class::Inference | Class::Manage | Class::Unknown => {
+                let model = call.model();
+                let model = model.as_deref().unwrap_or("-");
+                let ask = |queue: &Queue| ask(queue, (admitted, call), model, &[backend]);
+                Some(Line::pass(&self.line, backend.place(), ask))
+            }
+        }
+    }
+}
+
+impl Wait {
+    /// A place at a backend, when the turn comes.
+    ///
+    /// # Errors
+    /// 503 after `queue_timeout`, and where no backend is left that has the model.
+    pub async fn turn(self) -> Result<Lease, Reject> {
+        let Self { waiting, ask, line, candidates, terms, patience } = self;
+        match tokio::time::timeout(patience, waiting).await {
+            Ok(Ok(held)) => terms.lease_of(held, &candidates),
+            Ok(Err(Stranded)) => Err(none_takes_it()),
+            Err(_late) => {
+                let wait = line.with(|queue, _| queue.expected_wait(&ask));
+                Err(Reject::QueueTimeout { wait: Duration::from_micros(wait) })
+            }
+        }
+    }
+}
+
+impl Terms {
+    fn lease_of(self, held: Held, candidates: &[Arc<Backend>]) -> Result<Lease, Reject> {
+        let backend = candidates.iter().find(|it| it.place() == held.place());
+        Ok(self.lease(backend.ok_or_else(none_takes_it)?, Some(held)))
+    }
+
+    fn lease(self, backend: &Arc<Backend>, held: Option<Held>) -> Lease {
+        backend.begin();
+        Lease {
+            backend: Arc::clone(backend),
+            connect_timeout: self.connect_timeout,
+            held,
+            watch: self.is_watched.then(|| backend.watch()),
+        }
+    }
+}
+
+fn none_takes_it() -> Reject {
+    Reject::NoBackend("none takes it".into())
+}
+
+fn ask(
+    queue: &Queue,
+    (admitted, call): (&Ticket, &Call<'_>),
+    model: &str,
+    candidates: &[&Arc<Backend>],
+) -> Ask {
+    let rule = admitted.permit().reach().rule();
+    let is_batch = rule.priority == Priority::Batch || call.is_flexible();
+    Ask {
+        course: Arc::clone(admitted.course()),
+        weight: rule.weight.thousandths(),
+        class: if is_batch { Urgency::Batch } else { Urgency::Interactive },
+        model: queue.model(model),
+        places: candidates.iter().fold(0, |set, it| set | 1 << it.place()),
+        preferred: candidates.first().map_or(0, |it| it.place()),
+        prompt: call.reading.prompt_estimate(),
+        streams: call.streams(),
+    }
+}
+
+/// What the queue may be told of a backend.
+pub(super) fn bound(at_once: AtOnce) -> Option<usize> {
+    match at_once {
+        AtOnce::Auto => None,
+        AtOnce::AtMost(most) => usize::try_from(most.get()).ok(),
+        AtOnce::Unbounded => Some(usize::MAX),
+    }
+}
