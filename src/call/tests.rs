@@ -73,7 +73,7 @@ fn an_edited_body_is_sent_on_and_the_reading_tells_what_came() {
     let reading = Reading::of_json(&body, &asked).unwrap();
     let parts = Request::new(()).into_parts().0;
     let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
-    let keep_alive = call.reading.field(crate::api::Field::KeepAlive).unwrap();
+    let keep_alive = call.reading.field(Field::KeepAlive).unwrap();
     let edits = [Edit::Replace { value: keep_alive.value, with: "300".to_owned() }];
     let none = BodyBounds::new(1_000, 0, Duration::ZERO);
     assert!(matches!(call.edit(&edits, &none), Err(Reject::Overloaded(_))));
@@ -161,7 +161,7 @@ fn a_body_that_a_policy_changed_is_asked_for_in_the_right_place() {
     let body = r#"{"max_tokens":9,"stream":true,"stream_options":{"include_usage":false}}"#;
     let asked = Asked::find(&http::Method::POST, path, &[]).unwrap();
     let reading = Reading::of_json(&Bytes::from_static(body.as_bytes()), &asked).unwrap();
-    let most = reading.field(crate::api::Field::MaxTokens).unwrap();
+    let most = reading.field(Field::MaxTokens).unwrap();
     let edits = [Edit::Replace { value: most.value, with: "100000".to_owned() }];
     assert_eq!(
         asked_for_usage(path, body, &edits).unwrap(),

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::config;
-use crate::pool::Changes;
+use crate::pool::BOUNDS;
 use crate::pool::health::Finding;
+use crate::pool::line::Line;
 
 /// A backend with these models on disk, if it told, and these in memory.
 async fn backend(name: &str, has: Option<&[&str]>, loaded: &[&str]) -> Arc<Backend> {
@@ -23,7 +24,7 @@ async fn of_kind(
     let mut written = config::Config::builtin().backends.remove(0);
     (written.name, written.kind) = (name.to_owned(), kind);
     written.weight = config::Weight::of_thousandths(weight).unwrap();
-    let backend = Backend::new(&written, &[], &Changes::default()).unwrap();
+    let backend = Backend::new(&written, &[], &Arc::new(Line::new(BOUNDS))).unwrap();
     let now = Instant::now();
     if let Some(has) = has {
         let has = has.iter().map(|it| (model(it), false)).collect();
