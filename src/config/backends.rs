@@ -12,6 +12,8 @@ use super::{BackendUrl, Config, ModelName};
 /// More models side by side, or requests of one model, than any machine runs.
 const MOST_AT_ONCE: u32 = 10_000;
 const MOST_TAGS: usize = 32;
+/// The queue has room for twice as many, so that a reload may put others in the place of all.
+const MOST_BACKENDS: usize = 32;
 
 /// A model server behind the gate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -376,6 +378,12 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         if backend.manage && earlier.iter().any(|other| other.manage) {
             add("manage = true stands at another [[backend]] already; one may have it".to_owned());
         }
+    }
+    if let Some(one_more) = config.backends.get(MOST_BACKENDS) {
+        faults.push((
+            one_more.place.clone(),
+            format!("there may be {MOST_BACKENDS} backends, and this is one more"),
+        ));
     }
     faults.extend(faults_of_aliases(&config.aliases));
     faults

@@ -292,7 +292,8 @@ impl Queue {
             return;
         };
         run.first_byte = Some(now);
-        if run.is_slotless {
+        // Of an answer that comes whole the first byte is the last.
+        if run.is_slotless || !run.ask.streams {
             return;
         }
         let heard = parallel::Heard {

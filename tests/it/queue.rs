@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::config::{AtOnce, Config, Priority, Rule};
+use portcullis::config::{AtOnce, Config, Pattern, Priority, Rule};
 use portcullis::pool::queue::Spot;
 use tokio::sync::Notify;
 
@@ -220,7 +220,7 @@ async fn a_rule_says_whose_requests_are_less_urgent() {
     let held = Held::new().await;
     let house = held
         .house(|config| {
-            let names = Some(vec!["bert".parse().unwrap()]);
+            let names = Some(vec![Pattern::new("bert")]);
             let batch = Rule { names, priority: Priority::Batch, ..Rule::default() };
             config.rules.insert(0, batch);
         })

@@ -128,3 +128,13 @@ fn only_addresses_of_the_own_cable_are_refused() {
         assert_eq!(is_link_local(ip.parse().unwrap()), refused, "{ip}");
     }
 }
+
+#[test]
+fn there_are_no_more_backends_than_the_queue_has_room_for() {
+    let so_many = |number: usize| {
+        let block = |at| format!("[[backend]]\nname = 'b{at}'\nurl = 'http://127.0.0.1:{at}'\n");
+        problems((1..=number).map(block).collect::<String>())
+    };
+    assert_eq!(so_many(MOST_BACKENDS), [""; 0]);
+    assert!(so_many(MOST_BACKENDS + 1)[0].contains("this is one more"));
+}
