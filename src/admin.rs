@@ -1,4 +1,5 @@
-//! The admin API: keys, the audit trail, the last decisions and what was used, for whoever looks after the gate.
+//! The admin API: keys, the audit trail, the last decisions, what was used, and what runs and waits, for
+//! whoever looks after the gate.
 //!
 //! It has a listener of its own; the path up to the login is the gateway's. One table of routes
 //! decides what there is, who may ask for it, and what its description says.
@@ -20,6 +21,7 @@ use crate::client_addr::ClientAddr;
 use crate::config::Config;
 use crate::limit::Limits;
 use crate::metrics::{self, Gauges, Metrics};
+use crate::pool::Pool;
 use crate::record::{Decisions, RequestId};
 use crate::reject::Reject;
 use crate::store::{Actor, AuditQuery, Store, StoreError};
@@ -32,6 +34,7 @@ mod keys;
 mod openapi;
 mod query;
 mod routes;
+mod running;
 mod usage;
 
 pub use command_key::{read_command_key, write_command_key};
@@ -53,6 +56,7 @@ pub struct Desk<'a> {
     pub config: &'a Config,
     pub memory: &'a Memory,
     pub limits: &'a Limits,
+    pub pool: &'a Pool,
     pub decisions: &'a Decisions,
     pub metrics: &'a Arc<Metrics>,
     pub gauges: &'a (dyn Fn() -> Gauges + Sync),
@@ -101,6 +105,17 @@ impl Desk<'_> {
             Action::ListDecisions => decisions(self, &query),
             Action::ShowDecision => decision(self, found.id()),
             Action::Metrics => self.metrics(),
+            Action::ListRunning => running::list(self, &query),
+            Action::StopRequest => {
+                read_or_default::<Nothing>(body)?;
+                running::stop_one(self, found.id()).await
+            }
+            Action::StopRequests => running::stop_all(self, read(body)?).await,
+            Action::ListBackends => running::backends(self),
+            Action::SetDrained(drained) => {
+                read_or_default::<Nothing>(body)?;
+                running::drain(self, found.id(), drained).await
+            }
         };
         whole.map(|answer| answer.map(Content::Whole))
     }

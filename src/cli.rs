@@ -11,13 +11,16 @@ use crate::config::{self, Config, Given};
 
 mod allow;
 mod ask;
+mod backend;
 mod check;
 mod desk;
 mod doctor;
 mod explain;
 mod init;
 mod key;
+mod running;
 mod serve;
+mod stop;
 mod store;
 mod supervisor;
 mod try_it;
@@ -59,6 +62,12 @@ enum Command {
     Allow(allow::Options),
     /// Tell what a running gate decided about a request, and what would have allowed it
     Why(why::Options),
+    /// Show who runs and who waits at a running gate, and where
+    Running(running::Options),
+    /// End a request at a running gate, or all of a caller's
+    Stop(stop::Options),
+    /// List a running gate's model servers, or take one out for maintenance
+    Backend(backend::Options),
     /// Ask a running gate whether it lives; exit status 0 if it does
     Health(Settings),
     /// Print a completion script for a shell
@@ -147,6 +156,9 @@ pub fn run() -> ExitCode {
         Command::Store(options) => store::run(&options),
         Command::Allow(options) => allow::run(&options),
         Command::Why(options) => why::run(&options),
+        Command::Running(options) => running::run(&options),
+        Command::Stop(options) => stop::run(&options),
+        Command::Backend(options) => backend::run(&options),
         Command::Health(settings) => ask::health(&settings.given()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "portcullis", &mut io::stdout());

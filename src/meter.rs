@@ -252,6 +252,7 @@ impl Metered {
         let Some(reader) = &mut self.reader else { return false };
         let had_begun = reader.has_begun();
         let is_usual = reader.see(data);
+        self.ticket.course().counts(reader.so_far());
         if !had_begun && reader.has_begun() {
             self.record.first_token();
         }

@@ -83,6 +83,9 @@ pub struct Metrics {
 pub struct Gauges {
     pub began: SystemTime,
     pub in_flight: usize,
+    pub queued: usize,
+    /// Of whoever waits longest.
+    pub longest_wait: Duration,
     pub is_draining: bool,
     pub alarms: usize,
     pub backends: Vec<BackendGauge>,
@@ -106,6 +109,7 @@ pub struct Gauges {
 pub struct BackendGauge {
     pub name: Arc<str>,
     pub is_up: bool,
+    pub is_drained: bool,
     pub busy: usize,
 }
 

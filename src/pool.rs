@@ -25,12 +25,14 @@ mod listed;
 mod own;
 pub mod queue;
 mod reach;
+mod seen;
 mod turn;
 
 pub use backend::Backend;
 pub use choice::Wanted;
 pub use connection::{Connection, Failed, Outbound};
 pub use health::Finding;
+pub use seen::Load;
 pub use turn::{Choice, Wait};
 
 use backend::Watch;

@@ -278,7 +278,10 @@ impl Record {
         self.line.status = row.status;
         self.line.bytes_out = bytes as u64;
         self.line.refusal = Some(Box::new(Refusal::of(reject)));
-        self.end(Outcome::Refused(row.code));
+        self.end(match matches!(reject, Reject::Stopped) {
+            true => Outcome::Stopped,
+            false => Outcome::Refused(row.code),
+        });
         say(reject, self.line.id, &self.log);
     }
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+mod running;
 mod usage;
 
 use super::query::{MOST, USUAL};
@@ -24,7 +25,7 @@ pub fn description() -> Value {
             "title": "Portcullis admin API",
             "version": env!("CARGO_PKG_VERSION"),
             "description": "Who may use the models behind this gate, who changed that, and what was \
-                            decided about each request, and what was used.",
+                            decided about each request, what was used, and what runs and waits.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
@@ -183,7 +184,7 @@ fn schemas() -> Value {
         }), &[]),
         "Admission": closed(&json!({"name": name()}), &["name"]),
     });
-    for more in [answers(), usage::schemas()] {
+    for more in [answers(), usage::schemas(), running::schemas()] {
         if let (Value::Object(schemas), Value::Object(more)) = (&mut schemas, more) {
             schemas.extend(more);
         }

@@ -38,6 +38,12 @@ pub(super) enum Action {
     SumUsage,
     ListUsage,
     ListReloads,
+    ListRunning,
+    StopRequest,
+    StopRequests,
+    ListBackends,
+    /// Whether new requests are kept from a backend.
+    SetDrained(bool),
 }
 
 /// One row of the table. A segment in braces stands for any one.
@@ -190,7 +196,7 @@ fn is_parameter(segment: &str) -> bool {
 
 /// Everything there is.
 #[rustfmt::skip]
-pub static ROUTES: [Route; 18] = [
+pub static ROUTES: [Route; 24] = [
     row(Method::GET, "/api/v1/openapi.json", "describe", Action::Describe, ("Description", "this description")).for_viewers(),
     row(Method::GET, "/api/v1/keys", "list_keys", Action::ListKeys, ("KeyPage", "managed keys, the oldest first"))
         .asked_with(&["limit", "after", "identity", "state"]),
@@ -224,6 +230,18 @@ pub static ROUTES: [Route; 18] = [
         .asked_with(&usage::ROWS).for_viewers(),
     row(Method::GET, "/api/v1/usage/reloads", "list_reloads", Action::ListReloads, ("ReloadPage", "which models had to be loaded, for whom, and whose options were the cause"))
         .asked_with(&usage::ROWS).for_viewers(),
+    row(Method::GET, "/api/v1/running", "list_running", Action::ListRunning, ("Running", "the requests that run, by backend, and those that wait, the next one first"))
+        .asked_with(&["limit"]).for_viewers(),
+    row(Method::POST, "/api/v1/running/stop", "stop_requests", Action::StopRequests, ("Stopped", "ends all requests of one identity, whether they run or wait"))
+        .takes("Whose", Body::Required),
+    row(Method::POST, "/api/v1/running/{id}/stop", "stop_request", Action::StopRequest, ("Stopped", "ends a request, whether it runs or waits"))
+        .takes("Nothing", Body::Optional).of("RequestId"),
+    row(Method::GET, "/api/v1/backends", "list_backends", Action::ListBackends, ("Backends", "the model servers, what each has in memory, and how much it works on at once"))
+        .for_viewers(),
+    row(Method::POST, "/api/v1/backends/{name}/drain", "drain_backend", Action::SetDrained(true), ("Backend", "gives a backend no new requests until it is undrained or the gate starts anew; what runs there goes on"))
+        .takes("Nothing", Body::Optional).of("BackendName"),
+    row(Method::POST, "/api/v1/backends/{name}/undrain", "undrain_backend", Action::SetDrained(false), ("Backend", "gives a backend new requests again"))
+        .takes("Nothing", Body::Optional).of("BackendName"),
 ];
 
 /// What is in `Allow`, by the place of a route in the table.
@@ -292,7 +310,9 @@ mod tests {
     #[test]
     fn every_route_is_found_by_its_own_path_and_no_two_are_the_same() {
         for (at, route) in ROUTES.iter().enumerate() {
-            let path = route.path.replace("{id}", "x").replace("{code}", "x");
+            let path = ["{id}", "{code}", "{name}"]
+                .iter()
+                .fold(route.path.to_owned(), |path, it| path.replace(it, "x"));
             let found = Found::new(&route.method, &path).unwrap();
             assert_eq!(found.route().operation, route.operation);
             let same = |it: &&Route| it.path == route.path && it.method == route.method;
@@ -316,6 +336,8 @@ mod tests {
                     | Action::SumUsage
                     | Action::ListUsage
                     | Action::ListReloads
+                    | Action::ListRunning
+                    | Action::ListBackends
             );
             assert_eq!(reads, route.method == Method::GET, "{}", route.operation);
             assert!(reads || route.needs == Needs::Admin, "{}", route.operation);

@@ -130,6 +130,7 @@ pub(super) async fn serve(
         }
     }
     say_tls(&gateway);
+    say_parallel(&gateway);
     say_who_may_manage(&gateway);
     say_store(&gateway);
     tell(News::Ready);
@@ -253,6 +254,7 @@ fn reload(gateway: &Gateway, given: &Given) {
     }
     make_room(gateway.state().config());
     say_tls(gateway);
+    say_parallel(gateway);
     say_who_may_manage(gateway);
 }
 
@@ -264,6 +266,14 @@ fn say_tls(gateway: &Gateway) {
         if let Some(warning) = mode_warning(&files.key) {
             tracing::warn!(file = %files.key.display(), "{warning}");
         }
+    }
+}
+
+/// It decides who waits.
+fn say_parallel(gateway: &Gateway) {
+    for backend in gateway.state().pool().backends() {
+        let name = backend.name();
+        tracing::info!(backend = &**name, "of one model it gets {}", backend.parallel_told());
     }
 }
 

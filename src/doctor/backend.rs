@@ -35,6 +35,8 @@ pub(super) async fn examine(subject: &Subject<'_>, backend: &Arc<Backend>) -> Se
     }
     seen.findings.push(Finding::ok("connection", format!("made in {took}")));
 
+    let parallel = format!("of one model, {}", backend.parallel_told());
+    seen.findings.push(Finding::ok("at once", parallel));
     if backend.kind() == BackendKind::OpenAi {
         let list = probe.get("/v1/models").await;
         seen.date = list.as_ref().ok().and_then(|reply| reply.field("date"));

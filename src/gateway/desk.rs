@@ -72,6 +72,7 @@ impl Visit<'_> {
             config: state.config(),
             memory: &live.memory,
             limits: &live.limits,
+            pool: state.pool(),
             decisions: live.log.decisions(),
             metrics: live.log.metrics(),
             gauges: &|| gauges::look(live, state),

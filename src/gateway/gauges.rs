@@ -1,7 +1,7 @@
 //! What is true of the gate at the moment, for its metrics.
 
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{Live, State, open};
 use crate::metrics::{BackendGauge, FileGauge, Gauges, Process};
@@ -16,15 +16,20 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
     let certificates = state.tls().map(|tls| tls.certificates(now)).unwrap_or_default();
     let keys = live.memory.managed();
     let ledger = live.ledger.as_ref();
+    let line = state.pool().line();
+    let (queued, longest) = line.with(|queue, now| (queue.queued(), queue.longest_wait(now)));
     Gauges {
         began: now.checked_sub(live.began.elapsed()).unwrap_or(now),
         in_flight: live.limits.in_flight(),
+        queued,
+        longest_wait: Duration::from_micros(longest),
         is_draining: live.draining.load(Ordering::Relaxed),
         alarms: open::alarms(live, state),
         backends: backends
             .map(|backend| BackendGauge {
                 name: backend.name().clone(),
                 is_up: backend.is_up(),
+                is_drained: backend.is_drained(),
                 busy: backend.busy(),
             })
             .collect(),

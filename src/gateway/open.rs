@@ -12,6 +12,7 @@ use super::{Door, Live, State, cors};
 use crate::api::Target;
 use crate::auth::Identity;
 use crate::limit::{Shown, Subject};
+use crate::pool::queue::{Seen, Spot, whole_seconds};
 use crate::reject::Reject;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -74,13 +75,28 @@ pub(super) fn to_callers(
                 live.limits.spent(state.plan(), &Subject::of(&reach), now, wall);
             let me = json!({
                 "name": who.name().as_str(), "role": who.role().to_string(), "models": models,
-                "limits": limits, "used": used, "waiting": [],
+                "limits": limits, "used": used, "waiting": waiting(state, who),
             });
             Ok(Some(json_answer(StatusCode::OK, &me)))
         }
         Some(rest) if rest.is_empty() || rest.starts_with('/') => Err(Reject::UnknownEndpoint),
         Some(_) | None => Ok(None),
     }
+}
+
+/// A caller's own requests that wait for their turn, the next one first.
+fn waiting(state: &State, who: &Identity) -> Vec<Value> {
+    let line = state.pool().line();
+    let mut own = line.with(|queue, now| queue.waits_of(who.name().as_str(), now));
+    own.sort_by_key(Seen::position);
+    let told = |seen: &Seen| match seen.spot {
+        Spot::Waits { position, expected, .. } => Some(json!({
+            "id": String::from_utf8_lossy(&seen.course.id), "model": &*seen.model,
+            "position": position, "expected_s": whole_seconds(expected),
+        })),
+        Spot::Runs { .. } => None,
+    };
+    own.iter().filter_map(told).collect()
 }
 
 fn only_read(method: &Method) -> Result<(), Reject> {

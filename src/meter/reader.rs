@@ -132,6 +132,12 @@ impl Reader {
         self.chunks > 0 && matches!(self.counts.framing, Framing::Lines | Framing::Events)
     }
 
+    /// Tokens so far, or about as many.
+    #[must_use]
+    pub fn so_far(&self) -> u64 {
+        self.produced()
+    }
+
     /// The answer is over, as its dialect says so: what comes now is not counted.
     #[must_use]
     pub fn is_over(&self) -> bool {

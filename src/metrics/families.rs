@@ -140,12 +140,18 @@ families! {
         "of that, how long loading it took, where the backend tells";
     IN_FLIGHT "portcullis_in_flight_requests" Gauge Count [],
         "requests between the login and the end of their answer";
+    QUEUED "portcullis_waiting_requests" Gauge Count [],
+        "requests that wait for their turn at a model server";
+    LONGEST_WAIT "portcullis_longest_wait" Gauge Seconds [],
+        "how long the one of them has waited that came first; 0 while none waits";
     DRAINING "portcullis_draining" Gauge Count [],
         "1 while the gate is about to stop";
     ALARMS "portcullis_alarms" Gauge Count [],
         "what does not serve as it should: files, certificates, the store; the log says which";
     BACKEND_UP "portcullis_backend_up" Gauge Count ["backend"],
         "0 after an attempt to connect that failed";
+    BACKEND_DRAINED "portcullis_backend_drained" Gauge Count ["backend"],
+        "1 while a backend gets no new requests, because somebody said so";
     BACKEND_BUSY "portcullis_backend_busy_requests" Gauge Count ["backend"],
         "requests that a backend has";
     FILE_GOOD "portcullis_file_good" Gauge Count ["file"],

@@ -56,9 +56,16 @@ fn gauges() -> Gauges {
     Gauges {
         began: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
         in_flight: 7,
+        queued: 8,
+        longest_wait: Duration::from_millis(2_500),
         is_draining: true,
         alarms: 2,
-        backends: vec![BackendGauge { name: "big \"one\"\n".into(), is_up: true, busy: 3 }],
+        backends: vec![BackendGauge {
+            name: "big \"one\"\n".into(),
+            is_up: true,
+            is_drained: true,
+            busy: 3,
+        }],
         files: vec![FileGauge { name: "htpasswd", is_good: false, entries: 12 }],
         certificates: vec![("gate.pem".to_owned(), -86_400)],
         managed_keys: Some(9),
@@ -170,9 +177,12 @@ fn what_is_true_now_is_told() {
     let seen = samples(&Arc::default());
     for (name, expected) in [
         ("portcullis_in_flight_requests", 7.0),
+        ("portcullis_waiting_requests", 8.0),
+        ("portcullis_longest_wait_seconds", 2.5),
         ("portcullis_draining", 1.0),
         ("portcullis_alarms", 2.0),
         ("portcullis_backend_up{backend=\"big \\\"one\\\"\\n\"}", 1.0),
+        ("portcullis_backend_drained{backend=\"big \\\"one\\\"\\n\"}", 1.0),
         ("portcullis_backend_busy_requests{backend=\"big \\\"one\\\"\\n\"}", 3.0),
         ("portcullis_file_good{file=\"htpasswd\"}", 0.0),
         ("portcullis_file_entries{file=\"htpasswd\"}", 12.0),

@@ -123,11 +123,16 @@ impl Page {
     fn of_the_gate(&self, out: &mut Out<'_>) -> Told {
         let gauges = &self.gauges;
         out.gauge(&all::IN_FLIGHT, Some(gauges.in_flight as u64))?;
+        out.gauge(&all::QUEUED, Some(gauges.queued as u64))?;
+        let longest = gauges.longest_wait.as_secs_f64();
+        out.begin(&all::LONGEST_WAIT)?.encode_gauge(&longest)?;
         out.gauge(&all::DRAINING, Some(u64::from(gauges.is_draining)))?;
         out.gauge(&all::ALARMS, Some(gauges.alarms as u64))?;
         let backends = &gauges.backends;
         let up = backends.iter().map(|it| (&*it.name, u64::from(it.is_up)));
         out.gauges(&all::BACKEND_UP, "backend", up)?;
+        let drained = backends.iter().map(|it| (&*it.name, u64::from(it.is_drained)));
+        out.gauges(&all::BACKEND_DRAINED, "backend", drained)?;
         let busy = backends.iter().map(|it| (&*it.name, it.busy as u64));
         out.gauges(&all::BACKEND_BUSY, "backend", busy)?;
         out.gauge(&all::KEYS, gauges.managed_keys.map(|keys| keys as u64))?;

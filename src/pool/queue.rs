@@ -27,7 +27,7 @@ mod room;
 mod shown;
 
 pub use parallel::Parallel;
-pub use shown::{Seen, Setup, Spot};
+pub use shown::{Seen, SeenModel, Setup, Spot, whole_seconds};
 
 use flow::{Flow, Lane};
 use pick::Pick;

@@ -69,7 +69,8 @@ async fn at_the_gate(house: &House, key: &str) -> u16 {
 }
 
 fn line(route: &Route, id: &str) -> String {
-    let path = route.path.replace("{id}", id).replace("{code}", "ABCD-2345");
+    let path =
+        route.path.replace("{id}", id).replace("{code}", "ABCD-2345").replace("{name}", "ollama");
     format!("{} {path}", route.method)
 }
 

@@ -18,13 +18,42 @@ pub struct Seen {
     pub for_micros: Micros,
 }
 
+impl Seen {
+    /// In the queue; 0 for what runs.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        match self.spot {
+            Spot::Waits { position, .. } => position,
+            Spot::Runs { .. } => 0,
+        }
+    }
+}
+
+/// As people are told it: never 0 of what takes any time.
+#[must_use]
+pub fn whole_seconds(micros: Micros) -> u64 {
+    micros.div_ceil(1_000_000)
+}
+
 /// Where a request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Spot {
-    /// So many are served before it, which is expected to take so long.
-    Waits { position: usize, expected: Micros },
-    /// At this backend; it waited so long before.
-    Runs { place: usize, waited: Micros, first_byte: bool },
+    /// For any of these; so many are served before it, itself among them, which is expected to take so
+    /// long.
+    Waits { among: Places, position: usize, expected: Micros },
+    /// At this backend; it waited so long before, and its first byte came so long ago.
+    Runs { place: usize, waited: Micros, first_byte: Option<Micros> },
+}
+
+/// A model at a backend: it runs, is waited for, or is in memory.
+#[derive(Debug, Clone)]
+pub struct SeenModel {
+    pub name: Arc<str>,
+    pub in_memory: bool,
+    pub running: usize,
+    /// So many run at once, and whether that is learned.
+    pub at_once: usize,
+    pub is_learned: bool,
 }
 
 /// A backend's settings, as far as the queue goes.
@@ -172,22 +201,91 @@ impl Queue {
             spot: Spot::Runs {
                 place: it.place,
                 waited: it.waited,
-                first_byte: it.first_byte.is_some(),
+                first_byte: it.first_byte.map(|at| now.saturating_sub(at)),
             },
             for_micros: now.saturating_sub(it.began),
         });
+        runs.chain(self.waits(now, |_| true)).collect()
+    }
+
+    /// Those who wait of one identity.
+    #[must_use]
+    pub fn waits_of(&self, who: &str, now: Micros) -> Vec<Seen> {
+        match self.by_name.contains_key(who) {
+            true => self.waits(now, |course| course.who.as_str() == who),
+            false => Vec::new(),
+        }
+    }
+
+    fn waits(&self, now: Micros, is_meant: impl Fn(&Course) -> bool) -> Vec<Seen> {
+        if self.queued == 0 {
+            return Vec::new();
+        }
         let positions = self.positions();
-        let waits = self.waiting.iter().filter(|(_, it)| it.turn == Turn::Waits).map(|(id, it)| {
+        let waits = |it: &super::Waiting| it.turn == Turn::Waits && is_meant(&it.ask.course);
+        let waits = self.waiting.iter().filter(|(_, it)| waits(it)).map(|(id, it)| {
             let position = positions.get(&id).copied().unwrap_or_default();
+            let expected = self.expected(&it.ask, position);
             Seen {
                 course: Arc::clone(&it.ask.course),
                 model: Arc::clone(&it.ask.model),
                 class: it.ask.class,
-                spot: Spot::Waits { position, expected: self.expected(&it.ask, position) },
+                spot: Spot::Waits { among: it.ask.places, position, expected },
                 for_micros: now.saturating_sub(it.since),
             }
         });
-        runs.chain(waits).collect()
+        waits.collect()
+    }
+
+    /// The requests that are meant, whether they run or wait.
+    #[must_use]
+    pub fn courses(&self, is_meant: impl Fn(&Course) -> bool) -> Vec<Arc<Course>> {
+        let runs = self.running.iter().map(|(_, it)| &it.ask.course);
+        let waits = self.waiting.iter().filter(|(_, it)| !matches!(it.turn, Turn::Runs(_)));
+        let all = runs.chain(waits.map(|(_, it)| &it.ask.course));
+        all.filter(|course| is_meant(course)).cloned().collect()
+    }
+
+    /// How long whoever waits longest has waited; 0 if nobody does.
+    #[must_use]
+    pub fn longest_wait(&self, now: Micros) -> Micros {
+        let waits = self.waiting.iter().filter(|(_, it)| it.turn == Turn::Waits);
+        waits.map(|(_, it)| now.saturating_sub(it.since)).max().unwrap_or_default()
+    }
+
+    /// What a backend works on or has in memory.
+    #[must_use]
+    pub fn models(&self, place: usize) -> Vec<SeenModel> {
+        let Some(backend) = self.backends.get(place) else { return Vec::new() };
+        let of_room = |room: &super::room::Room| SeenModel {
+            name: Arc::clone(&room.model),
+            in_memory: room.running > 0 || backend.keeps(&room.model),
+            running: room.running,
+            at_once: room.parallel.number(),
+            is_learned: room.parallel.is_learned(),
+        };
+        let here = |room: &&super::room::Room| {
+            room.running > 0 || room.is_waited_for() || backend.keeps(&room.model)
+        };
+        let mut models: Vec<_> = backend.rooms.iter().filter(here).map(of_room).collect();
+        let kept = backend.resident.iter().take(backend.models_at_once());
+        for name in kept.filter(|name| backend.rooms.iter().all(|room| room.model != **name)) {
+            models.push(SeenModel {
+                name: Arc::clone(name),
+                in_memory: true,
+                running: 0,
+                at_once: backend.parallel.number(),
+                is_learned: backend.parallel.is_learned(),
+            });
+        }
+        models
+    }
+
+    /// Models that a backend has side by side, and whether that is learned.
+    #[must_use]
+    pub fn models_at_once(&self, place: usize) -> Option<(usize, bool)> {
+        let backend = self.backends.get(place)?;
+        Some((backend.models_at_once(), backend.models_at_once.is_none()))
     }
 
     /// When one more request like this would begin, about.
