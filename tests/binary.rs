@@ -33,6 +33,8 @@ mod load;
 mod managed;
 #[path = "binary/many.rs"]
 mod many;
+#[path = "binary/running.rs"]
+mod running;
 #[path = "binary/usage.rs"]
 mod usage;
 

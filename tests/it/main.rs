@@ -40,6 +40,7 @@ mod path_key; // keys in the path
 mod queue; // who waits for whom
 mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
+mod running; // who runs and who waits, and ending that
 mod rules; // who may use which model
 mod stream; // answers as they pass
 mod traces; // what a collector of traces is told

@@ -202,3 +202,92 @@ fn list<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
 fn names(request: &Value) -> impl Iterator<Item = &str> {
     list(request, "backends").filter_map(Value::as_str)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn request(id: &str, name: &str, more: Value) -> Value {
+        let mut request = json!({
+            "id": id, "name": name, "model": "gemma3:12b", "operation": "chat",
+            "class": "interactive", "since": "2026-11-29T10:00:00Z", "backends": ["gpu-1"],
+        });
+        if let (Value::Object(request), Value::Object(more)) = (&mut request, more) {
+            request.extend(more);
+        }
+        request
+    }
+
+    fn seen() -> Value {
+        let runs = json!({
+            "state": "running", "waited_ms": 0, "runs_ms": 12_345, "first_byte": true,
+            "tokens": 1_240, "tokens_per_second": 101.44,
+        });
+        let loads = json!({
+            "state": "running", "waited_ms": 64_000, "runs_ms": 950, "first_byte": false,
+            "tokens": 0, "tokens_per_second": null,
+        });
+        let waits = json!({
+            "state": "waiting", "waited_ms": 3_720_000, "position": 1, "expected_s": 14,
+            "class": "batch",
+        });
+        json!({
+            "running": 2, "waiting": 3,
+            "requests": [
+                request("00000000000000aa", "anna", runs),
+                request("00000000000000bb", "bert\u{7}", loads),
+                request("00000000000000cc", "carla", waits),
+            ],
+            "backends": [
+                {"name": "gpu-1", "url": "http://10.0.0.1:11434", "up": true, "drained": false, "models": [
+                    {"name": "gemma3:12b", "in_memory": true, "running": 2, "parallel": 2, "parallel_is": "learned"},
+                    {"name": "phi4:latest", "in_memory": false, "running": 0, "parallel": 1, "parallel_is": "learned"},
+                ]},
+                {"name": "cpp", "url": "http://10.0.0.2:8080", "up": false, "drained": false, "models": []},
+                {"name": "old", "url": "unix:/run/o", "up": true, "drained": true, "models": [
+                    {"name": "m", "in_memory": true, "running": 0, "parallel": null, "parallel_is": "set"},
+                ]},
+            ],
+        })
+    }
+
+    #[test]
+    fn backends_with_what_runs_there_stand_before_what_waits() {
+        let text: Vec<_> = lines(&seen()).iter().map(|it| it.painted(false, usize::MAX)).collect();
+        let expected = "\
+gpu-1  http://10.0.0.1:11434  up
+  gemma3:12b: in memory, 2 running (2 at once, as learned)
+  phi4:latest: waited for, 0 running (1 at once, as learned)
+  REQUEST           NAME       MODEL       OPERATION  WAITED      RUNS    TOKENS  TOKENS/S
+  00000000000000aa  anna       gemma3:12b  chat       0.0 s       12 s     1,240     101.4
+  00000000000000bb  bert\\u{7}  gemma3:12b  chat       1 min 04 s  0.9 s        -         -
+
+cpp  http://10.0.0.2:8080  down
+  no model in memory, as far as is known
+
+old  unix:/run/o  drained: it gets no new requests
+  m: in memory, 0 running (no bound)
+
+3 requests wait
+  #  REQUEST           NAME   MODEL       OPERATION  WAITED      EXPECTED  CLASS  FOR
+  1  00000000000000cc  carla  gemma3:12b  chat       1 h 02 min  14 s      batch  gpu-1
+  and 2 more";
+        assert_eq!(text.join("\n"), expected);
+    }
+
+    #[test]
+    fn a_line_is_cut_where_the_terminal_ends_and_colours_stand_round_it() {
+        let line = Line::head("gpü-1  http://10.0.0.1");
+        assert_eq!(line.painted(false, 5), "gpü-1");
+        assert_eq!(line.painted(true, 3), "\u{1b}[1mgpü\u{1b}[0m");
+        assert_eq!(Line::plain("x").painted(true, 80), "x");
+    }
+
+    #[test]
+    fn a_gate_that_went_away_is_told_in_the_place_of_everything() {
+        let told = lines(&json!({"error": "no gate can be asked at 127.0.0.1:8881"}));
+        assert_eq!(told, [Line::plain("no gate can be asked at 127.0.0.1:8881")]);
+    }
+}

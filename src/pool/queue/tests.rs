@@ -288,6 +288,39 @@ fn positions_tell_the_order_in_which_requests_begin() {
     assert!(matches!(bed.turn(modest), Turn::Runs(_)));
 }
 
+#[test]
+fn a_look_shows_one_identity_the_longest_wait_and_every_request_once() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("a", "m"));
+    bed.queue.first_byte(slot, bed.now);
+    bed.now += SECOND;
+    let first = bed.waits(ask("a", "m"));
+    bed.now += SECOND;
+    bed.waits(ask("b", "n"));
+    bed.now += SECOND;
+    let own = bed.queue.waits_of("b", bed.now);
+    let [own] = own.as_slice() else { panic!("{own:?}") };
+    assert_eq!((&*own.model, own.for_micros), ("n", SECOND));
+    assert!(bed.queue.waits_of("c", bed.now).is_empty());
+    assert_eq!(bed.queue.longest_wait(bed.now), 2 * SECOND);
+    let told: Vec<_> = bed.queue.models(0);
+    let told: Vec<_> = told.iter().map(|it| (&*it.name, it.in_memory, it.running)).collect();
+    assert_eq!(told, [("m", true, 1), ("n", false, 0)]);
+    let began = |queue: &Queue| {
+        queue.seen(3 * SECOND).iter().find_map(|it| match it.spot {
+            Spot::Runs { first_byte, .. } => first_byte,
+            Spot::Waits { .. } => None,
+        })
+    };
+    assert_eq!(began(&bed.queue), Some(3 * SECOND), "since its first byte");
+    // Whose turn has come runs, also before its task knows.
+    bed.queue.end(slot, bed.now);
+    assert_eq!(bed.queue.courses(|course| course.who.as_str() == "a").len(), 1);
+    assert_eq!(bed.queue.courses(|_| true).len(), 2);
+    assert_eq!(bed.queue.longest_wait(bed.now), SECOND);
+    assert!(matches!(bed.turn(first), Turn::Runs(_)));
+}
+
 /// What a caller does to the queue.
 #[derive(Debug, Clone)]
 enum Step {
