@@ -281,11 +281,13 @@ impl Metered {
             self.state = State::Ended;
             self.record.end(Outcome::Done);
             self.lease.give_back(connection, Instant::now());
+            self.lease.frees_its_slot();
         }
     }
 
     fn broken(&mut self, reject: &Reject) -> Poll<Option<Result<Bytes, Cut>>> {
         self.connection = None;
+        self.lease.frees_its_slot();
         self.record.break_off(reject);
         self.state = State::Cutting;
         let last_words = self.last_words(reject);
@@ -293,6 +295,19 @@ impl Metered {
             true => Err(Cut),
             false => Ok(last_words.into()),
         }))
+    }
+
+    /// Whether it has to end, asked while the caller takes nothing of it: then there are no last words.
+    fn has_to_end(&mut self, cx: &Context<'_>) -> bool {
+        if self.state != State::Streaming {
+            return false;
+        }
+        let ended = match self.ticket.poll_ended(cx) {
+            Poll::Ready(ended) => ended,
+            Poll::Pending => return false,
+        };
+        self.record.break_off(&ended);
+        true
     }
 
     /// The status has gone long ago; what is left is an error in the stream's own form, after the
@@ -349,6 +364,16 @@ impl Answer {
         match self {
             Self::Passing { fields, .. } => std::mem::take(fields),
             Self::Own { .. } | Self::Flowing { .. } => FieldLines::default(),
+        }
+    }
+}
+
+impl Answer {
+    /// Whether it has to end, asked while the caller takes nothing of it; then it is to be dropped.
+    pub fn has_to_end(&mut self, cx: &Context<'_>) -> bool {
+        match self {
+            Self::Passing { metered, .. } => metered.has_to_end(cx),
+            Self::Own { .. } | Self::Flowing { .. } => false,
         }
     }
 }

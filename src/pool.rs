@@ -270,6 +270,11 @@ impl Lease {
         }
     }
 
+    /// The backend is done with the request, however long the caller takes for the answer.
+    pub fn frees_its_slot(&mut self) {
+        self.held = None;
+    }
+
     /// Keeps a connection whose answer has been read whole.
     pub fn give_back(&self, connection: Box<Connection>, now: Instant) {
         self.backend.keep(connection, now);

@@ -366,6 +366,9 @@ impl Sending {
                 Poll::Ready(Ok(())) | Poll::Pending if wire.is_gone(cx) => {
                     return Poll::Ready(Sent::ToNobody);
                 }
+                Poll::Pending if self.outbox.is_full() && self.answer.has_to_end(cx) => {
+                    return Poll::Ready(Sent::ToNobody);
+                }
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
             }
         }

@@ -118,9 +118,11 @@ fn what_runs_is_shown_and_ended_by_id_or_by_name_and_a_backend_taken_out() {
     let list = text(&running.ask(&["backend", "list"]));
     assert!(list.contains("drained"), "{list}");
     assert_eq!(text(&running.ask(&["backend", "undrain", "gpu-1"])), "gpu-1 gets new requests\n");
-    let nowhere = running.ask(&["backend", "drain", "gpu 2/"]);
-    assert_eq!(nowhere.status.code(), Some(1));
-    assert!(text(&nowhere).contains("there are gpu-1"), "{}", text(&nowhere));
+    for (name, says) in [("gpu-2", "there are gpu-1"), ("gpu 2/", "no backend has such a name")] {
+        let nowhere = running.ask(&["backend", "drain", name]);
+        assert_eq!(nowhere.status.code(), Some(1), "{name}");
+        assert!(text(&nowhere).contains(says), "{}", text(&nowhere));
+    }
 }
 
 #[test]

@@ -310,7 +310,7 @@ async fn what_the_stand_in_says_is_counted_as_it_tells() {
     let unused = Backend::ok().await;
     let house = House::with(&unused, |config, folder| {
         config.data_dir = Some(folder.path().join("data"));
-        config.backend.url = format!("http://{}", stand_in.address()).parse().unwrap();
+        config.backends[0].url = format!("http://{}", stand_in.address()).parse().unwrap();
     })
     .await;
     let wish = r#","stream_options":{"include_usage":true}"#;

@@ -1,6 +1,7 @@
 //! Who runs and who waits, as the gate tells it; ending a request wherever it is; taking out a backend.
 
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use portcullis::config::{AtOnce, Pattern, Role, Roles};
@@ -243,6 +244,32 @@ async fn a_request_is_ended_in_the_queue_before_the_first_byte_and_in_the_stream
     assert_eq!((again.status, again.code()), (404, "not_found".into()), "it has ended");
     let odd = desk(&house, "POST /api/v1/running/anna/stop", "").await;
     assert_eq!((odd.status, odd.code()), (404, "not_found".into()), "that is no id");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_which_nothing_is_taken_is_ended_as_soon() {
+    let backend = Backend::scripted(|_| {
+        let piece = chunk(&TOKEN.repeat(1000));
+        let head = stream_head("application/x-ndjson");
+        vec![Step::Send(head.into()), Step::Flood(piece.into(), 1000), Step::AwaitClose]
+    })
+    .await;
+    let house = house(&backend).await;
+    let _takes_nothing = asks(&house, "anna", "m").await;
+    let mut sent = 0;
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = backend.bytes_sent();
+        if now > 0 && now == sent {
+            break; // every buffer is full
+        }
+        sent = now;
+    }
+    let all = listed(&house, 1, 0).await;
+    assert_eq!(stop(&house, &all[0]).await.status, 200);
+    backend.wait_for_closed(1).await;
+    assert_eq!(line_of(&house, &all[0]).await["outcome"], "stopped");
+    listed(&house, 0, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

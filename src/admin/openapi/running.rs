@@ -17,7 +17,7 @@ pub(super) fn schemas() -> Value {
             &json!({"stopped": {"type": "integer", "minimum": 0, "description": "how many requests"}}),
             &["stopped"],
         ),
-        "BackendName": {"type": "string", "pattern": "^[^/\\x00-\\x1f\\x7f-\\x9f]+$"},
+        "BackendName": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
         "Backends": closed(
             &json!({"backends": {"type": "array", "items": reference("Backend")}}),
             &["backends"],

@@ -132,7 +132,7 @@ async fn send(
             Poll::Pending => Pin::new(&mut answer).poll_frame(cx).map(Ok),
         });
         match frame.await?.map(|frame| frame.map(http_body::Frame::into_data)) {
-            Some(Ok(Ok(data))) => sending.push(data, answer.is_end_stream()).await?,
+            Some(Ok(Ok(data))) => sending.push(data, &mut answer).await?,
             Some(Ok(Err(_))) => {}
             Some(Err(_)) => {
                 sending.written().await?;
@@ -189,11 +189,12 @@ struct Sending {
 
 impl Sending {
     /// Hands over data as the caller makes room for it.
-    async fn push(&mut self, mut data: Bytes, ends: bool) -> Result<(), Gone> {
+    async fn push(&mut self, mut data: Bytes, answer: &mut Answer) -> Result<(), Gone> {
+        let ends = answer.is_end_stream();
         while !data.is_empty() {
             self.stream.reserve_capacity(data.len());
             let room = match self.stream.capacity() {
-                0 => timeout(self.stall, self.room()).await.map_err(|_| Gone)??,
+                0 => timeout(self.stall, self.room(answer)).await.map_err(|_| Gone)??,
                 room => room,
             };
             let piece = data.split_to(room.min(data.len()));
@@ -202,9 +203,13 @@ impl Sending {
         Ok(())
     }
 
-    async fn room(&mut self) -> Result<usize, Gone> {
+    async fn room(&mut self, answer: &mut Answer) -> Result<usize, Gone> {
         loop {
-            match poll_fn(|cx| self.stream.poll_capacity(cx)).await {
+            let room = poll_fn(|cx| match answer.has_to_end(cx) {
+                true => Poll::Ready(None),
+                false => self.stream.poll_capacity(cx),
+            });
+            match room.await {
                 Some(Ok(0)) => {}
                 Some(Ok(room)) => return Ok(room),
                 Some(Err(_)) | None => return Err(Gone),
