@@ -39,6 +39,15 @@ impl<'a> Wanted<'a> {
         }
     }
 
+    /// Whether it belongs to one backend, whatever becomes of that: a blob and what is made of it, a
+    /// model that is pulled and then copied.
+    fn belongs_home(&self) -> bool {
+        match self.asked.class() {
+            Class::Manage | Class::Owner | Class::Unknown => true,
+            Class::Health | Class::Inference | Class::Models => false,
+        }
+    }
+
     /// The model that a backend has to have already.
     fn needed(&self) -> Option<&'a ModelName> {
         match self.asked.class() {
@@ -70,7 +79,7 @@ struct Standing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Rank {
     is_stuck: bool,
-    /// Of requests that any could answer, and that belong together.
+    /// Of requests that any could answer.
     is_not_home: bool,
     is_not_loaded: bool,
     /// Requests there, in relation to its share.
@@ -90,7 +99,8 @@ pub(super) fn candidates(
     let home = speaks().find(|it| it.manages()).or_else(|| speaks().next());
     let is_home = |it: &Arc<Backend>| home.is_some_and(|home| home.serial() == it.serial());
     let standing = |it: &Arc<Backend>| standing(it, is_home(it), wanted, now);
-    let all: Vec<_> = speaks().map(|it| (it, standing(it))).collect();
+    let may = |it: &&Arc<Backend>| !wanted.belongs_home() || is_home(it);
+    let all: Vec<_> = speaks().filter(may).map(|it| (it, standing(it))).collect();
     if all.is_empty() {
         return Err(Nobody::Speaks);
     }

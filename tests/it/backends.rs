@@ -70,6 +70,21 @@ async fn before(
     .await
 }
 
+/// Waits until each of them was heard.
+async fn heard(house: &House) {
+    let any = ModelName::parse("any").unwrap();
+    let state = house.gateway.state();
+    let all = || state.pool().backends().iter().all(|it| it.has(&any).is_some());
+    until("every backend's list", || all().then_some(())).await;
+}
+
+/// Waits until this one has nothing to do: an answer is there a little before its end is noticed.
+async fn idle(house: &House, name: &str) {
+    let state = house.gateway.state();
+    let backend = state.pool().backend(name).unwrap();
+    until("an idle backend", || (backend.busy() == 0).then_some(())).await;
+}
+
 fn chat(model: &str) -> String {
     post("/api/chat", &format!(r#"{{"model":"{model}","messages":[]}}"#))
 }
@@ -98,6 +113,7 @@ async fn a_request_goes_to_whoever_has_its_model() {
     let (first, second) =
         (server("first", &a, &names(&[])).await, server("second", &b, &names(&["both"])).await);
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
     for (model, who) in [("qwen3", "first"), ("GEMMA3:12B", "second"), ("qwen3:latest", "first")] {
         assert_eq!(from(&house.ask(chat(model)).await), who);
     }
@@ -124,6 +140,7 @@ async fn a_model_that_nobody_has_is_unknown_until_somebody_has_it() {
     let (first, second) =
         (server("first", &disk, &memory).await, server("second", &names(&["b"]), &memory).await);
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
     let told = house.ask(chat("new")).await;
     assert_eq!((told.status, told.text().as_str()), (404, r#"{"error":"model 'new' not found"}"#));
     let told = house.ask(post("/v1/chat/completions", r#"{"model":"new","messages":[]}"#)).await;
@@ -168,6 +185,7 @@ async fn a_backend_that_is_not_there_costs_nobody_a_request() {
     let (first, second) =
         (server("first", &disk, &memory).await, server("second", &disk, &memory).await);
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
     assert_eq!(house.ask(chat("a")).await.status, 200);
     let before = chats(&second);
     drop(first);
@@ -195,6 +213,7 @@ async fn what_a_backend_has_begun_is_never_sent_again_and_after_some_it_is_out()
         let bad = scripted(&disk, &memory, move |_| script.clone()).await;
         let good = server("good", &disk, &memory).await;
         let house = before(&[("bad", &bad), ("good", &good)], |_, _| {}).await;
+        heard(&house).await;
         let (mut failed, mut served) = (0, 0);
         for number in 0..40 {
             // Each is a conversation of its own.
@@ -223,6 +242,7 @@ async fn a_backend_that_hangs_in_generation_is_found_by_its_first_bytes() {
         config.timeouts.first_byte = Duration::from_millis(200);
     })
     .await;
+    heard(&house).await;
     let mut late = 0;
     for number in 0..30 {
         let body =
@@ -245,6 +265,7 @@ async fn a_slow_backend_gets_what_it_can_do() {
     .await;
     let quick = server("quick", &disk, &memory).await;
     let house = before(&[("slow", &slow), ("quick", &quick)], |_, _| {}).await;
+    heard(&house).await;
     let quick_is_drained = |drained| {
         house.gateway.state().pool().backend("quick").unwrap().drain(drained);
     };
@@ -255,6 +276,7 @@ async fn a_slow_backend_gets_what_it_can_do() {
     quick_is_drained(false);
     for _ in 0..10 {
         assert_eq!(from(&house.ask(chat("a")).await), "quick");
+        idle(&house, "quick").await;
     }
     go_on.notify_one();
     assert_eq!(from(&caller.answer().await), "slow");
@@ -262,17 +284,19 @@ async fn a_slow_backend_gets_what_it_can_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_never_began_goes_to_another_backend_whole() {
+async fn what_manages_models_never_comes_to_be_on_another_machine() {
     let memory = names(&[]);
     let (first, second) =
         (server("first", &memory, &memory).await, server("second", &memory, &memory).await);
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    let upload = post(&format!("/api/blobs/sha256:{}", "a".repeat(64)), &"x".repeat(100_000));
+    assert_eq!(from(&house.ask(&upload).await), "first");
     drop(first);
-    let digest = "a".repeat(64);
-    let blob = "x".repeat(100_000);
-    let path = format!("/api/blobs/sha256:{digest}");
-    assert_eq!(from(&house.ask(post(&path, &blob)).await), "second");
-    assert_eq!(second.seen()[0].body, blob.as_bytes());
+    for request in [upload, post("/api/pull", r#"{"model":"a"}"#)] {
+        let told = house.ask(request).await;
+        assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
+    }
+    assert_eq!(chats(&second), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -287,6 +311,7 @@ async fn a_backend_that_recovers_gets_requests_again() {
     .await;
     let good = server("good", &disk, &memory).await;
     let house = before(&[("bad", &bad), ("good", &good)], |_, _| {}).await;
+    heard(&house).await;
     let out = || !house.gateway.state().pool().backend("bad").unwrap().is_up();
     let mut number = 0;
     let mut ask = async || {
@@ -318,6 +343,7 @@ async fn in_maintenance_a_backend_gets_nothing_new_and_what_runs_ends_also_over_
     .await;
     let second = server("second", &disk, &names(&[])).await;
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
     let drain = |name: &str, drained| {
         house.gateway.state().pool().backend(name).unwrap().drain(drained);
     };
@@ -345,6 +371,7 @@ async fn a_reload_that_adds_and_removes_backends_leaves_the_others_alone() {
     let (old, new) =
         (server("old", &names(&[]), &memory).await, server("new", &names(&["b"]), &memory).await);
     let house = before(&[("old", &old), ("kept", &kept)], |_, _| {}).await;
+    heard(&house).await;
     assert_eq!(from(&house.ask(chat("a")).await), "kept");
     let serial = |name: &str| house.gateway.state().pool().backend(name).map(|it| it.serial());
     let (kept_before, connections) = (serial("kept"), kept.connections().0);
@@ -370,6 +397,7 @@ async fn only_what_lies_under_v1_goes_to_the_kind_openai() {
     let ollama = server("ollama", &names(&["gemma3"]), &memory).await;
     let kinds = |config: &mut Config, _: &TempDir| config.backends[0].kind = BackendKind::OpenAi;
     let house = before(&[("cpp", &cpp), ("ollama", &ollama)], kinds).await;
+    heard(&house).await;
     let body = r#"{"model":"tiny","messages":[],"stream":true}"#;
     assert_eq!(from(&house.ask(post("/v1/chat/completions", body)).await), "cpp");
     // It is sent as it came: such a server would answer otherwise.
@@ -392,6 +420,7 @@ async fn a_conversation_stays_where_it_began() {
     let (first, second) =
         (server("first", &disk, &memory).await, server("second", &disk, &memory).await);
     let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
     let mut met = std::collections::BTreeSet::new();
     for number in 0..12 {
         let begins = format!(r#"{{"role":"user","content":"question {number}"}}"#);
@@ -399,6 +428,8 @@ async fn a_conversation_stays_where_it_began() {
         for rest in ["", r#",{"role":"assistant","content":"so"},{"role":"user","content":"on"}"#] {
             let body = format!(r#"{{"model":"a","messages":[{begins}{rest}]}}"#);
             who.insert(from(&house.ask(post("/api/chat", &body)).await));
+            idle(&house, "x").await;
+            idle(&house, "y").await;
         }
         assert_eq!(who.len(), 1, "a conversation was moved");
         met.extend(who);
@@ -420,6 +451,7 @@ async fn a_model_that_runs_elsewhere_is_known_from_the_lists_and_not_asked_for_e
         config.rules = vec![Rule::default()];
     })
     .await;
+    heard(&house).await;
     for _ in 0..20 {
         assert_eq!(from(&house.ask(chat("a")).await), "first");
     }
@@ -541,6 +573,10 @@ async fn a_backend_without_a_list_is_asked_as_if_it_had_everything() {
         .await;
         let plain = server("plain", &names(&["a"]), &memory).await;
         let house = before(&[("strange", &strange), ("plain", &plain)], |_, _| {}).await;
+        let state = house.gateway.state();
+        let plain = state.pool().backend("plain").unwrap();
+        let model = ModelName::parse("a").unwrap();
+        until("a list", || (plain.has(&model) == Some(true)).then_some(())).await;
         assert_eq!(from(&house.ask(chat("a")).await), "plain");
         assert_eq!(from(&house.ask(chat("b")).await), "strange");
         assert!(strange.seen().iter().all(|it| it.header("authorization").is_none()));
@@ -570,6 +606,7 @@ async fn each_backend_gets_its_own_key_and_host() {
         config.backends[0].key_file = Some(key);
     })
     .await;
+    heard(&house).await;
     assert_eq!(from(&house.ask(chat("a")).await), "first");
     assert_eq!(from(&house.ask(chat("b")).await), "second");
     let (with, without) = (&first.seen()[0], &second.seen()[0]);

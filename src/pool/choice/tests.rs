@@ -118,11 +118,19 @@ async fn only_what_is_under_v1_goes_to_the_kind_openai() {
 #[tokio::test]
 async fn what_is_asked_of_no_model_goes_to_one_and_the_same() {
     let backends = [backend("first", Some(&[]), &[]).await, backend("second", None, &[]).await];
-    for path in ["/api/tags", "/api/pull", "/api/create", "/api/copy"] {
-        assert_eq!(order_at(path, &backends, "a").unwrap()[0], "first", "{path}");
+    assert_eq!(order_at("/api/tags", &backends, "").unwrap()[0], "first");
+    let manage = ["/api/pull", "/api/create", "/api/blobs/sha256:00"];
+    for path in manage {
+        assert_eq!(order_at(path, &backends, "a").unwrap(), ["first"], "{path}");
     }
     backends[0].find(Finding::NoConnection);
     assert_eq!(order_at("/api/tags", &backends, "").unwrap(), ["second"]);
+    // A model must not come to be on another machine than it was meant for.
+    for path in manage {
+        assert_eq!(order_at(path, &backends, "a").unwrap(), ["first"], "{path}");
+    }
+    backends[0].drain(true);
+    assert_eq!(order_at("/api/pull", &backends, "a"), Err(Nobody::IsThere));
 }
 
 #[tokio::test]
