@@ -94,7 +94,7 @@ fn set(which: &Which, action: &str) -> anyhow::Result<usize> {
 }
 
 fn table(all: &Value) -> String {
-    let columns = vec!["name", "url", "kind", "state", "weight", "busy", "models", "tags"];
+    let columns = vec!["name", "url", "kind", "state", "weight", "busy", "in_memory", "tags"];
     let rows = all.as_array().into_iter().flatten().map(row).collect();
     Sheet { columns, rows }.to_table(None)
 }
@@ -119,7 +119,9 @@ fn row(backend: &Value) -> Vec<Cell> {
         Cell::Text(state.to_owned()),
         backend.get("weight").and_then(Value::as_f64).map_or(Cell::Nothing, Cell::Number),
         backend.get("busy").and_then(Value::as_u64).map_or(Cell::Nothing, Cell::Count),
-        listed("models", |it| it.get("name").and_then(Value::as_str)),
+        listed("models", |it| {
+            it.get("name").filter(|_| it.get("in_memory") == Some(&Value::Bool(true)))?.as_str()
+        }),
         listed("tags", Value::as_str),
     ]
 }
@@ -134,15 +136,17 @@ mod tests {
     fn backends_stand_in_columns() {
         let all = json!([
             {"name": "gpu-1", "url": "http://10.0.0.1:11434", "kind": "ollama", "up": true,
-             "drained": false, "busy": 2, "weight": 1.0, "models": [{"name": "a"}, {"name": "b"}],
-             "tags": []},
+             "drained": false, "busy": 2, "weight": 1.0, "tags": [], "models": [
+                {"name": "a", "in_memory": true}, {"name": "b", "in_memory": true},
+                {"name": "c", "in_memory": false},
+            ]},
             {"name": "cpp", "url": "unix:/run/cpp", "kind": "openai", "up": true,
              "drained": true, "busy": 0, "weight": 0.5, "models": [], "tags": ["room=4"]},
         ]);
         let expected = "\
- NAME   URL                    KIND    STATE    WEIGHT  BUSY  MODELS  TAGS
- gpu-1  http://10.0.0.1:11434  ollama  up          1.0     2  a, b    -
- cpp    unix:/run/cpp          openai  drained     0.5     0  -       room=4";
+ NAME   URL                    KIND    STATE    WEIGHT  BUSY  IN MEMORY  TAGS
+ gpu-1  http://10.0.0.1:11434  ollama  up          1.0     2  a, b       -
+ cpp    unix:/run/cpp          openai  drained     0.5     0  -          room=4";
         assert_eq!(table(&all), expected);
     }
 }

@@ -23,7 +23,7 @@ fn compare(page: &str, expected: &str) {
 }
 
 /// When each code is given, in words.
-const WHEN: [(&str, &str); 36] = [
+const WHEN: [(&str, &str); 38] = [
     ("bad_request", "the head cannot be understood, or could be understood in two ways"),
     ("bad_path", "the path is spelt so that a server behind could read it in another way"),
     ("bad_body", "the body is not framed right, is not JSON, or has a wrong type in it"),
@@ -83,8 +83,11 @@ const WHEN: [(&str, &str); 36] = [
     ("no_backend", "no connection to a model server could be made, or all are in maintenance"),
     (
         "overloaded",
-        "there is no memory for bodies, no place in the queue for passwords, or no connection left",
+        "there is no memory for bodies, no place in the queue for a model or for passwords, or no connection \
+         left",
     ),
+    ("queue_timeout", "it waited for its turn for as long as `queue_timeout`"),
+    ("stopped", "whoever runs the gate ended it, with `portcullis stop`"),
     ("backend_timeout", "the model server stayed silent for too long"),
 ];
 
@@ -104,8 +107,14 @@ SDKs of OpenAI and Anthropic obey); `Retry-After` says when.
 |---|---|---|---|---|
 "
     .to_owned();
+    let mut told = Vec::new();
     for reject in one_of_each() {
         let row = reject.row();
+        // Two causes may have one code.
+        if told.contains(&row.code) {
+            continue;
+        }
+        told.push(row.code);
         let (_, when) = WHEN.iter().find(|(code, _)| *code == row.code).unwrap();
         let fault = match row.fault {
             Fault::Caller => "the caller's",

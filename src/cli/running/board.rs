@@ -132,12 +132,16 @@ const WAITING: [&str; 9] =
     ["#", "request", "name", "model", "operation", "waited", "expected", "class", "for"];
 
 fn waiting(request: &Value) -> Vec<Cell> {
-    let expected = number(request, "expected_s").map(|seconds| seconds.saturating_mul(1000));
+    // It is no better than that.
+    let expected = number(request, "expected_s").map(|seconds| match seconds {
+        0..10 => Cell::Text(format!("{seconds} s")),
+        _ => span(Some(seconds.saturating_mul(1000))),
+    });
     let mut row = vec![number(request, "position").map_or(Cell::Nothing, Cell::Count)];
     row.extend(common(request));
     row.extend([
         span(number(request, "waited_ms")),
-        span(expected),
+        expected.unwrap_or(Cell::Nothing),
         Cell::text(text(request, "class")),
         Cell::Text(names(request).collect::<Vec<_>>().join(", ")),
     ]);
