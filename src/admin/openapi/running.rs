@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{closed, name, reference};
+use super::{closed, reference};
 
 pub(super) fn schemas() -> Value {
     let count = || json!({"type": "integer", "minimum": 0});
@@ -12,7 +12,7 @@ pub(super) fn schemas() -> Value {
             "requests": {"type": "array", "items": reference("Request")},
         }), &["running", "waiting", "requests"]),
         "Request": request(),
-        "Whose": closed(&json!({"name": name()}), &["name"]),
+        "Whose": closed(&json!({"name": {"type": "string"}}), &["name"]),
         "Stopped": closed(
             &json!({"stopped": {"type": "integer", "minimum": 0, "description": "how many requests"}}),
             &["stopped"],
