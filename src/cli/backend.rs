@@ -144,9 +144,9 @@ mod tests {
              "drained": true, "busy": 0, "weight": 0.5, "models": [], "tags": ["room=4"]},
         ]);
         let expected = "\
- NAME   URL                    KIND    STATE    WEIGHT  BUSY  IN MEMORY  TAGS
+NAME   URL                    KIND    STATE    WEIGHT  BUSY  IN MEMORY  TAGS
  gpu-1  http://10.0.0.1:11434  ollama  up          1.0     2  a, b       -
  cpp    unix:/run/cpp          openai  drained     0.5     0  -          room=4";
-        assert_eq!(table(&all), expected);
+        assert_eq!(table(&all).trim_start(), expected);
     }
 }

@@ -264,9 +264,9 @@ mod tests {
 gpu-1  http://10.0.0.1:11434  up
   gemma3:12b: in memory, 2 running (2 at once, as learned)
   phi4:latest: waited for, 0 running (1 at once, as learned)
-  REQUEST           NAME       MODEL       OPERATION  WAITED      RUNS    TOKENS  TOKENS/S
-  00000000000000aa  anna       gemma3:12b  chat       0.0 s       12 s     1,240     101.4
-  00000000000000bb  bert\\u{7}  gemma3:12b  chat       1 min 04 s  0.9 s        -         -
+  REQUEST           NAME       MODEL       OPERATION  WAITED      RUNS   TOKENS  TOKENS/S
+  00000000000000aa  anna       gemma3:12b  chat       0.0 s       12 s    1,240     101.4
+  00000000000000bb  bert\\u{7}  gemma3:12b  chat       1 min 04 s  0.9 s       -         -
 
 cpp  http://10.0.0.2:8080  down
   no model in memory, as far as is known
