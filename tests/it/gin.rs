@@ -1,7 +1,7 @@
 //! What was decided on is what Ollama's router chooses from what is sent on.
 //!
 //! The router is gin, behind Go's own reading of a request line: `tests/gin` holds it, with Ollama's
-//! routes. `PORTCULLIS_GIN_CASES` sets how many targets are tried.
+//! routes. `PORTCULLIS_GIN_CASES` sets how many targets are tried; [`cases`] says how many otherwise.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -18,7 +18,10 @@ use proptest::test_runner::{Config, FailurePersistence, TestRunner};
 
 use crate::house::{Backend, House, KEY};
 
+/// Enough for every build.
 const CASES: u32 = 20_000;
+/// With `PORTCULLIS_SLOW=1`: half an hour of a core for bodies, unless built with `--release`.
+const ALL_CASES: u32 = 1_000_000;
 
 /// Paths that are not in the table, some of them almost.
 const STRANGERS: [&str; 14] = [
@@ -51,7 +54,7 @@ fn what_was_decided_on_is_what_ollamas_router_chooses() {
     let Some(router) = Router::start() else { return };
     let router = Mutex::new(router);
     let known = Mutex::new((0_u32, 0_u32));
-    let cases = std::env::var("PORTCULLIS_GIN_CASES").map_or(CASES, |it| it.parse().unwrap());
+    let cases = cases();
     let config = Config {
         cases,
         failure_persistence: None::<Box<dyn FailurePersistence>>,
@@ -203,6 +206,13 @@ impl Drop for Router {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// How many cases a comparison with another program tries.
+pub fn cases() -> u32 {
+    let slow = std::env::var_os("PORTCULLIS_SLOW").is_some();
+    let usual = if slow { ALL_CASES } else { CASES };
+    std::env::var("PORTCULLIS_GIN_CASES").map_or(usual, |it| it.parse().unwrap())
 }
 
 /// What `tests/gin` is built to; nothing where there is no Go.

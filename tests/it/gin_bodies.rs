@@ -1,7 +1,8 @@
 //! What the gate finds in a body is what Ollama's own reader finds there.
 //!
 //! The reader is gin's, over Go's encoding/json and mime/multipart, with the fields of Ollama's own
-//! types: `tests/gin/bodies.go`. `PORTCULLIS_GIN_CASES` sets how many bodies are tried.
+//! types: `tests/gin/bodies.go`. `PORTCULLIS_GIN_CASES` sets how many bodies are tried; 1,000,000 with
+//! `PORTCULLIS_SLOW=1`.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,9 +21,7 @@ use proptest::test_runner::{Config, FailurePersistence, TestRunner};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::gin;
-
-const CASES: u32 = 20_000;
+use crate::gin::{self, cases};
 
 /// What the endpoints are that stand for a kind of types each.
 const KINDS: [(&str, &str); 4] = [
@@ -289,10 +288,6 @@ impl Drop for Reader {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-fn cases() -> u32 {
-    std::env::var("PORTCULLIS_GIN_CASES").map_or(CASES, |it| it.parse().unwrap())
 }
 
 fn runner(cases: u32) -> TestRunner {

@@ -13,7 +13,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, FailurePersistence, TestRunner};
 use serde::Deserialize;
 
-const CASES: u32 = 20_000;
+use crate::gin::cases;
 
 /// More than any host and its parts together; the gate reads no longer one.
 const LONGEST: usize = 1024;
@@ -23,7 +23,7 @@ fn what_the_gate_takes_a_name_for_is_what_ollama_takes_it_for() {
     let Some(ollama) = Ollama::start() else { return };
     let ollama = RefCell::new(ollama);
     let counts = RefCell::new((0_u32, 0_u32, 0_u32));
-    let cases = std::env::var("PORTCULLIS_GIN_CASES").map_or(CASES, |it| it.parse().unwrap());
+    let cases = cases();
     let config = Config {
         cases,
         failure_persistence: None::<Box<dyn FailurePersistence>>,
