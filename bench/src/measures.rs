@@ -9,6 +9,7 @@ use anyhow::Context;
 mod bodies;
 mod encrypted;
 mod ledger;
+mod managed;
 mod requests;
 mod start;
 mod streams;
@@ -61,11 +62,12 @@ pub(crate) enum Table {
 }
 
 /// Every row, in the order of the tables.
-pub(crate) static ROWS: [Row; 26] = [
+pub(crate) static ROWS: [Row; 27] = [
     row("get", true, requests::get),
     row("post-chat", true, requests::post_chat),
     row("keys-10k", true, requests::keys_10k),
     row("keys-1m", false, requests::keys_1m),
+    row("managed-1m", false, managed::managed_1m),
     row("basic", true, requests::basic),
     row("throughput", false, requests::throughput),
     row("first-token-1", false, streams::first_token_1),

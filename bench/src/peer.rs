@@ -116,6 +116,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) core: Option<usize>,
     /// Lines in the key file; the caller's key is the last one.
     pub(crate) keys: usize,
+    /// Keys in the store that `extra` names; where there are any, the caller's key is their last.
+    pub(crate) managed: usize,
     pub(crate) login: Login,
     pub(crate) hash: Hash,
     /// Shown to callers; none is plain HTTP.
@@ -134,7 +136,8 @@ impl<'a> Settings<'a> {
             dir,
             portcullis,
             core: Some(0),
-            keys: 2,
+            keys: credentials::IN_FILE,
+            managed: 0,
             login: Login::Key,
             hash: Hash::Apr1,
             tls: None,
@@ -263,7 +266,9 @@ impl fmt::Debug for Peer {
 
 fn authorization(id: Id, settings: &Settings<'_>) -> String {
     match (id, settings.login) {
-        (Id::Portcullis, Login::Key) | (Id::NginxBearer, _) => credentials::bearer(settings.keys),
+        (Id::Portcullis, Login::Key) | (Id::NginxBearer, _) => {
+            credentials::bearer(settings.keys + settings.managed)
+        }
         (Id::Portcullis, Login::Password) | (Id::NginxBasic, _) => credentials::basic(),
         (Id::Litellm, _) => format!("Bearer {}", credentials::MASTER_KEY),
         (

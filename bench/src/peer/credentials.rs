@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write as _};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -19,6 +20,9 @@ pub(crate) const SIGNERS: &str = "authorized_keys";
 /// LiteLLM's only key.
 pub(crate) const MASTER_KEY: &str = "sk-bench-master-key";
 
+/// How many keys a key file has, unless a row wants more.
+pub(crate) const IN_FILE: usize = 2;
+
 const USER: &str = "bench";
 const PASSWORD: &str = "correct-horse";
 
@@ -28,7 +32,7 @@ const PASSWORD: &str = "correct-horse";
 /// The folder cannot be written.
 pub(crate) fn write(dir: &Path, keys: usize, hash: Hash) -> anyhow::Result<()> {
     let path = dir.join(KEYS);
-    write_keys(&path, keys).with_context(|| format!("cannot write {}", path.display()))?;
+    write_keys(&path, 1..=keys).with_context(|| format!("cannot write {}", path.display()))?;
     let path = dir.join(USERS);
     let stored = match hash {
         Hash::Apr1 => APR1,
@@ -42,9 +46,13 @@ pub(crate) fn write(dir: &Path, keys: usize, hash: Hash) -> anyhow::Result<()> {
     write_signer().with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn write_keys(path: &Path, keys: usize) -> io::Result<()> {
+/// Writes these of all keys, one a line.
+///
+/// # Errors
+/// The file is there, or cannot be written.
+pub(crate) fn write_keys(path: &Path, numbers: RangeInclusive<usize>) -> io::Result<()> {
     let mut file = BufWriter::new(private(path)?);
-    for number in 1..=keys {
+    for number in numbers {
         writeln!(file, "{}", key(number))?;
     }
     file.flush()
