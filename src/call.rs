@@ -233,6 +233,13 @@ impl<'a> Call<'a> {
         Self { asked, parts, body: Outgoing::empty(), reading: Reading::default() }
     }
 
+    /// The same call for another backend, if its body is here.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let (asked, body) = (self.asked.clone(), self.body.again());
+        Self { asked, parts: self.parts, body, reading: Reading::default() }
+    }
+
     /// The model that is asked for, as it was written.
     #[must_use]
     pub fn model(&self) -> Option<Cow<'_, str>> {
@@ -427,6 +434,15 @@ impl Outgoing {
 
     fn new(data: Bytes, memory: Option<OwnedSemaphorePermit>) -> Self {
         Self(Inner::Whole { data, memory, unpacked: false })
+    }
+
+    fn again(&self) -> Self {
+        match &self.0 {
+            Inner::Whole { data, memory: _, unpacked } => {
+                Self(Inner::Whole { data: data.clone(), memory: None, unpacked: *unpacked })
+            }
+            Inner::Passing(_) => Self::empty(),
+        }
     }
 
     fn unpack(&mut self, bounds: &BodyBounds) -> Result<(), Reject> {

@@ -30,7 +30,8 @@ mod written;
 mod zone;
 
 pub use backends::{
-    Alias, Aliases, AtOnce, Backend, BackendKind, NamedModel, Priority, Weight, is_link_local,
+    Alias, Aliases, AtOnce, Backend, BackendKind, NamedBackends, NamedModel, Priority, Weight,
+    is_link_local,
 };
 pub use keys::{Key, Kind, reference};
 pub use limits::{Allowance, Limit, Measure, Per, no_measure};

@@ -21,6 +21,10 @@ use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
 use crate::traces::TRACEPARENT;
 
+mod each;
+
+pub use each::to_each;
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -16,7 +16,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use crate::access;
 use crate::admin::{self, FailedLogins, Flow};
 use crate::api::{self, Asked, Target};
-use crate::auth::{Identity, Memory, Presented};
+use crate::auth::{Identity, Memory};
 use crate::call::{self, Call};
 use crate::client_addr::{ClientAddr, PeerAddr};
 use crate::config::Config;
@@ -24,7 +24,7 @@ use crate::forward::{self, Origin};
 use crate::http1::Arrival;
 use crate::incoming::Incoming;
 use crate::limit::{Limits, Ticket};
-use crate::meter::{Answer, Metered, Riders};
+use crate::meter::{Answer, Gathered, Metered, Riders};
 use crate::pool::Lease;
 use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
 use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
@@ -39,9 +39,11 @@ mod explain;
 mod gauges;
 mod lists;
 mod loaded;
+mod login;
 mod notices;
 mod open;
 mod redirect;
+mod several;
 mod state;
 mod turn;
 
@@ -50,6 +52,7 @@ pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
 use notices::Notices;
+use several::Several;
 
 const OUTDATED: &str = "the certificate that this connection began with is not taken any more";
 /// Says which of a request's parameters a policy changed.
@@ -224,6 +227,10 @@ impl Gateway {
             Ok(Served::Flowing(answer)) => {
                 record.line.status = answer.status().as_u16();
                 answer.map(|flow| Answer::Flowing { flow, record })
+            }
+            Ok(Served::Gathered(answer)) => {
+                record.line.status = answer.status().as_u16();
+                answer.map(|gathered| Answer::Gathered { gathered, record })
             }
             Err(reject) => {
                 closes |= reject.closes();
@@ -411,6 +418,8 @@ enum Served {
     Own(Response<Bytes>),
     Flowing(Response<Box<Flow>>),
     Passed(Box<Passed>),
+    /// Of several backends.
+    Gathered(Response<Box<Gathered>>),
 }
 
 /// A backend's answer, and what has to live as long as it.
@@ -438,10 +447,7 @@ impl Visit<'_> {
         if let Some(answer) = self.to_anybody(parts, &target)? {
             return Ok(Served::Own(answer));
         }
-        let presented = presented(parts, &target, door.certificate(state)?);
-        let who =
-            state.auth().authenticate(&live.memory, client, presented, record.started()).await?;
-        self.met(client, &who, parts, record);
+        let who = self.login(parts, &target, client, record).await?;
         if let Some(answer) = open::to_callers(live, state, &who, parts, &target)? {
             return Ok(Served::Own(answer));
         }
@@ -455,14 +461,17 @@ impl Visit<'_> {
         let (chosen, ground) = loaded::ground(state, entry, &call).await?;
         let permit = access::authorize(chosen, &mut call, &ground)?;
         let mut ticket = admission::ticket(self, (permit, entered), &call, record)?;
+        if let Some(several) = Several::of(state, &ticket, &call) {
+            let origin = Origin { client, scheme: door.scheme(), record };
+            return Box::pin(several.served(state, (call, ticket), origin)).await;
+        }
         let mut lease = turn::taken(state, &ticket, &call, record).await?;
         let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
         let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
         let answered = forward::send(call, &mut ticket, &mut lease, state.way(), origin).await?;
-        lists::served(Box::new(Passed { answered, ticket, lease, sifts }), narrows, state.idle())
-            .await
+        lists::served(Passed { answered, ticket, lease, sifts }, narrows, state.idle()).await
     }
 
     /// What is answered before anybody asks who it is.
@@ -486,22 +495,6 @@ impl Visit<'_> {
         // Strangers would decide what is kept of them.
         record.trace = self.state.tracer().and_then(|tracer| tracer.begin(&parts.headers));
         self.live.notice(client, self.link, who);
-    }
-}
-
-fn presented<'a>(
-    parts: &'a Parts,
-    target: &'a Target,
-    certificate: Option<&'a ClientCertificate>,
-) -> Presented<'a> {
-    let mut pairs = parts.uri.query().unwrap_or_default().split('&');
-    Presented {
-        headers: &parts.headers,
-        path_key: target.path_key.as_deref(),
-        method: parts.method.as_str(),
-        path: &target.path,
-        ts: pairs.find_map(|pair| pair.strip_prefix("ts=")),
-        certificate,
     }
 }
 

@@ -23,11 +23,13 @@ use crate::store::Written;
 
 mod events;
 mod frame;
+mod gathered;
 mod reader;
 mod scan;
 mod sieve;
 mod template;
 
+pub use gathered::{Began, Gathered, Questioned, Speaking, Voice};
 pub use reader::{Counts, Reader};
 pub use sieve::Sieve;
 
@@ -48,6 +50,11 @@ pub enum Answer {
     /// One of our own that is made while it goes.
     Flowing {
         flow: Box<Flow>,
+        record: Box<Record>,
+    },
+    /// Of several backends.
+    Gathered {
+        gathered: Box<Gathered>,
         record: Box<Record>,
     },
 }
@@ -363,7 +370,9 @@ impl Answer {
     pub fn take_fields(&mut self) -> FieldLines {
         match self {
             Self::Passing { fields, .. } => std::mem::take(fields),
-            Self::Own { .. } | Self::Flowing { .. } => FieldLines::default(),
+            Self::Own { .. } | Self::Flowing { .. } | Self::Gathered { .. } => {
+                FieldLines::default()
+            }
         }
     }
 }
@@ -373,6 +382,7 @@ impl Answer {
     pub fn has_to_end(&mut self, cx: &Context<'_>) -> bool {
         match self {
             Self::Passing { metered, .. } => metered.has_to_end(cx),
+            Self::Gathered { gathered, record } => gathered.has_to_end(record, cx),
             Self::Own { .. } | Self::Flowing { .. } => false,
         }
     }
@@ -391,6 +401,7 @@ impl Body for Answer {
             Self::Own { data, .. } if data.is_empty() => Poll::Ready(None),
             Self::Own { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
             Self::Flowing { flow, record } => flowing(flow, record, cx),
+            Self::Gathered { gathered, record } => gathered.poll(record, cx).map_ok(Frame::data),
         }
     }
 
@@ -400,7 +411,7 @@ impl Body for Answer {
                 metered.state == State::Ended && metered.held.is_none()
             }
             Self::Own { data, .. } => data.is_empty(),
-            Self::Flowing { .. } => false,
+            Self::Flowing { .. } | Self::Gathered { .. } => false,
         }
     }
 
@@ -410,7 +421,7 @@ impl Body for Answer {
                 metered.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Self::Flowing { .. } => SizeHint::default(),
+            Self::Flowing { .. } | Self::Gathered { .. } => SizeHint::default(),
         }
     }
 }

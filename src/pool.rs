@@ -22,6 +22,8 @@ mod health;
 mod known;
 pub mod line;
 mod listed;
+mod lists;
+mod managed;
 mod own;
 pub mod queue;
 mod reach;
@@ -32,12 +34,14 @@ pub use backend::Backend;
 pub use choice::Wanted;
 pub use connection::{Connection, Failed, Outbound};
 pub use health::Finding;
+pub use lists::{Entry, Key, List, Told};
 pub use seen::Load;
 pub use turn::{Choice, Wait};
 
 use backend::Watch;
 use choice::Nobody;
 use line::{Held, Line};
+use lists::{Change, Made};
 use queue::Bounds;
 
 /// How many may wait: of one identity, and in all.
@@ -69,6 +73,7 @@ pub struct Pool {
     connect_timeout: Duration,
     queue_timeout: Duration,
     line: Arc<Line>,
+    made: Made,
     /// For the digests of conversations; the same over a reload, so that they stay where they are.
     digests: RandomState,
 }
@@ -82,6 +87,8 @@ pub struct Lease {
     held: Option<Held>,
     /// Of several backends each request shows how its own is.
     watch: Option<Watch>,
+    /// Of a request after which the backend may have other models.
+    change: Option<Change>,
 }
 
 impl Pool {
@@ -100,6 +107,7 @@ impl Pool {
             connect_timeout: config.timeouts.connect,
             queue_timeout: config.queue_timeout,
             line,
+            made: Made::default(),
             digests: before.map_or_else(RandomState::new, |before| before.digests.clone()),
         })
     }

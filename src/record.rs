@@ -149,7 +149,16 @@ impl Record {
     pub fn open(log: Log, id: RequestId, arrived: Arc<Arrival>) -> Self {
         let line = Line { time: SystemTime::now(), id, ..Line::default() };
         let started = Instant::now();
-        Self { line, trace: None, started, arrived, log, ended: false, waits_since: None, account: None }
+        Self {
+            line,
+            trace: None,
+            started,
+            arrived,
+            log,
+            ended: false,
+            waits_since: None,
+            account: None,
+        }
     }
 
     pub fn opened(&mut self, client: ClientAddr, method: &Method, path: &str) {

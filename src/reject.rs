@@ -290,9 +290,7 @@ impl Reject {
                 "the store cannot be used right now; the gate's log has the reason".to_owned()
             }
             Self::WrongHost => "the request names another host than this one".to_owned(),
-            Self::HeadersTooLarge => {
-                "the request headers are larger than 32 KiB or more than 100".to_owned()
-            }
+            Self::HeadersTooLarge => HEADERS_TOO_LARGE.to_owned(),
             Self::TooManyFailures { retry_after } => {
                 format!("too many failed logins; try again in {} s", whole_seconds(*retry_after))
             }
@@ -540,6 +538,7 @@ fn kind(status: u16, other: &'static str) -> &'static str {
     }
 }
 
+const HEADERS_TOO_LARGE: &str = "the request headers are larger than 32 KiB or more than 100";
 const TLS_REQUIRED: &str = "only https is served; begin the address with https://. A password or key \
      that was sent just now has crossed the network in the open: change it";
 

@@ -1,13 +1,14 @@
 //! `[[backend]]` and `[[alias]]`: the model servers, and other names for their models.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use super::problems::{Found, shown};
 use super::written::{Form, Written};
-use super::{BackendUrl, Config, ModelName};
+use super::{BackendUrl, Config, ModelName, values};
 
 /// More models side by side, or requests of one model, than any machine runs.
 const MOST_AT_ONCE: u32 = 10_000;
@@ -88,6 +89,14 @@ pub struct NamedModel {
     pub name: ModelName,
 }
 
+/// Backends that a rule speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamedBackends {
+    Name(String),
+    /// All that have it.
+    Tag(String),
+}
+
 /// What every alias stands for in the end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Aliases(HashMap<ModelName, Vec<NamedModel>>);
@@ -139,6 +148,33 @@ impl BackendKind {
         match self {
             Self::Ollama => AtOnce::Auto,
             Self::OpenAi => AtOnce::Unbounded,
+        }
+    }
+}
+
+impl NamedBackends {
+    /// Whether a backend with this name and these tags is meant.
+    #[must_use]
+    pub fn means(&self, name: &str, tags: &[String]) -> bool {
+        match self {
+            Self::Name(meant) => meant == name,
+            Self::Tag(meant) => tags.contains(meant),
+        }
+    }
+
+    fn read(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("tag:") {
+            Some(word) => tag(word).map(Self::Tag),
+            None => values::backend_name(text).map(Self::Name),
+        }
+    }
+}
+
+impl fmt::Display for NamedBackends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Tag(word) => write!(f, "tag:{word}"),
         }
     }
 }
@@ -315,6 +351,10 @@ impl Written {
         Ok(tags)
     }
 
+    pub(super) fn named_backends(&self) -> Result<Vec<NamedBackends>, Found> {
+        self.each_once(NamedBackends::read, |_| false)
+    }
+
     pub(super) fn model_names(&self) -> Result<Vec<NamedModel>, Found> {
         let models = self.each(named_model)?;
         match models.is_empty() {
@@ -386,6 +426,32 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         ));
     }
     faults.extend(faults_of_aliases(&config.aliases));
+    faults.extend(faults_of_managers(config));
+    faults
+}
+
+/// Who is to manage models has to know how.
+fn faults_of_managers(config: &Config) -> Vec<(String, String)> {
+    let mut faults = Vec::new();
+    for rule in &config.rules {
+        for named in &rule.manage {
+            let mut meant =
+                config.backends.iter().filter(|it| named.means(&it.name, &it.tags)).peekable();
+            let named = shown(&named.to_string());
+            if meant.peek().is_none() {
+                let says = format!("manage names {named}, and there is no such [[backend]]");
+                faults.push((rule.place.clone(), says));
+            }
+            if let Some(other) = meant.find(|it| it.kind != BackendKind::Ollama) {
+                let says = format!(
+                    "manage names {named}, and the backend {} has no calls that manage models: \
+                     it is of the kind openai",
+                    shown(&other.name)
+                );
+                faults.push((rule.place.clone(), says));
+            }
+        }
+    }
     faults
 }
 

@@ -233,7 +233,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 112] = [
+static KEYS: [Key; 113] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -467,6 +467,9 @@ static KEYS: [Key; 112] = [
     row("rule.priority", Kind::Choice(r#""interactive" or "batch""#), r#""interactive""#,
         |config, it| rules::rule(config, |rule| put(&mut rule.priority, it.one_of(&[("interactive", Priority::Interactive), ("batch", Priority::Batch)]))),
         "`interactive`, or `batch` for requests that wait while others do not"),
+    row("rule.manage", Kind::Names, "[]",
+        |config, it| rules::rule(config, |rule| put(&mut rule.manage, it.named_backends())),
+        "the backends that their calls which pull, create, copy or delete models go to, each to all of these; by name, or as `tag:WORD` those with this tag"),
     row("rule.requests_per_minute", Kind::Count, "", limits::of_rule, REQUESTS),
     row("rule.tokens_per_minute", Kind::Count, "", limits::of_rule, TOKENS),
     row("rule.tokens_per_day", Kind::Count, "", limits::of_rule, TOKENS_DAY),

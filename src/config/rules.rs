@@ -5,7 +5,9 @@ use ipnet::IpNet;
 
 use super::problems::{Found, shown};
 use super::written::{Form, Written};
-use super::{Allowance, Config, Models, Pattern, Policy, Priority, Role, Weight, values};
+use super::{
+    Allowance, Config, Models, NamedBackends, Pattern, Policy, Priority, Role, Weight, values,
+};
 
 /// One rule: whom it is about, and what it gives them. The first that matches counts.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +30,8 @@ pub struct Rule {
     /// The share of each caller that it is about.
     pub weight: Weight,
     pub priority: Priority,
+    /// Where calls that manage models go, each to all of them; nowhere in particular if empty.
+    pub manage: Vec<NamedBackends>,
     /// Of each caller that it is about.
     pub allowance: Allowance,
 }

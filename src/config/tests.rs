@@ -85,7 +85,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 112] = [
+const VALUES: [(&str, &str, &str, &str); 113] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -153,6 +153,7 @@ const VALUES: [(&str, &str, &str, &str); 112] = [
     ("alias.name", "'gpt-4o'", "'gpt 4o'", "names no model"),
     ("alias.model", "['gemma3:12b', 'gemma3:4b']", "[]", "name one at least"),
     ("rule.weight", "0.5", "'heavy'", "a number such as 2"),
+    ("rule.manage", "['ollama']", "['a b']", "letters, digits"),
     ("rule.priority", "'batch'", "'low'", "\"interactive\" or \"batch\""),
     ("backend.key_file", "'key'", "{ a = 1 }", "found a table"),
     ("backend.ca_file", "'ca.pem'", "1", "a file's path"),

@@ -7,7 +7,8 @@ use std::time::Instant;
 use http::Response;
 use http::request::Parts;
 
-use super::{Gateway, Served, Visit, gauges, presented};
+use super::login::presented;
+use super::{Gateway, Served, Visit, gauges};
 use crate::admin::{self, Content, Desk, Found};
 use crate::api::Target;
 use crate::auth::Identity;

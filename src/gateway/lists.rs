@@ -1,26 +1,69 @@
-//! A list of models, read whole and narrowed to what its caller may see.
+//! A list of models, that of all backends, or read whole and narrowed to what its caller may see.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
-use super::{Passed, Served};
+use super::{Passed, Served, State};
 use crate::access;
+use crate::call::Call;
+use crate::limit::Ticket;
+use crate::pool::List;
 use crate::reject::Reject;
+
+mod merge;
 
 /// A list of 100,000 models has less.
 const MOST_BYTES: usize = 32 << 20;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
+/// More entries are put together aside, because that takes more than a millisecond.
+const MERGED_AT_ONCE: usize = 200;
+
+/// The list of all backends together, as the caller may see it.
+///
+/// # Errors
+/// 502, 503, 504 where none of them tells.
+pub(super) async fn merged(
+    state: &State,
+    list: List,
+    call: &Call<'_>,
+    admitted: Ticket,
+) -> Result<Response<Bytes>, Reject> {
+    let told = state.pool().lists(list, &state.forwarding().via).await?;
+    let entries: usize = told.iter().map(|(_, told)| told.entries.len()).sum();
+    let narrows = admitted.permit().narrows(&call.asked);
+    let (pool, is_short) = (Arc::clone(state.pool()), entries <= MERGED_AT_ONCE);
+    let made = move || {
+        let make = || Bytes::from(merge::merged(list, &told));
+        let whole = if is_short { make() } else { pool.made_once(list, &told, make) };
+        match narrows {
+            true => access::narrowed(&whole, admitted.permit().reach()),
+            false => Some(whole),
+        }
+    };
+    let body = match is_short {
+        true => made(),
+        // It does not fail but by a panic.
+        false => tokio::task::spawn_blocking(made).await.ok().flatten(),
+    };
+    let mut response = Response::new(body.ok_or(Reject::Internal)?);
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    Ok(response)
+}
 
 /// The answer as it passes, or read and narrowed first.
 ///
 /// # Errors
 /// 502 for an answer that is no list, or breaks off; 504.
 pub(super) async fn served(
-    passed: Box<Passed>,
+    passed: Passed,
     narrows: bool,
     idle: Duration,
 ) -> Result<Served, Reject> {
+    let passed = Box::new(passed);
     match narrows {
         // Boxed, because it is seldom needed.
         true => Box::pin(narrowed(passed, idle)).await.map(Served::Own),

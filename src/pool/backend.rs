@@ -15,6 +15,7 @@ use super::health::{Finding, Fitness, Health};
 use super::known::Known;
 use super::line::Line;
 use super::listed::{Listed, Loaded};
+use super::lists::Lists;
 use super::own::{LISTED_FOR, LOADED_FOR};
 use super::queue::Setup;
 use super::turn::bound;
@@ -70,6 +71,7 @@ pub(super) struct Live {
     /// Models in memory, and models that it has.
     pub(super) loaded: Known<Loaded>,
     pub(super) listed: Known<Listed>,
+    pub(super) lists: Lists,
     looking: Mutex<JoinSet<()>>,
     /// That something of it cannot be had has been told.
     pub(super) told: AtomicBool,
@@ -100,6 +102,7 @@ impl Live {
             listed: Known::for_about(LISTED_FOR),
             looking: Mutex::default(),
             told: AtomicBool::new(false),
+            lists: Lists::default(),
             // The configuration has no more than find room.
             place: line.with(|queue, _| queue.add(setup)).unwrap_or_default(),
             line: Arc::clone(line),

@@ -46,6 +46,11 @@ impl<T: Default> Known<T> {
         heard.times.is_none_or(|(asked, _)| now.saturating_duration_since(asked) >= every)
     }
 
+    /// What was heard is not good for another request.
+    pub(super) fn outdate(&self) {
+        self.heard.write().unwrap_or_else(PoisonError::into_inner).times = None;
+    }
+
     /// What was heard not long ago.
     pub(super) fn last(&self, now: Instant) -> Option<Said<T>> {
         self.heard(|(_, until)| now < until)

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::PoisonError;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use super::queue::{Ask, Bounds, Joined, Micros, Queue, Slot, Turn};
 #[cfg(loom)]
 use loom::sync::{Arc, Mutex};
 #[cfg(not(loom))]
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// See the top of the file.
 #[derive(Debug)]
@@ -78,10 +79,7 @@ impl Line {
     pub fn with<T>(&self, work: impl FnOnce(&mut Queue, Micros) -> T) -> T {
         let now = Micros::try_from(self.began.elapsed().as_micros()).unwrap_or(Micros::MAX);
         let (came, due) = {
-            #[cfg(not(loom))]
             let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-            #[cfg(loom)]
-            let mut queue = self.queue.lock().unwrap();
             (work(&mut queue, now), queue.take_due())
         };
         for task in due {

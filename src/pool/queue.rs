@@ -10,7 +10,7 @@
 //! two models do not evict each other by turns; and, of those who wait for a less urgent class, everybody,
 //! but for a tenth of the time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Duration;
@@ -140,7 +140,7 @@ struct Backend {
     seen_at_once: usize,
     /// What is in its memory, what was used last first.
     resident: Vec<Arc<str>>,
-    rooms: Vec<Room>,
+    rooms: BTreeMap<Arc<str>, Room>,
     busy: usize,
     /// The tag of whoever was served last.
     clock: u64,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::choice::Wanted;
 use super::line::{Entered, Held, Line, Stranded, Waiting};
 use super::queue::{Ask, Class as Urgency, Queue};
-use super::{Backend, Lease, Pool, refusal};
+use super::{Backend, Lease, Pool, managed, refusal};
 use crate::api::Class;
 use crate::call::Call;
 use crate::config::{AtOnce, Priority};
@@ -51,6 +51,9 @@ impl Pool {
         call: &Call<'_>,
         model: Option<&str>,
     ) -> Result<Choice, Reject> {
+        if managed::may_change_models(call) {
+            return Box::pin(self.choose_manager(admitted, call)).await.map(Choice::Now);
+        }
         if let [only] = self.backends.as_slice()
             && only.takes_anything()
         {
@@ -68,7 +71,7 @@ impl Pool {
         call: &Call<'_>,
         model: Option<&str>,
     ) -> Option<Lease> {
-        if self.backends.len() < 2 {
+        if self.backends.len() < 2 || managed::may_change_models(call) {
             return None;
         }
         let but = Some(failed.backend.serial());
@@ -100,11 +103,10 @@ impl Pool {
         model: Option<&str>,
     ) -> Result<Choice, Reject> {
         let best = candidates.first().ok_or_else(none_takes_it)?;
-        let terms =
-            Terms { connect_timeout: self.connect_timeout, is_watched: self.backends.len() > 1 };
+        let terms = self.terms();
         let sent_on = || admitted.permit().model().is_some_and(|model| best.sends_on(model));
         let Some(model) = model.filter(|_| best.is_queued_for() && !sent_on()) else {
-            return Ok(Choice::Now(terms.lease(best, self.pass(best, admitted, call))));
+            return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
         let queued: Vec<_> = candidates.iter().filter(|it| it.is_queued_for()).collect();
         let asks = |queue: &Queue| ask(queue, (admitted, call), model, &queued);
@@ -123,6 +125,20 @@ impl Pool {
                 patience: self.queue_timeout,
             }))),
         }
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { connect_timeout: self.connect_timeout, is_watched: self.backends.len() > 1 }
+    }
+
+    /// A place that is nobody's turn.
+    pub(super) fn beside(
+        &self,
+        backend: &Arc<Backend>,
+        admitted: &Ticket,
+        call: &Call<'_>,
+    ) -> Lease {
+        self.terms().lease(backend, self.pass(backend, admitted, call))
     }
 
     /// What takes no slot is seen all the same while a backend works for it.
@@ -170,6 +186,7 @@ impl Terms {
             connect_timeout: self.connect_timeout,
             held,
             watch: self.is_watched.then(|| backend.watch()),
+            change: None,
         }
     }
 }

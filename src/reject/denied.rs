@@ -93,6 +93,8 @@ pub enum Why {
     OtherSite,
     /// The rule opens other endpoints only.
     Rule,
+    /// The rule has such calls go to other backends.
+    Elsewhere,
     /// The rule refuses images, or tools.
     Content(&'static str),
     /// The role held is not the role needed.
@@ -116,6 +118,10 @@ impl fmt::Display for Denied {
             Why::Rule => write!(
                 f,
                 "the rule for {name} does not open {operation}. Ask whoever runs this gate"
+            ),
+            Why::Elsewhere => write!(
+                f,
+                "the rule for {name} has {operation} go to other backends. Ask whoever runs this gate"
             ),
             Why::Content(what) => write!(f, "{name} may not send {what} with {operation}"),
             Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),

@@ -2,6 +2,9 @@
 
 use super::{Denied, Lack, Limited, ModelDenied, Reject, Why};
 
+const TOO_MANY_FAILURES: &str =
+    "waiting, or a credential that was right before; `failed_attempts_per_minute` is the bound";
+
 impl Reject {
     /// What would have to be otherwise, and who could make it so; `None` where nothing would. Not for
     /// the caller.
@@ -20,10 +23,7 @@ impl Reject {
                 "a credential that is known and counts; a line of the log says why a managed key did \
                  not (`portcullis key show` and `portcullis user verify` tell more)"
             }
-            Self::TooManyFailures { .. } => {
-                "waiting, or a credential that was right before; `failed_attempts_per_minute` is the \
-                 bound"
-            }
+            Self::TooManyFailures { .. } => TOO_MANY_FAILURES,
             Self::RateLimited(it) | Self::QuotaExhausted(it) | Self::TooManyConcurrent(it) => {
                 return Some(of_limited(it));
             }
@@ -85,6 +85,7 @@ fn of_denied(Denied { operation, name, why }: &Denied) -> String {
              there"
         ),
         Why::Rule => format!("{operation} among the `endpoints` of the rule for {name}"),
+        Why::Elsewhere => format!("that backend in `manage` of the rule for {name}"),
         Why::Content(what) => {
             format!("a `policy` for {name} that does not say `{what} = \"refuse\"`")
         }

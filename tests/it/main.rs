@@ -42,6 +42,7 @@ mod reference; // the reference pages
 mod refusals; // each code of the table, provoked
 mod running; // who runs and who waits, and ending that
 mod rules; // who may use which model
+mod several; // several backends that answer together
 mod stream; // answers as they pass
 mod traces; // what a collector of traces is told
 mod tls; // https on both sides, certificates, the door beside it

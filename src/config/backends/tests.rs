@@ -38,6 +38,27 @@ fn what_only_one_backend_may_have_is_told_of_the_second() {
 }
 
 #[test]
+fn who_is_to_manage_models_is_a_backend_of_the_file_that_knows_how() {
+    let file = "[[backend]]\nname = 'a'\ntags = ['lab']\n[[backend]]\nname = 'b'\ntags = ['lab']\n\
+                [[backend]]\nname = 'c'\nkind = 'openai'\ntags = ['cpp']\n[[rule]]\nmanage = ";
+    let managers = |list: &str| config(&format!("{file}{list}\n")).rules[0].manage.clone();
+    let name = NamedBackends::Name("a".to_owned());
+    assert_eq!(managers("['a', 'tag:lab']"), [name, NamedBackends::Tag("lab".to_owned())]);
+    for (list, says) in [
+        ("['d']", "there is no such"),
+        ("['tag:a']", "there is no such"),
+        ("['c']", "kind openai"),
+        ("['tag:cpp']", "kind openai"),
+        ("['a', 'a']", "twice"),
+        ("['a b']", "letters"),
+        ("['tag:']", "letters"),
+    ] {
+        let told = problems(format!("{file}{list}\n"));
+        assert!(told.len() == 1 && told[0].contains(says), "{list}: {told:?}");
+    }
+}
+
+#[test]
 fn an_alias_stands_for_models_over_other_aliases_each_once() {
     let text = "[[alias]]\nname = 'gpt-4o'\nmodel = ['big', 'gemma3:4b']\n\
                 [[alias]]\nname = 'big'\nmodel = ['gemma3:27b', 'gemma3:4b', 'qwen3']\n";

@@ -52,9 +52,8 @@ impl Queue {
         let (Some(flow), place) = (running.flow, running.place) else { return };
         let age = now.saturating_sub(running.began);
         let expected = || {
-            let rooms = self.backends.get(place).map(|backend| &backend.rooms);
-            let mut rooms = rooms.into_iter().flatten();
-            let room = rooms.find(|room| room.model == running.ask.model);
+            let backend = self.backends.get(place);
+            let room = backend.and_then(|backend| backend.rooms.get(&running.ask.model));
             room.map_or(UNKNOWN, |room| room.pace.expected(running.ask.prompt))
         };
         let total = match (is_over, running.charged) {
@@ -103,7 +102,7 @@ impl Queue {
         let Some(backend) = self.backends.get_mut(place) else { return };
         let signed = |time: Micros| i64::try_from(time).unwrap_or(i64::MAX);
         let more = signed(total).saturating_sub(signed(before));
-        let waits = |class| backend.rooms.iter().any(|room| room.first(class).is_some());
+        let waits = |class| backend.rooms.values().any(|room| room.first(class).is_some());
         match class {
             Class::Interactive if waits(Class::Batch) => {
                 let share = i64::try_from(FLOOR - 1).unwrap_or(i64::MAX);

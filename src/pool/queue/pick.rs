@@ -36,7 +36,7 @@ const RELUCTANCE_MICROS: Micros = RELUCTANCE.as_secs() * 1_000_000;
 impl Queue {
     pub(super) fn pick(&mut self, place: usize, now: Micros) -> Pick {
         let Some(backend) = self.backends.get(place) else { return Pick::Nobody };
-        let first = |class| backend.rooms.iter().any(|room| room.first(class).is_some());
+        let first = |class| backend.rooms.values().any(|room| room.first(class).is_some());
         if !first(Class::Batch) {
             if let Some(backend) = self.backends.get_mut(place) {
                 backend.owed = 0;
@@ -56,7 +56,8 @@ impl Queue {
     /// What is owed to the less urgent pays for the next of them.
     fn batch_is_due(&self, place: usize) -> bool {
         let Some(backend) = self.backends.get(place) else { return false };
-        let heads = backend.rooms.iter().filter_map(|room| Some((room, room.first(Class::Batch)?)));
+        let heads =
+            backend.rooms.values().filter_map(|room| Some((room, room.first(Class::Batch)?)));
         let next = heads.min_by_key(|(_, key)| *key);
         let cost = next.and_then(|(room, key)| {
             let waiting = self.head_of(key.2)?;
@@ -67,7 +68,7 @@ impl Queue {
 
     fn pick_of(&mut self, class: Class, place: usize, now: Micros) -> Pick {
         let Some(backend) = self.backends.get(place) else { return Pick::Nobody };
-        let heads = || backend.rooms.iter().filter_map(|room| self.head(class, place, room, now));
+        let heads = || backend.rooms.values().filter_map(|room| self.head(class, place, room, now));
         let Some(fair) = heads().min_by_key(|head| head.key) else { return Pick::Nobody };
         let is_held = |it: &Micros| now.saturating_sub(*it) < GROUPING_MICROS;
         let groups = backend.held_since.as_ref().is_none_or(is_held);

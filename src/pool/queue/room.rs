@@ -64,21 +64,15 @@ impl Room {
 
 impl Backend {
     pub(super) fn room(&mut self, model: &Arc<str>) -> &mut Room {
-        let known = self.rooms.iter().position(|room| room.model == *model);
-        let at = known.unwrap_or_else(|| {
-            self.rooms.push(Room::new(model, &self.parallel));
-            self.rooms.len() - 1
-        });
-        // There is one at that place.
-        #[expect(clippy::indexing_slicing, reason = "found or made just now")]
-        &mut self.rooms[at]
+        let fresh = || Room::new(model, &self.parallel);
+        self.rooms.entry(Arc::clone(model)).or_insert_with(fresh)
     }
 
     /// A request of this model can start, and passes nobody who waits.
     pub(super) fn has_room_at_once(&self, model: &str, now: Micros) -> bool {
         self.is_open
             && !self.is_waited_for()
-            && match self.rooms.iter().find(|room| *room.model == *model) {
+            && match self.rooms.get(model) {
                 Some(room) if room.running > 0 => !room.parallel.is_full(room.running, now, false),
                 Some(_) | None => self.fits_beside(),
             }
@@ -86,7 +80,7 @@ impl Backend {
 
     /// One more model can run beside those that do.
     pub(super) fn fits_beside(&self) -> bool {
-        let models = self.rooms.iter().filter(|room| room.running > 0).count();
+        let models = self.rooms.values().filter(|room| room.running > 0).count();
         models < self.models_at_once()
     }
 
@@ -100,7 +94,7 @@ impl Backend {
     }
 
     pub(super) fn is_waited_for(&self) -> bool {
-        self.rooms.iter().any(|room| room.waits && room.is_waited_for())
+        self.rooms.values().any(|room| room.waits && room.is_waited_for())
     }
 
     pub(super) fn is_wanted(&self) -> bool {
@@ -114,13 +108,12 @@ impl Backend {
 
     /// The clock of a model that runs, whatever runs beside it.
     pub(super) fn beside(&self, model: &str) -> Option<u64> {
-        let mut rooms = self.rooms.iter().filter(|room| room.running > 0);
-        rooms.find(|room| *room.model == *model).map(|room| room.clock)
+        self.rooms.get(model).filter(|room| room.running > 0).map(|room| room.clock)
     }
 
     /// Where a flow that comes now begins.
     pub(super) fn base(&self, model: &str) -> u64 {
-        let running = self.rooms.iter().filter(|room| room.running > 0);
+        let running = self.rooms.values().filter(|room| room.running > 0);
         let furthest = || running.map(|room| room.clock).max();
         self.beside(model).or_else(furthest).unwrap_or(self.clock)
     }
@@ -158,11 +151,11 @@ impl Backend {
 
     /// Nobody waits for this model in this class any more.
     pub(super) fn prune(&mut self, model: &str, _class: Class) {
-        if let Some(room) = self.rooms.iter_mut().find(|room| *room.model == *model) {
+        if let Some(room) = self.rooms.get_mut(model) {
             room.waits = room.is_waited_for();
         }
         if self.rooms.len() > MOST_ROOMS {
-            self.rooms.retain(|room| room.running > 0 || room.is_waited_for());
+            self.rooms.retain(|_, room| room.running > 0 || room.is_waited_for());
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The queue as people see it, and what they may change: who runs, who waits, and for how long.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::limit::Course;
@@ -82,7 +82,7 @@ impl Queue {
             models_at_once: setup.models_at_once,
             seen_at_once: 1,
             resident: Vec::new(),
-            rooms: Vec::new(),
+            rooms: BTreeMap::new(),
             busy: 0,
             clock: 0,
             owed: 0,
@@ -105,9 +105,8 @@ impl Queue {
 
     /// The model by the name by which it is known here.
     pub fn model(&self, name: &str) -> Arc<str> {
-        let mut rooms = self.backends.iter().flat_map(|backend| &backend.rooms);
-        let known = rooms.find(|room| *room.model == *name).map(|room| Arc::clone(&room.model));
-        known.unwrap_or_else(|| name.into())
+        let mut known = self.backends.iter().filter_map(|backend| backend.rooms.get(name));
+        known.next().map_or_else(|| name.into(), |room| Arc::clone(&room.model))
     }
 
     /// Other settings for a backend; what was learned stays where it still counts.
@@ -121,7 +120,7 @@ impl Queue {
             (new, old) => new != old,
         };
         if is_other {
-            for room in &mut backend.rooms {
+            for room in backend.rooms.values_mut() {
                 room.parallel = parallel.clone();
             }
             backend.parallel = parallel;
@@ -138,7 +137,7 @@ impl Queue {
         backend.is_open = is_open;
         if is_open {
             // It may have been started anew, with other settings.
-            for room in backend.rooms.iter_mut().filter(|room| room.running == 0) {
+            for room in backend.rooms.values_mut().filter(|room| room.running == 0) {
                 room.parallel.begin_anew();
             }
             return self.fill(1 << place, now);
@@ -152,9 +151,8 @@ impl Queue {
         let Some(backend) = self.backends.get_mut(place) else { return };
         backend.seen_at_once = backend.seen_at_once.max(models.len());
         // What it begins to load is not told yet.
-        let running = |model: &Arc<str>| {
-            backend.rooms.iter().any(|room| room.running > 0 && room.model == *model)
-        };
+        let running =
+            |model: &Arc<str>| backend.rooms.get(model).is_some_and(|room| room.running > 0);
         let mut resident: Vec<_> = backend
             .resident
             .iter()
@@ -267,9 +265,9 @@ impl Queue {
         let here = |room: &&super::room::Room| {
             room.running > 0 || room.is_waited_for() || backend.keeps(&room.model)
         };
-        let mut models: Vec<_> = backend.rooms.iter().filter(here).map(of_room).collect();
+        let mut models: Vec<_> = backend.rooms.values().filter(here).map(of_room).collect();
         let kept = backend.resident.iter().take(backend.models_at_once());
-        for name in kept.filter(|name| backend.rooms.iter().all(|room| room.model != **name)) {
+        for name in kept.filter(|name| !backend.rooms.contains_key(*name)) {
             models.push(SeenModel {
                 name: Arc::clone(name),
                 in_memory: true,
@@ -299,7 +297,7 @@ impl Queue {
     #[must_use]
     pub fn parallel(&self, place: usize, model: &str) -> Option<(usize, bool)> {
         let backend = self.backends.get(place)?;
-        let room = backend.rooms.iter().find(|room| *room.model == *model);
+        let room = backend.rooms.get(model);
         let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
         Some((parallel.number(), parallel.is_learned()))
     }
@@ -338,7 +336,7 @@ impl Queue {
         let (mut slots, mut each) = (0, 0);
         for place in places(ask.places) {
             let Some(backend) = self.backends.get(place).filter(|it| it.is_open) else { continue };
-            let room = backend.rooms.iter().find(|room| room.model == ask.model);
+            let room = backend.rooms.get(&ask.model);
             let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
             slots += parallel.number() as u64;
             let pace = room.map_or_else(super::charge::Pace::default, |room| room.pace.clone());

@@ -50,17 +50,15 @@ impl Bed {
     }
 
     fn runs(&mut self, ask: Ask) -> Slot {
-        match self.queue.join(ask, self.now) {
-            Joined::Runs(slot) => slot,
-            other => panic!("{other:?}"),
-        }
+        let joined = self.queue.join(ask, self.now);
+        let Joined::Runs(slot) = joined else { panic!("{joined:?}") };
+        slot
     }
 
     fn waits(&mut self, ask: Ask) -> usize {
-        match self.queue.join(ask, self.now) {
-            Joined::Waits(id) => id,
-            other => panic!("{other:?}"),
-        }
+        let joined = self.queue.join(ask, self.now);
+        let Joined::Waits(id) = joined else { panic!("{joined:?}") };
+        id
     }
 
     fn turn(&mut self, id: usize) -> Turn {
@@ -390,8 +388,8 @@ fn walk(steps: &[Step]) -> Queue {
         assert_eq!(queue.queued(), waiting.len());
         assert_eq!(queue.backends.iter().map(|it| it.busy).sum::<usize>(), running.len());
         for (backend, most) in queue.backends.iter().zip([1, 256, 2]) {
-            assert!(backend.rooms.iter().all(|room| room.running <= most));
-            assert!(backend.rooms.iter().filter(|room| room.running > 0).count() <= 1);
+            assert!(backend.rooms.values().all(|room| room.running <= most));
+            assert!(backend.rooms.values().filter(|room| room.running > 0).count() <= 1);
         }
     }
     for id in waiting {

@@ -354,7 +354,7 @@ fn worlds() -> Vec<World> {
             5 * SECOND,
             with_models(nine_and_one(4 * SECOND), 3),
         ),
-        world("four backends of two slots", 4, 2, 5 * SECOND, with_models(uneven.clone(), 2)),
+        world("four backends of two slots", 4, 2, 5 * SECOND, with_models(uneven, 2)),
         world("eight backends", 8, 1, 5 * SECOND, with_models(nine_and_one(4 * SECOND), 3)),
     ]
 }
