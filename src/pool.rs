@@ -114,6 +114,7 @@ impl Pool {
 
     /// In the order of the file.
     #[must_use]
+    #[inline]
     pub fn backends(&self) -> &[Arc<Backend>] {
         &self.backends
     }
@@ -124,6 +125,7 @@ impl Pool {
     }
 
     #[must_use]
+    #[inline]
     pub fn aliases(&self) -> &Aliases {
         &self.aliases
     }
@@ -272,6 +274,7 @@ impl Lease {
     }
 
     /// Tells what became of the request, once.
+    #[inline]
     pub fn found(&mut self, finding: Finding) {
         if let Some(watch) = self.watch.take() {
             self.backend.unwatch(&watch, Some(finding));

@@ -232,6 +232,7 @@ impl Backend {
     }
 
     #[must_use]
+    #[inline]
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }
@@ -301,18 +302,21 @@ impl Backend {
 
     /// Its own `Host`.
     #[must_use]
+    #[inline]
     pub fn host(&self) -> &HeaderValue {
         &self.host
     }
 
     /// Whether it is told the caller's `Host` instead.
     #[must_use]
+    #[inline]
     pub fn preserves_host(&self) -> bool {
         self.preserve_host
     }
 
     /// `Authorization` for it, if it wants one.
     #[must_use]
+    #[inline]
     pub fn key(&self) -> Option<&HeaderValue> {
         self.key.as_ref()
     }
@@ -380,11 +384,13 @@ impl Backend {
 
     /// Whether it takes no new requests, for maintenance.
     #[must_use]
+    #[inline]
     pub fn is_drained(&self) -> bool {
         self.live.drained.load(Ordering::Relaxed)
     }
 
     /// Whether there is no request that it would not get.
+    #[inline]
     pub(super) fn takes_anything(&self) -> bool {
         self.kind == BackendKind::Ollama && !self.is_drained()
     }
@@ -401,10 +407,12 @@ impl Backend {
         self.live.busy.load(Ordering::Relaxed)
     }
 
+    #[inline]
     pub(super) fn begin(&self) {
         self.live.busy.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(super) fn end(&self) {
         self.live.busy.fetch_sub(1, Ordering::Relaxed);
     }
@@ -421,6 +429,7 @@ impl Backend {
         drop(old);
     }
 
+    #[inline]
     pub(super) fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
         loop {
             let (connection, since) = self.idle().pop()?;
@@ -432,6 +441,7 @@ impl Backend {
         }
     }
 
+    #[inline]
     pub(super) fn keep(&self, connection: Box<Connection>, now: Instant) {
         if !connection.is_reusable() {
             return;

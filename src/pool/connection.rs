@@ -129,6 +129,7 @@ pub enum Failed {
 }
 
 impl Connection {
+    #[inline]
     pub(super) fn over(socket: Socket) -> Self {
         Self {
             socket,
@@ -141,6 +142,7 @@ impl Connection {
 
     /// Whether nothing has come over it since its answer; of one that was `just_used` the runtime's
     /// word is taken.
+    #[inline]
     pub(super) fn is_silent(&self, just_used: bool) -> bool {
         match just_used {
             true => self.socket.seems_silent(),
@@ -214,6 +216,7 @@ impl Connection {
     ///
     /// # Errors
     /// Where the backend breaks off, or frames its answer wrongly.
+    #[inline]
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Cause>> {
         loop {
             match self.framing.next(&mut self.inbox)? {
@@ -237,17 +240,20 @@ impl Connection {
 
     /// Bytes of the answer's body that are still to come, where that is known.
     #[must_use]
+    #[inline]
     pub fn left(&self) -> Option<u64> {
         self.framing.length()
     }
 
     /// The answer has been read whole.
     #[must_use]
+    #[inline]
     pub fn is_past(&self) -> bool {
         self.framing.is_past()
     }
 
     /// Whether `deadline` has passed; otherwise the task is woken when it has.
+    #[inline]
     pub fn is_due(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
         self.due.has_passed(deadline.into(), cx)
     }
@@ -262,6 +268,7 @@ impl Connection {
         }
     }
 
+    #[inline]
     pub(super) fn is_reusable(&self) -> bool {
         self.stays && self.framing.is_past() && self.inbox.is_empty()
     }
