@@ -94,6 +94,7 @@ pub async fn send(
         };
         let Some(unsent) = missed.unsent else { return Err(missed.reject) };
         call.body = unsent;
+        lease.frees_its_slot();
         let Some(other) = pool.instead(lease, admitted, &call, origin.record.model_shown()).await
         else {
             return Err(missed.reject);
@@ -150,12 +151,11 @@ async fn once(
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
-                lease.answers();
-                lease.found(if status.is_server_error() {
-                    Finding::Failure
-                } else {
-                    Finding::Answer
-                });
+                // A refusal takes no slot of a model, so nothing is learned from it.
+                if status.is_success() {
+                    lease.answers();
+                }
+                lease.found(shown_by(status));
                 return Ok(Answered { status, fields, connection });
             }
             Err(failed) => failed,
@@ -178,6 +178,11 @@ async fn once(
             }
         });
     }
+}
+
+/// 500 is what a caller can provoke, as by a template that does not parse.
+fn shown_by(status: StatusCode) -> Finding {
+    if matches!(status.as_u16(), 502..=504) { Finding::Failure } else { Finding::Answer }
 }
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of

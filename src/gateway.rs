@@ -310,7 +310,8 @@ impl Gateway {
     pub fn reload(&self, config: Config) -> Result<(), StateError> {
         let next = Arc::new(State::new(config, Some(&self.state()))?);
         self.live.recall(&next)?;
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = next;
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        next.pool().serve();
         Ok(())
     }
 

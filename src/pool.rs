@@ -44,8 +44,9 @@ use line::{Held, Line};
 use lists::{Change, Made};
 use queue::Bounds;
 
-/// How many may wait: of one identity, and in all.
-const BOUNDS: Bounds = Bounds { of_one: 1000, in_all: 10_000 };
+/// How much may wait: of one identity, and in all.
+const BOUNDS: Bounds =
+    Bounds { of_one: 1000, in_all: 10_000, bytes_of_one: 256 << 20, models_of_one: 16 };
 
 /// Why a backend of a configuration that reads well cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +111,13 @@ impl Pool {
             made: Made::default(),
             digests: before.map_or_else(RandomState::new, |before| before.digests.clone()),
         })
+    }
+
+    /// From now on this one serves, and no other.
+    pub fn serve(&self) {
+        for backend in &self.backends {
+            backend.serve(self.backends.len() == 1);
+        }
     }
 
     /// In the order of the file.

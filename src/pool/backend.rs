@@ -53,6 +53,7 @@ pub struct Backend {
     preserve_host: bool,
     /// `Authorization`, in place of the caller's.
     key: Option<HeaderValue>,
+    setup: Setup,
     pub(super) live: Arc<Live>,
 }
 
@@ -111,8 +112,11 @@ impl Live {
 
     /// The line is to know whether it takes requests.
     fn tell(&self) {
-        let is_open = !self.drained.load(Ordering::Relaxed) && self.health().is_in();
-        self.line.with(|queue, now| queue.set_open(self.place, is_open, now));
+        self.line.with(|queue, now| {
+            // Looked at in here, so that who looks last is who tells last.
+            let is_open = !self.drained.load(Ordering::Relaxed) && self.health().is_in();
+            queue.set_open(self.place, is_open, now);
+        });
     }
 
     /// The line is to know what is in memory.
@@ -172,11 +176,7 @@ impl Backend {
             models_at_once: bound(written.models_at_once()),
         };
         let live = match same {
-            Some(before) => {
-                let live = Arc::clone(&before.live);
-                line.with(|queue, now| queue.change(live.place, &setup, now));
-                live
-            }
+            Some(before) => Arc::clone(&before.live),
             None => Arc::new(Live::new(line, &setup)),
         };
         Ok(Self {
@@ -193,8 +193,20 @@ impl Backend {
             host,
             preserve_host: written.preserve_host,
             key,
+            setup,
             live,
         })
+    }
+
+    /// From now on it serves as it is configured here. Where it is alone nothing tells whether it is
+    /// well, so it counts as well.
+    pub(super) fn serve(&self, is_alone: bool) {
+        let live = &self.live;
+        live.line.with(|queue, now| queue.change(live.place, &self.setup, now));
+        if is_alone {
+            *live.health() = Health::default();
+        }
+        live.tell();
     }
 
     /// A server that the gate itself has to do with, without a place in the configuration.
@@ -219,6 +231,7 @@ impl Backend {
             preserve_host: false,
             key: None,
             live: Arc::new(Live::new(&line, &setup)),
+            setup,
         }
     }
 

@@ -113,6 +113,9 @@ pub(super) fn candidates(
         let mut group: Vec<_> = group.map(|(backend, (it, _))| (*backend, it.rank)).collect();
         if !group.is_empty() {
             group.sort_by_key(|(_, rank)| *rank);
+            if group.first().is_some_and(|(_, best)| !best.is_stuck) {
+                group.retain(|(_, rank)| !rank.is_stuck);
+            }
             return Ok(group.into_iter().map(|(backend, _)| Arc::clone(backend)).collect());
         }
     }

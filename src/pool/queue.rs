@@ -68,6 +68,8 @@ pub struct Ask {
     pub model: Arc<str>,
     /// Where its model is; one at least.
     pub places: Places,
+    /// Of its body, which is kept while it waits.
+    pub bytes: u64,
     /// Tokens of its prompt, as far as known.
     pub prompt: u64,
     /// Its answer's first byte tells when the backend began with it.
@@ -81,6 +83,10 @@ pub struct Ask {
 pub struct Bounds {
     pub of_one: usize,
     pub in_all: usize,
+    /// Of the bodies of one identity's requests.
+    pub bytes_of_one: u64,
+    /// Models that one identity waits for.
+    pub models_of_one: usize,
 }
 
 /// What a request was given.
@@ -168,6 +174,8 @@ struct Running {
     flow: Option<usize>,
     began: Micros,
     waited: Micros,
+    /// What came before somebody waited costs nothing.
+    counts_from: Micros,
     charged: Micros,
     first_byte: Option<Micros>,
     is_probe: bool,
@@ -200,8 +208,7 @@ impl Queue {
             return Joined::Runs(self.run(ask, place, None, (now, now)));
         }
         let flow = self.flow(ask.course.who.as_str(), ask.weight);
-        let of_one = self.flows.get(flow).map_or(0, |flow| flow.waiting);
-        if self.queued >= self.bounds.in_all || of_one >= self.bounds.of_one {
+        if self.queued >= self.bounds.in_all || !self.may_wait(flow, &ask) {
             self.forget_idle(flow);
             return Joined::Full;
         }
@@ -228,6 +235,7 @@ impl Queue {
             flow: None,
             began: now,
             waited: 0,
+            counts_from: now,
             charged: 0,
             first_byte: None,
             is_probe: false,
@@ -262,7 +270,11 @@ impl Queue {
         }
         let waiting = self.waiting.remove(id);
         match waiting.turn {
-            Turn::Waits => self.unqueue(&waiting, id),
+            Turn::Waits => {
+                self.unqueue(&waiting, id);
+                // It may have been who the others were held for.
+                self.fill(waiting.ask.places, now);
+            }
             Turn::Runs(slot) => self.end(slot, now),
             Turn::Stranded => {}
         }
@@ -323,9 +335,20 @@ impl Queue {
     /// What only time changes; to be called about once a second.
     pub fn tend(&mut self, now: Micros) {
         self.forget_overtaken();
+        // Who came just as the last of its backends went.
+        self.strand(self.open());
         if self.queued > 0 {
             self.fill(Places::MAX, now);
         }
+    }
+
+    /// Whether one more of this flow finds room. One alone may be as large as a body may.
+    fn may_wait(&self, flow: usize, ask: &Ask) -> bool {
+        let Some(flow) = self.flows.get(flow).filter(|flow| flow.waiting > 0) else { return true };
+        let is_beside = |lane: &usize| self.lanes.get(*lane).is_some_and(|it| it.is_for(ask));
+        flow.waiting < self.bounds.of_one
+            && flow.bytes.saturating_add(ask.bytes) <= self.bounds.bytes_of_one
+            && (flow.lanes.len() < self.bounds.models_of_one || flow.lanes.iter().any(is_beside))
     }
 
     /// Where the request can go at once, past nobody who waits.
@@ -376,6 +399,7 @@ impl Queue {
             flow,
             began: now,
             waited: now.saturating_sub(since),
+            counts_from: now,
             charged: 0,
             first_byte: None,
             is_probe,
@@ -397,8 +421,9 @@ impl Queue {
         if ended.is_probe {
             room.parallel.probe_ended();
         }
-        if room.running == 0 {
-            return;
+        // Who was refused, or left before a word, had no slot to give.
+        if room.running == 0 || ended.first_byte.is_none() {
+            return backend.prune(&ended.ask.model);
         }
         for (_, run) in &mut self.running {
             let is_beside =
@@ -429,6 +454,7 @@ impl Queue {
             &entry.insert(waiting).ask
         };
         let (model, places, class) = (Arc::clone(&lane.model), lane.places, lane.class);
+        let bytes = lane.bytes;
         let lane = self.lane(flow, &model, places, class);
         if let Some(waiting) = self.waiting.get_mut(id) {
             waiting.lane = lane;
@@ -443,6 +469,7 @@ impl Queue {
         }
         if let Some(flow) = self.flows.get_mut(flow) {
             flow.waiting += 1;
+            flow.bytes += bytes;
         }
         self.queued += 1;
         id
@@ -458,11 +485,11 @@ impl Queue {
         if let Some(lane) = self.lanes.get_mut(waiting.lane) {
             lane.queue.remove(at);
         }
-        self.settle_lane(waiting.lane, at == 0);
+        self.settle_lane(waiting.lane, at == 0, waiting.ask.bytes);
     }
 
     /// What is left of a lane that lost a request.
-    fn settle_lane(&mut self, id: usize, lost_head: bool) {
+    fn settle_lane(&mut self, id: usize, lost_head: bool, bytes: u64) {
         self.queued -= 1;
         let Some(lane) = self.lanes.get(id) else { return };
         let flow = lane.flow;
@@ -470,7 +497,7 @@ impl Queue {
             let lane = self.lanes.remove(id);
             for place in places(lane.places) {
                 if let Some(backend) = self.backends.get_mut(place) {
-                    backend.prune(&lane.model, lane.class);
+                    backend.prune(&lane.model);
                 }
             }
             if let Some(flow) = self.flows.get_mut(flow) {
@@ -481,6 +508,7 @@ impl Queue {
         }
         if let Some(flow) = self.flows.get_mut(flow) {
             flow.waiting -= 1;
+            flow.bytes = flow.bytes.saturating_sub(bytes);
         }
         self.forget_idle(flow);
     }
@@ -526,8 +554,9 @@ impl Queue {
         if let Some(backend) = self.backends.get_mut(place) {
             backend.serves(&ask.model, tag);
         }
+        let bytes = ask.bytes;
         let slot = self.run(ask, place, Some(flow), (since, now));
-        self.settle_lane(id, true);
+        self.settle_lane(id, true, bytes);
         self.charge(slot.run, now, false);
         if let Some(waiting) = self.waiting.get_mut(first) {
             waiting.turn = Turn::Runs(slot);

@@ -104,8 +104,7 @@ impl Pool {
     ) -> Result<Choice, Reject> {
         let best = candidates.first().ok_or_else(none_takes_it)?;
         let terms = self.terms();
-        let sent_on = || admitted.permit().model().is_some_and(|model| best.sends_on(model));
-        let Some(model) = model.filter(|_| best.is_queued_for() && !sent_on()) else {
+        let Some(model) = model.filter(|_| best.is_queued_for() && best.works_for(admitted)) else {
             return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
         let queued: Vec<_> = candidates.iter().filter(|it| it.is_queued_for()).collect();
@@ -152,6 +151,14 @@ impl Pool {
                 Some(Line::pass(&self.line, backend.place(), ask))
             }
         }
+    }
+}
+
+impl Backend {
+    /// Whether a slot of its own is taken: not for what it sends on, nor for what it does not have.
+    fn works_for(&self, admitted: &Ticket) -> bool {
+        let model = admitted.permit().model();
+        model.is_none_or(|model| !self.sends_on(model) && self.has(model) != Some(false))
     }
 }
 
@@ -210,6 +217,7 @@ fn ask(
         model: queue.model(model),
         places: candidates.iter().fold(0, |set, it| set | 1 << it.place()),
         preferred: candidates.first().map_or(0, |it| it.place()),
+        bytes: call.body.length().unwrap_or_default(),
         prompt: call.reading.prompt_estimate(),
         streams: call.streams(),
     }

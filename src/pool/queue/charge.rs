@@ -44,13 +44,18 @@ fn blend(known: Micros, new: Micros) -> Micros {
     }
 }
 
+/// Time of a backend as time of a flow; each request by the weight that it came with.
+fn weighted(time: Micros, weight: u32) -> u64 {
+    time.saturating_mul(1000) / u64::from(weight.max(1))
+}
+
 impl Queue {
     /// Charges a request for its time so far, or for what is expected if that is more; at its end for
     /// the truth.
     pub(super) fn charge(&mut self, run: usize, now: Micros, is_over: bool) {
         let Some(running) = self.running.get_mut(run) else { return };
         let (Some(flow), place) = (running.flow, running.place) else { return };
-        let age = now.saturating_sub(running.began);
+        let age = now.saturating_sub(running.counts_from);
         let expected = || {
             let backend = self.backends.get(place);
             let room = backend.and_then(|backend| backend.rooms.get(&running.ask.model));
@@ -65,16 +70,22 @@ impl Queue {
         if total == before {
             return;
         }
-        let class = running.ask.class;
+        let (class, weight) = (running.ask.class, running.ask.weight);
         let model = Arc::clone(&running.ask.model);
         self.settle_floor(place, class, before, total);
-        self.shift(flow, place, &model, (before, total));
+        self.shift((flow, weight), place, &model, (before, total));
     }
 
     /// Moves a flow and its lanes at one backend.
-    fn shift(&mut self, id: usize, place: usize, model: &str, (was, is): (Micros, Micros)) {
+    fn shift(
+        &mut self,
+        (id, weight): (usize, u32),
+        place: usize,
+        model: &str,
+        (was, is): (Micros, Micros),
+    ) {
         let Some(flow) = self.flows.get_mut(id) else { return };
-        let (less, more) = (flow.weighted(was), flow.weighted(is));
+        let (less, more) = (weighted(was, weight), weighted(is, weight));
         let moved = |tag: u64| tag.saturating_sub(less).saturating_add(more);
         flow.longest = flow.longest.max(more);
         flow.set_tag(place, moved(flow.tag(place)));
@@ -144,6 +155,7 @@ impl Queue {
             }
             if let Some(run) = self.running.get_mut(id) {
                 run.flow = Some(flow);
+                run.counts_from = now;
             }
             self.charge(id, now, false);
         }

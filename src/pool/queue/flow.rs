@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Class, Micros, Order, Places, Queue, places};
+use super::{Ask, Class, Order, Places, Queue, places};
 
 /// One identity that waits, runs beside somebody who waits, or did a moment ago.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub(super) struct Flow {
     tags: Vec<u64>,
     pub lanes: Vec<usize>,
     pub waiting: usize,
+    /// Of the bodies of those who wait.
+    pub bytes: u64,
     pub running: usize,
     /// Its longest request so far, in weighted time: what it may be behind by at most.
     pub longest: u64,
@@ -30,11 +32,6 @@ pub(super) struct Lane {
 }
 
 impl Flow {
-    /// Time of the backend as time of this flow.
-    pub(super) fn weighted(&self, time: Micros) -> u64 {
-        time.saturating_mul(1000) / u64::from(self.weight.max(1))
-    }
-
     pub(super) fn tag(&self, place: usize) -> u64 {
         self.tags.get(place).copied().unwrap_or_default()
     }
@@ -47,6 +44,10 @@ impl Flow {
 impl Lane {
     pub(super) fn tag(&self, place: usize) -> u64 {
         self.tags.get(place).copied().unwrap_or_default()
+    }
+
+    pub(super) fn is_for(&self, ask: &Ask) -> bool {
+        self.class == ask.class && self.places == ask.places && self.model == ask.model
     }
 
     /// Its place among those who wait: the tag, then who came first.
@@ -79,6 +80,7 @@ impl Queue {
             tags: Vec::new(),
             lanes: Vec::new(),
             waiting: 0,
+            bytes: 0,
             running: 0,
             longest: 0,
         });

@@ -68,7 +68,9 @@ impl Queue {
 
     fn pick_of(&mut self, class: Class, place: usize, now: Micros) -> Pick {
         let Some(backend) = self.backends.get(place) else { return Pick::Nobody };
-        let heads = || backend.rooms.values().filter_map(|room| self.head(class, place, room, now));
+        let has_room = backend.fits_beside();
+        let head = |room| self.head(class, (place, has_room), room, now);
+        let heads = || backend.rooms.values().filter_map(head);
         let Some(fair) = heads().min_by_key(|head| head.key) else { return Pick::Nobody };
         let is_held = |it: &Micros| now.saturating_sub(*it) < GROUPING_MICROS;
         let groups = backend.held_since.as_ref().is_none_or(is_held);
@@ -91,7 +93,13 @@ impl Queue {
     }
 
     /// `None` where nothing of this model can start, whatever the others do.
-    fn head(&self, class: Class, place: usize, room: &Room, now: Micros) -> Option<Head> {
+    fn head(
+        &self,
+        class: Class,
+        (place, has_room): (usize, bool),
+        room: &Room,
+        now: Micros,
+    ) -> Option<Head> {
         let key = room.first(class)?;
         let backend = self.backends.get(place)?;
         let waiting = self.head_of(key.2)?;
@@ -100,7 +108,7 @@ impl Queue {
             return None;
         }
         let stays = runs || backend.keeps(&room.model);
-        let fits = runs || backend.fits_beside();
+        let fits = runs || has_room;
         let head = Head { key, stays, fits };
         let waits = !stays && self.waits_for_another(&head, place, now);
         Some(Head { fits: fits && !waits, ..head })

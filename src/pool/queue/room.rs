@@ -149,8 +149,8 @@ impl Backend {
         room.parallel.started(room.running, streams)
     }
 
-    /// Nobody waits for this model in this class any more.
-    pub(super) fn prune(&mut self, model: &str, _class: Class) {
+    /// One request less wants this model.
+    pub(super) fn prune(&mut self, model: &str) {
         if let Some(room) = self.rooms.get_mut(model) {
             room.waits = room.is_waited_for();
         }

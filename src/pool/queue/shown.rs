@@ -165,13 +165,13 @@ impl Queue {
         self.fill(1 << place, now);
     }
 
-    fn open(&self) -> Places {
+    pub(super) fn open(&self) -> Places {
         let open = self.backends.iter().enumerate().filter(|(_, backend)| backend.is_open);
         open.fold(0, |set, (place, _)| set | 1 << place)
     }
 
     /// Tells those who wait for none of these.
-    fn strand(&mut self, open: Places) {
+    pub(super) fn strand(&mut self, open: Places) {
         let lost = |it: &super::Waiting| it.turn == Turn::Waits && it.ask.places & open == 0;
         let ids: Vec<_> =
             self.waiting.iter().filter(|(_, it)| lost(it)).map(|(id, _)| id).collect();

@@ -16,7 +16,7 @@ pub(super) fn setup(parallel: usize) -> Setup {
 }
 
 fn bounds() -> Bounds {
-    Bounds { of_one: 1000, in_all: 10_000 }
+    Bounds { of_one: 1000, in_all: 10_000, bytes_of_one: 1 << 20, models_of_one: 16 }
 }
 
 fn course(id: [u8; 16], who: &str) -> Arc<Course> {
@@ -30,6 +30,7 @@ fn ask(who: &str, model: &str) -> Ask {
         class: Class::Interactive,
         model: model.into(),
         places: 1,
+        bytes: 10,
         prompt: 10,
         streams: true,
         preferred: 0,
@@ -236,7 +237,8 @@ fn who_waits_for_a_backend_that_is_gone_is_told_unless_there_is_another() {
 
 #[test]
 fn no_more_wait_than_may() {
-    let mut queue = Queue::new(Bounds { of_one: 2, in_all: 3 });
+    let mut queue =
+        Queue::new(Bounds { of_one: 2, in_all: 3, bytes_of_one: 1 << 20, models_of_one: 16 });
     queue.add(&setup(1));
     let mut join = |who| queue.join(ask(who, "m"), 0);
     assert!(matches!(join("a"), Joined::Runs(_)));
@@ -260,14 +262,53 @@ fn what_needs_no_slot_takes_none_and_is_seen() {
 }
 
 #[test]
-fn what_ran_before_anybody_waited_counts_once_somebody_does() {
-    let mut bed = Bed::with(&setup(2));
-    let (long, short) = (bed.runs(ask("a", "m")), bed.runs(ask("b", "m")));
-    bed.now += 60 * SECOND;
-    let mut waiting = vec![("a", bed.waits(ask("a", "m"))), ("c", bed.waits(ask("c", "m")))];
-    let (_, who) = bed.after(short, &mut waiting);
-    assert_eq!(who, "c");
-    bed.queue.end(long, bed.now);
+fn neither_models_nor_bodies_of_one_fill_the_queue() {
+    let mut queue = Queue::new(Bounds { bytes_of_one: 50, models_of_one: 3, ..bounds() });
+    queue.add(&setup(1));
+    let mut join = |who: &str, model: &str, bytes| queue.join(Ask { bytes, ..ask(who, model) }, 0);
+    assert!(matches!(join("a", "m", 1), Joined::Runs(_)));
+    // One alone may be as large as it is.
+    assert!(matches!(join("a", "m", 60), Joined::Waits(_)));
+    assert_eq!(join("a", "m", 1), Joined::Full);
+    for model in ["m", "n", "o"] {
+        assert!(matches!(join("b", model, 10), Joined::Waits(_)));
+    }
+    assert_eq!(join("b", "p", 10), Joined::Full);
+    assert!(matches!(join("b", "o", 10), Joined::Waits(_)));
+    assert_eq!(join("b", "o", 11), Joined::Full);
+}
+
+#[test]
+fn a_weight_that_changes_in_between_gives_nobody_credit() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("other", "m"));
+    let heavy = bed.waits(Ask { weight: 1_000_000, ..ask("a", "m") });
+    bed.now += SECOND;
+    bed.queue.end(slot, bed.now);
+    let Turn::Runs(slot) = bed.turn(heavy) else { panic!("it has no turn") };
+    let _light = bed.waits(Ask { weight: 1, ..ask("a", "m") });
+    let tag = |bed: &Bed| bed.queue.flows.iter().find(|(_, it)| &*it.who == "a").unwrap().1.tag(0);
+    let before = tag(&bed);
+    bed.now += 10 * SECOND;
+    bed.queue.end(slot, bed.now);
+    assert!(tag(&bed) >= before, "{before} {}", tag(&bed));
+}
+
+#[test]
+fn what_ran_before_anybody_waited_is_not_held_against_anybody() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("a", "m"));
+    bed.now += 280 * SECOND;
+    let mut waiting: Vec<_> = (0..6).map(|_| ("b", bed.waits(ask("b", "m")))).collect();
+    waiting.push(("a", bed.waits(ask("a", "m"))));
+    let (mut slot, mut turns) = (slot, Vec::new());
+    for _ in 0..3 {
+        let (next, who) = bed.after(slot, &mut waiting);
+        slot = next;
+        turns.push(who);
+    }
+    assert_eq!(turns[0], "b");
+    assert!(turns.contains(&"a"), "280 s of an empty machine are held against it");
 }
 
 #[test]
@@ -347,7 +388,8 @@ fn step() -> impl Strategy<Value = Step> {
 
 /// Does it all, and says what each caller was told; never more run than may.
 fn walk(steps: &[Step]) -> Queue {
-    let mut queue = Queue::new(Bounds { of_one: 6, in_all: 20 });
+    let mut queue =
+        Queue::new(Bounds { of_one: 6, in_all: 20, bytes_of_one: 1 << 20, models_of_one: 16 });
     for parallel in [Some(1), None, Some(2)] {
         queue.add(&Setup { weight: 1000, parallel, models_at_once: Some(1) });
     }

@@ -13,7 +13,7 @@ use portcullis_loom::pool::line::{Entered, Held, Line, Waiting};
 use portcullis_loom::pool::queue::{Ask, Bounds, Class, Setup};
 
 fn line() -> Arc<Line> {
-    let line = Arc::new(Line::new(Bounds { of_one: 10, in_all: 10 }));
+    let line = Arc::new(Line::new(Bounds { of_one: 10, in_all: 10, bytes_of_one: 1 << 20, models_of_one: 16 }));
     line.with(|queue, _| {
         queue.add(&Setup { weight: 1000, parallel: Some(1), models_at_once: Some(1) })
     });
@@ -27,6 +27,7 @@ fn ask(who: &str) -> Ask {
         class: Class::Interactive,
         model: "m".into(),
         places: 1,
+        bytes: 1,
         prompt: 1,
         streams: true,
         preferred: 0,

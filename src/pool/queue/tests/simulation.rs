@@ -104,7 +104,12 @@ impl<'a> Run<'a> {
     fn new(world: &'a World, is_fair: bool) -> Self {
         let order = match is_fair {
             true => {
-                let mut queue = Queue::new(Bounds { of_one: 1000, in_all: 10_000 });
+                let mut queue = Queue::new(Bounds {
+                    of_one: 1000,
+                    in_all: 10_000,
+                    bytes_of_one: 1 << 20,
+                    models_of_one: 16,
+                });
                 for _ in 0..world.backends {
                     queue.add(&setup(world.slots));
                 }
@@ -200,6 +205,7 @@ impl<'a> Run<'a> {
                     model: format!("m{model}").into(),
                     places: (1 << self.world.backends) - 1,
                     // A guess at the length, as a prompt is.
+                    bytes: 10,
                     prompt: work / 50_000,
                     streams: true,
                     preferred: 0,
