@@ -49,6 +49,11 @@ impl Events {
         self.line == Line::Name(0) && !self.after_return
     }
 
+    /// In the middle of a line of data.
+    pub(super) fn is_in_data(&self) -> bool {
+        self.line == Line::Data
+    }
+
     /// Behind the first half of what may be one line break.
     pub(super) fn is_after_return(&self) -> bool {
         self.after_return

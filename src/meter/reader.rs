@@ -296,6 +296,8 @@ impl Reader {
             return used;
         }
         let within = self.scanner.is_within();
+        // What stands behind a value in its line begins no other, wherever the line is cut.
+        let goes_on = within || self.events.is_in_data();
         let (used, what) = self.events.next(rest, within);
         self.at_start = what == What::EventOver;
         match what {
@@ -303,11 +305,11 @@ impl Reader {
             What::EventOver => self.begin_frame(),
             What::Done => self.has_ended = true,
             What::Data(data) => {
-                if !within {
+                if !goes_on {
                     self.begin_frame();
                 }
                 self.json(data);
-                let is_whole = !within && used < rest.len();
+                let is_whole = !goes_on && used < rest.len();
                 if is_whole
                     && self.scanner.passed() == data.len()
                     && let Some(before) = event.len().checked_sub(rest.len())

@@ -93,6 +93,13 @@ fn an_error_among_events_leaves_what_was_made() {
     }
 }
 
+#[test]
+fn what_stands_behind_a_value_in_its_line_is_none_wherever_it_is_cut() {
+    let broken = "data: {\"type\":\"conte\"}event: message_delta\n\
+                  data: {\"type\":\"message_delta\",\"usage\":{\"input_tokens\":3,\"output_tokens\":2}}\n\n";
+    assert_eq!(counted("messages", SSE, broken).0, tokens(3, 2));
+}
+
 const WORD: &str = r#"{"model":"m","created_at":"2026-01-01T00:00:00.123456Z","message":{"role":"assistant","content":" one"},"done":false}"#;
 
 /// Whether each of these lines, in a piece of its own behind two usual ones, is a usual token; the
