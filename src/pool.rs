@@ -61,6 +61,8 @@ pub enum BackendFault {
     KeyText { path: PathBuf },
     #[error("the backend's name {0:?} cannot be sent as a Host")]
     Host(String),
+    #[error("requests to backends that were taken out still run; try again when they have ended")]
+    Many,
     #[error(transparent)]
     Tls(#[from] BackendTlsError),
 }

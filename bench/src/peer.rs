@@ -332,10 +332,14 @@ impl Wish<'_> {
             lines.push_str(&format!("tls_cert = \"{}\"\n", tls::CERTIFICATE));
             lines.push_str(&format!("tls_key = \"{}\"\n", tls::KEY));
         }
+        // The others send on whatever comes, and this backend works on all of it at once.
+        lines.push_str(&format!(
+            "[[backend]]\nurl = \"http://{}\"\nparallel = 10000\nmodels_at_once = 10000\n",
+            self.settings.backend
+        ));
         fs::write(&config, lines)?;
         launch.args(["serve", "--config"]).path(&config);
         launch.args(["--listen", &listen.to_string()]);
-        launch.args(["--upstream", &format!("http://{}", self.settings.backend)]);
         launch.args(["--api-keys"]).path(&self.dir.join(credentials::KEYS));
         launch.args(["--htpasswd"]).path(&self.dir.join(credentials::USERS));
         launch.args(["--authorized-keys"]).path(&self.dir.join(credentials::SIGNERS));

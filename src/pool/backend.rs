@@ -89,7 +89,7 @@ pub(super) struct Watch {
 }
 
 impl Live {
-    fn new(line: &Arc<Line>, setup: &Setup) -> Self {
+    fn new(line: &Arc<Line>, place: usize) -> Self {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         Self {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -104,8 +104,7 @@ impl Live {
             looking: Mutex::default(),
             told: AtomicBool::new(false),
             lists: Lists::default(),
-            // The configuration has no more than find room.
-            place: line.with(|queue, _| queue.add(setup)).unwrap_or_default(),
+            place,
             line: Arc::clone(line),
         }
     }
@@ -177,7 +176,10 @@ impl Backend {
         };
         let live = match same {
             Some(before) => Arc::clone(&before.live),
-            None => Arc::new(Live::new(line, &setup)),
+            None => {
+                let place = line.with(|queue, _| queue.add(&setup));
+                Arc::new(Live::new(line, place.ok_or(BackendFault::Many)?))
+            }
         };
         Ok(Self {
             name: same.map_or_else(|| written.name.as_str().into(), |it| Arc::clone(&it.name)),
@@ -214,6 +216,8 @@ impl Backend {
     pub fn plain(name: &str, url: BackendUrl, tls: Option<BackendTls>) -> Self {
         let line = Arc::new(Line::new(super::BOUNDS));
         let setup = Setup { weight: 1000, parallel: Some(usize::MAX), models_at_once: None };
+        // In a line of its own there is room.
+        let place = line.with(|queue, _| queue.add(&setup)).unwrap_or_default();
         // Of what no header can hold the server will not know its name.
         let host = HeaderValue::from_str(&url.authority());
         Self {
@@ -230,7 +234,7 @@ impl Backend {
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
             preserve_host: false,
             key: None,
-            live: Arc::new(Live::new(&line, &setup)),
+            live: Arc::new(Live::new(&line, place)),
             setup,
         }
     }
