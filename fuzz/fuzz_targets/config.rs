@@ -21,7 +21,9 @@ fuzz_target!(|text: &[u8]| {
     match load_without_credentials(&given) {
         Ok(loaded) => {
             assert!(!loaded.config.listen.is_empty());
-            assert!(loaded.config.backend.url.authority().parse::<http::uri::Authority>().is_ok());
+            for backend in &loaded.config.backends {
+                assert!(backend.url.authority().parse::<http::uri::Authority>().is_ok());
+            }
             let again = load_without_credentials(&given).unwrap();
             assert_eq!(format!("{:?}", loaded.config), format!("{:?}", again.config));
             let keyless = loaded.config.htpasswd.is_none()
