@@ -207,7 +207,7 @@ impl Queue {
         if let Some(place) = self.free_at_once(&ask, now) {
             return Joined::Runs(self.run(ask, place, None, (now, now)));
         }
-        let flow = self.flow(ask.course.who.as_str(), ask.weight);
+        let flow = self.flow(ask.course.who.as_str());
         if self.queued >= self.bounds.in_all || !self.may_wait(flow, &ask) {
             self.forget_idle(flow);
             return Joined::Full;
@@ -325,11 +325,6 @@ impl Queue {
     /// Those whose turn has come, to be woken.
     pub fn take_due(&mut self) -> Vec<Waker> {
         std::mem::take(&mut self.due)
-    }
-
-    #[must_use]
-    pub fn has_due(&self) -> bool {
-        !self.due.is_empty()
     }
 
     /// What only time changes; to be called about once a second.

@@ -145,9 +145,9 @@ impl Queue {
             .collect();
         for id in here {
             let Some(run) = self.running.get(id) else { continue };
-            let (course, weight, place) = (Arc::clone(&run.ask.course), run.ask.weight, run.place);
+            let (course, place) = (Arc::clone(&run.ask.course), run.place);
             let model = Arc::clone(&run.ask.model);
-            let flow = self.flow(course.who.as_str(), weight);
+            let flow = self.flow(course.who.as_str());
             let base = self.backends.get(place).map_or(0, |it| it.base(&model));
             if let Some(flow) = self.flows.get_mut(flow) {
                 flow.running += 1;

@@ -8,7 +8,6 @@ use super::{Ask, Class, Order, Places, Queue, places};
 #[derive(Debug)]
 pub(super) struct Flow {
     pub who: Box<str>,
-    pub weight: u32,
     /// What it was given at each backend, in weighted time.
     tags: Vec<u64>,
     pub lanes: Vec<usize>,
@@ -66,17 +65,12 @@ fn set(tags: &mut Vec<u64>, place: usize, tag: u64) {
 }
 
 impl Queue {
-    pub(super) fn flow(&mut self, who: &str, weight: u32) -> usize {
+    pub(super) fn flow(&mut self, who: &str) -> usize {
         if let Some(id) = self.by_name.get(who) {
-            if let Some(flow) = self.flows.get_mut(*id) {
-                // A changed rule counts from the next request on.
-                flow.weight = weight;
-            }
             return *id;
         }
         let id = self.flows.insert(Flow {
             who: who.into(),
-            weight,
             tags: Vec::new(),
             lanes: Vec::new(),
             waiting: 0,
