@@ -250,11 +250,15 @@ impl<'a> Call<'a> {
     /// Whether the answer is to come piece by piece.
     #[must_use]
     pub fn streams(&self) -> bool {
-        match self.asked.endpoint().map_or(Stream::No, |it| it.stream) {
-            Stream::No => false,
-            Stream::Ndjson => self.reading.stream().unwrap_or(true),
-            Stream::Sse => self.reading.stream().unwrap_or(false),
-        }
+        self.streams_as() != Stream::No
+    }
+
+    /// How the answer is to come.
+    #[must_use]
+    pub fn streams_as(&self) -> Stream {
+        let stream = self.asked.endpoint().map_or(Stream::No, |it| it.stream);
+        let is_asked_for = self.reading.stream().unwrap_or(stream == Stream::Ndjson);
+        if is_asked_for { stream } else { Stream::No }
     }
 
     /// Whether its caller says that it has time [OpenAI API reference, `service_tier`].

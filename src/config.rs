@@ -105,6 +105,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// How long a request waits for its turn.
     pub queue_timeout: Duration,
+    /// How often a streamed answer that has not begun says that there will be one; 0 is off.
+    pub heartbeat: Duration,
     /// Whose hours, days and months are counted.
     pub time_zone: TimeZone,
     pub ledger: LedgerMode,
@@ -247,6 +249,7 @@ impl Config {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(30),
             queue_timeout: Duration::from_secs(300),
+            heartbeat: Duration::ZERO,
             time_zone: TimeZone::UTC,
             ledger: LedgerMode::Journal,
             keep: Duration::from_secs(400 * 24 * 3600),

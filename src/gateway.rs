@@ -11,11 +11,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderValue, Response, header};
 
 use crate::access;
-use crate::admin::{self, FailedLogins, Flow};
-use crate::api::{self, Asked, Target};
+use crate::admin::{FailedLogins, Flow};
+use crate::api::{Asked, Target};
 use crate::auth::{Identity, Memory};
 use crate::call::{self, Call};
 use crate::client_addr::{ClientAddr, PeerAddr};
@@ -24,17 +24,19 @@ use crate::forward::{self, Origin};
 use crate::http1::Arrival;
 use crate::incoming::Incoming;
 use crate::limit::{Limits, Ticket};
-use crate::meter::{Answer, Gathered, Metered, Riders};
+use crate::meter::{Answer, Gathered, Promise};
 use crate::pool::Lease;
 use crate::record::{Log, Outcome, Record, RequestId, RequestIds};
-use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
+use crate::reject::Reject;
 use crate::store::{KeyRing, Ledger, LedgerSettings, Store, StoreError};
 use crate::tls::ClientCertificate;
 
 mod admission;
 mod aliases;
+mod asker;
 mod cors;
 mod desk;
+mod early;
 mod explain;
 mod gauges;
 mod lists;
@@ -51,12 +53,11 @@ pub use admission::recall;
 pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
+use asker::Asker;
 use notices::Notices;
 use several::Several;
 
 const OUTDATED: &str = "the certificate that this connection began with is not taken any more";
-/// Says which of a request's parameters a policy changed.
-const POLICY: HeaderName = HeaderName::from_static("x-portcullis-policy");
 /// A disk that is slow does not hold up the looks at files.
 const STORE_PATIENCE: Duration = Duration::from_millis(100);
 const CLOSE: HeaderValue = HeaderValue::from_static("close");
@@ -199,13 +200,29 @@ impl Gateway {
 
     /// Answers one request. It always answers, and always leaves exactly one line.
     pub async fn handle(
-        &self,
+        self: &Arc<Self>,
         link: &Link,
         parts: Box<Parts>,
         body: Incoming,
         arrived: Arc<Arrival>,
     ) -> Response<Answer> {
         let state = self.state();
+        match state.config().heartbeat {
+            Duration::ZERO => self.answer(state, link, (parts, body, arrived), None).await,
+            // Boxed, because it is off for most.
+            every => {
+                Box::pin(early::answer(self, state, link, (parts, body, arrived), every)).await
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        state: Arc<State>,
+        link: &Link,
+        (parts, body, arrived): Request,
+        promise: Option<&Promise>,
+    ) -> Response<Answer> {
         let id = self.live.ids.draw();
         let mut record = self.open(id, Arc::clone(&arrived));
         if self.in_flight() > 0 {
@@ -213,7 +230,7 @@ impl Gateway {
             tokio::task::yield_now().await;
         }
         let asker = Asker { state: &state, parts: &parts, door: &link.door };
-        let visit = Visit { live: &self.live, state: &state, link };
+        let visit = Visit { live: &self.live, state: &state, link, promise };
         let came = if let Door::Admin = link.door {
             // Boxed, because everybody else's request would have the room for it.
             held_off(Box::pin(visit.administer(&parts, body, &arrived, &mut record)).as_mut()).await
@@ -412,7 +429,12 @@ struct Visit<'a> {
     live: &'a Live,
     state: &'a State,
     link: &'a Link,
+    /// Where the answer may begin before it is there.
+    promise: Option<&'a Promise>,
 }
+
+/// As it came in.
+type Request = (Box<Parts>, Incoming, Arc<Arrival>);
 
 /// What the path came to.
 enum Served {
@@ -441,7 +463,7 @@ impl Visit<'_> {
         arrived: Arc<Arrival>,
         record: &mut Record,
     ) -> Result<Served, Reject> {
-        let Self { live, state, link: Link { peer, door, .. } } = self;
+        let Self { live, state, link: Link { peer, door, .. }, .. } = self;
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;
@@ -466,6 +488,7 @@ impl Visit<'_> {
             let origin = Origin { client, scheme: door.scheme(), record };
             return Box::pin(several.served(state, (call, ticket), origin)).await;
         }
+        early::allow(self, parts, &ticket, &call, record.line.id);
         let mut lease = turn::taken(state, &ticket, &call, record).await?;
         let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
@@ -481,7 +504,7 @@ impl Visit<'_> {
         parts: &Parts,
         target: &Target,
     ) -> Result<Option<Response<Bytes>>, Reject> {
-        let Self { live, state, link: Link { door, .. } } = self;
+        let Self { live, state, link: Link { door, .. }, .. } = self;
         state.forwarding().refuse_loop(&parts.headers)?;
         match door {
             Door::Redirect => redirect::answer(live, state, parts, target).map(Some),
@@ -496,70 +519,6 @@ impl Visit<'_> {
         // Strangers would decide what is kept of them.
         record.trace = self.state.tracer().and_then(|tracer| tracer.begin(&parts.headers));
         self.live.notice(client, self.link, who);
-    }
-}
-
-/// The request once more, for the form of its answer.
-struct Asker<'a> {
-    state: &'a State,
-    parts: &'a Parts,
-    door: &'a Door,
-}
-
-impl Asker<'_> {
-    fn dialect(&self) -> Dialect {
-        Dialect::of(api::without_key(self.parts.uri.path()))
-    }
-
-    fn pass(&self, passed: Passed, mut record: Box<Record>) -> Response<Answer> {
-        let Passed { answered, ticket, lease, sifts } = passed;
-        let changed = ticket.permit().changed().cloned();
-        let left = ticket.left().copied();
-        let forward::Answered { status, fields, connection } = answered;
-        record.line.status = status.as_u16();
-        let riders = Riders { connection, lease, ticket, record, sifts };
-        let answer = Metered::around(fields, riders, self.state.idle(), self.dialect());
-        let mut response = Response::new(answer);
-        *response.status_mut() = status;
-        if let Some(changed) = changed {
-            response.headers_mut().insert(POLICY, changed);
-        }
-        if let Some(left) = left {
-            left.write(response.headers_mut());
-        }
-        response
-    }
-
-    fn refuse(&self, reject: &Reject, mut record: Box<Record>) -> Response<Answer> {
-        let headers = &self.parts.headers;
-        let signin_url = match self.door {
-            Door::Admin => String::new(),
-            Door::Plain | Door::Redirect | Door::Tls(_) => {
-                self.state.signin_url(self.door.scheme(), headers.get(header::HOST))
-            }
-        };
-        let told = Told {
-            dialect: self.dialect(),
-            request_id: record.line.id.as_str(),
-            signin_url: &signin_url,
-            challenges: self.state.auth().challenges(headers),
-        };
-        let refusal = reject.response(&told);
-        record.refuse(reject, refusal.body().len());
-        refusal.map(|data| Answer::Own { data, record: Some(record) })
-    }
-
-    fn finish(&self, headers: &mut HeaderMap, id: RequestId) {
-        if let Ok(id) = HeaderValue::from_bytes(id.as_bytes()) {
-            headers.insert(REQUEST_ID, id);
-        }
-        headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));
-        if let Door::Admin = self.door {
-            return admin::with_safe_headers(headers);
-        }
-        if let Some(granted) = cors::Granted::to(&self.parts.headers, self.state.cors()) {
-            granted.write(headers);
-        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::record::{Outcome, Record};
 use crate::reject::{Dialect, Reject, Told};
 use crate::store::Written;
 
+mod early;
 mod events;
 mod frame;
 mod gathered;
@@ -29,6 +30,7 @@ mod scan;
 mod sieve;
 mod template;
 
+pub use early::{Early, Promise};
 pub use gathered::{Began, Gathered, Questioned, Speaking, Voice};
 pub use reader::{Counts, Reader};
 pub use sieve::Sieve;
@@ -57,6 +59,8 @@ pub enum Answer {
         gathered: Box<Gathered>,
         record: Box<Record>,
     },
+    /// Begun while its request waits.
+    Early(Box<Early>),
 }
 
 /// The answer broke off; the connection is cut so that nobody takes it for whole.
@@ -370,7 +374,7 @@ impl Answer {
     pub fn take_fields(&mut self) -> FieldLines {
         match self {
             Self::Passing { fields, .. } => std::mem::take(fields),
-            Self::Own { .. } | Self::Flowing { .. } | Self::Gathered { .. } => {
+            Self::Own { .. } | Self::Flowing { .. } | Self::Gathered { .. } | Self::Early(_) => {
                 FieldLines::default()
             }
         }
@@ -383,6 +387,7 @@ impl Answer {
         match self {
             Self::Passing { metered, .. } => metered.has_to_end(cx),
             Self::Gathered { gathered, record } => gathered.has_to_end(record, cx),
+            Self::Early(early) => early.has_to_end(cx),
             Self::Own { .. } | Self::Flowing { .. } => false,
         }
     }
@@ -402,6 +407,7 @@ impl Body for Answer {
             Self::Own { data, .. } => Poll::Ready(Some(Ok(Frame::data(std::mem::take(data))))),
             Self::Flowing { flow, record } => flowing(flow, record, cx),
             Self::Gathered { gathered, record } => gathered.poll(record, cx).map_ok(Frame::data),
+            Self::Early(early) => early.poll(cx).map_ok(Frame::data),
         }
     }
 
@@ -411,6 +417,7 @@ impl Body for Answer {
                 metered.state == State::Ended && metered.held.is_none()
             }
             Self::Own { data, .. } => data.is_empty(),
+            Self::Early(early) => early.is_end_stream(),
             Self::Flowing { .. } | Self::Gathered { .. } => false,
         }
     }
@@ -421,7 +428,7 @@ impl Body for Answer {
                 metered.left().map_or_else(SizeHint::default, SizeHint::with_exact)
             }
             Self::Own { data, .. } => SizeHint::with_exact(data.len() as u64),
-            Self::Flowing { .. } | Self::Gathered { .. } => SizeHint::default(),
+            Self::Flowing { .. } | Self::Gathered { .. } | Self::Early(_) => SizeHint::default(),
         }
     }
 }

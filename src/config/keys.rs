@@ -233,7 +233,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 113] = [
+static KEYS: [Key; 114] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -326,6 +326,9 @@ static KEYS: [Key; 113] = [
     row("queue_timeout", Kind::Duration, r#""300s""#,
         |config, it| put(&mut config.queue_timeout, it.duration(DAY)),
         "how long a request waits for its turn at a backend, a day at most"),
+    row("heartbeat", Kind::Duration, r#""0s""#,
+        |config, it| put(&mut config.heartbeat, it.duration(HOUR)),
+        "how long a streamed answer is silent before it begins with 200, and then every so often a blank or an empty comment until there is more; 0 is off, an hour at most"),
     row("time_zone", Kind::Zone, r#""UTC""#,
         |config, it| put(&mut config.time_zone, it.parsed(zone::named)),
         "whose days and months are counted, as `Europe/Berlin`"),

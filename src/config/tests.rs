@@ -85,7 +85,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 113] = [
+const VALUES: [(&str, &str, &str, &str); 114] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -118,6 +118,7 @@ const VALUES: [(&str, &str, &str, &str); 113] = [
     ("ledger", "'durable'", "'sync'", "\"journal\" or \"durable\""),
     ("keep", "'30d'", "'23h'", "at least a day"),
     ("queue_timeout", "'1m'", "'25h'", "at most 24 hours"),
+    ("heartbeat", "'15s'", "'2h'", "at most an hour"),
     ("drain_timeout", "'2m'", "'25h'", "at most 24 hours"),
     ("roles.viewer", "['v']", "1", "a list such as"),
     ("roles.user", "['u*']", "['']", "empty"),

@@ -44,7 +44,7 @@ impl Visit<'_> {
         arrived: &Arrival,
         record: &mut Record,
     ) -> Result<Response<Content>, Reject> {
-        let Self { live, state, link } = self;
+        let Self { live, state, link, .. } = self;
         let client = state.proxies().client_addr(PeerAddr::new(link.peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         let target = call::strict(parts)?;

@@ -20,7 +20,7 @@ impl Visit<'_> {
         client: ClientAddr,
         record: &mut Record,
     ) -> Result<Identity, Reject> {
-        let Self { live, state, link } = self;
+        let Self { live, state, link, .. } = self;
         let presented = presented(parts, target, link.door.certificate(state)?);
         let started = record.started();
         let who = state.auth().authenticate(&live.memory, client, presented, started).await?;

@@ -202,7 +202,7 @@ async fn drive(
     wire: &Arc<Wire>,
     link: &Link,
     standing: &Standing,
-    gateway: &Gateway,
+    gateway: &Arc<Gateway>,
     due: &mut Due,
 ) -> End {
     let (header, keep_alive, stall, mut h2c) = {

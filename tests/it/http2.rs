@@ -36,7 +36,7 @@ pub struct Client {
 }
 
 impl Client {
-    async fn connect(address: SocketAddr) -> Self {
+    pub async fn connect(address: SocketAddr) -> Self {
         Self::over(TcpStream::connect(address).await.unwrap()).await
     }
 
@@ -117,7 +117,7 @@ impl Whole {
     }
 }
 
-async fn next(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
+pub async fn next(body: &mut RecvStream) -> Option<Result<Bytes, h2::Error>> {
     let data = timeout(PATIENCE, body.data()).await.expect("nothing more comes")?;
     if let Ok(data) = &data {
         let _ = body.flow_control().release_capacity(data.len());

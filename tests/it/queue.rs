@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 
 use crate::house::{Answer, Backend, Caller, House, KEY, Seen, Step, chunk, stream_head, until};
 
+mod early;
+
 const BERT: &str = "a-key-of-bert-for-the-tests";
 const DONE: &str = "{\"model\":\"m\",\"done\":true,\"prompt_eval_count\":1,\"eval_count\":1}\n";
 
