@@ -25,6 +25,7 @@ mod listed;
 mod lists;
 mod managed;
 mod own;
+mod plain;
 pub mod queue;
 mod reach;
 mod seen;

@@ -17,6 +17,8 @@ mod merge;
 
 /// A list of 100,000 models has less.
 const MOST_BYTES: usize = 32 << 20;
+/// Longer lists are read aside, because that takes more than a millisecond.
+const READ_AT_ONCE: usize = 64 << 10;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json; charset=utf-8");
 /// More entries are put together aside, because that takes more than a millisecond.
@@ -71,6 +73,16 @@ pub(super) async fn served(
     }
 }
 
+async fn narrowed_aside(body: Bytes, ticket: Ticket) -> Option<Bytes> {
+    let is_short = body.len() <= READ_AT_ONCE;
+    let narrowed = move || access::narrowed(&body, ticket.permit().reach());
+    match is_short {
+        true => narrowed(),
+        // It does not fail but by a panic.
+        false => tokio::task::spawn_blocking(narrowed).await.ok().flatten(),
+    }
+}
+
 async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>, Reject> {
     let Passed { answered, ticket, lease, sifts: _ } = *passed;
     let mut connection = answered.connection;
@@ -89,7 +101,8 @@ async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>
                 "its list of models does not come whole and plain".into(),
             ));
         }
-        StatusCode::OK => access::narrowed(&body, ticket.permit().reach())
+        StatusCode::OK => narrowed_aside(body, ticket)
+            .await
             .ok_or_else(|| Reject::BackendFailed("its list of models cannot be read".into()))?,
         // What is no list names no models.
         _ => body,

@@ -6,16 +6,16 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::List;
 use crate::config::ModelName;
+use crate::pool::plain::Plain;
 
 /// Models of one backend that are listed; nobody has as many.
 const MOST_MODELS: usize = 100_000;
-/// Longer than the longest name that a model can have.
-const MOST_NAME: usize = 2048;
+/// Longer than what any server tells of a model.
+const MOST_ENTRY: usize = 64 << 10;
 
 /// One model of a list, or the version.
 #[derive(Debug, Clone)]
@@ -36,33 +36,36 @@ pub enum Key {
 }
 
 impl Key {
-    fn of(name: &str) -> Option<Self> {
-        let other = || (name.len() <= MOST_NAME).then(|| Self::Other(name.into()));
-        ModelName::parse(name).ok().map(Self::Model).or_else(other)
+    fn of(name: &str) -> Self {
+        ModelName::parse(name).map_or_else(|_| Self::Other(name.into()), Self::Model)
     }
 }
 
 /// Ollama's lists, and OpenAI's.
 #[derive(Deserialize)]
 struct Whole<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "there")]
     models: Option<Items<'a>>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "there")]
     data: Option<Items<'a>>,
-    version: Option<String>,
+    version: Option<Plain>,
 }
 
-/// The first so many; none where there is null.
+/// The first so many; none where there is null, as an Ollama without a model may say.
 struct Items<'a>(Vec<&'a RawValue>);
 
 /// What counts of an entry, whatever is written there.
 #[derive(Deserialize)]
 struct Item {
-    model: Option<Value>,
-    name: Option<Value>,
-    id: Option<Value>,
-    modified_at: Option<Value>,
-    created: Option<Value>,
+    model: Option<Plain>,
+    name: Option<Plain>,
+    id: Option<Plain>,
+    modified_at: Option<Plain>,
+    created: Option<Plain>,
+}
+
+fn there<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Items<'de>>, D::Error> {
+    Items::deserialize(deserializer).map(Some)
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
@@ -100,38 +103,39 @@ pub(super) fn entries(list: List, body: &Bytes) -> Option<Vec<Entry>> {
         List::Tags | List::Running => whole.models,
         List::Models => whole.data,
         List::Version => {
-            let version = whole.version.filter(|version| version.len() <= MOST_NAME)?;
+            let version = whole.version?.text()?.to_owned();
             let text = Bytes::from(version.clone());
             return Some(vec![Entry { key: Key::Other(version.into()), made: None, text }]);
         }
     };
-    let has_list = || serde_json::from_slice::<Value>(body).is_ok_and(|it| is_empty(list, &it));
-    let Some(Items(items)) = items else { return has_list().then(Vec::new) };
-    Some(items.into_iter().filter_map(|item| entry(list, item, body)).collect())
-}
-
-/// An Ollama without a model may say null.
-fn is_empty(list: List, whole: &Value) -> bool {
-    whole.get(if list == List::Models { "data" } else { "models" }).is_some()
+    let mut entries: Vec<_> =
+        items?.0.into_iter().filter_map(|item| entry(list, item, body)).collect();
+    let kept: usize = entries.iter().map(|entry| entry.text.len()).sum();
+    if kept < body.len() / 2 {
+        // They would keep all of the body.
+        entries.iter_mut().for_each(|entry| entry.text = Bytes::copy_from_slice(&entry.text));
+    }
+    Some(entries)
 }
 
 /// Nobody can ask for what has no name.
 fn entry(list: List, item: &RawValue, body: &Bytes) -> Option<Entry> {
-    let text = body.slice_ref(item.get().as_bytes());
-    let item: Item = serde_json::from_str(item.get()).ok()?;
+    let written = Some(item.get()).filter(|it| it.len() <= MOST_ENTRY)?;
+    let text = body.slice_ref(written.as_bytes());
+    let item: Item = serde_json::from_str(written).ok()?;
     let name = match list {
         List::Models => item.id,
         List::Tags | List::Running | List::Version => item.model.or(item.name),
     };
     let made = match list {
-        List::Models => item.created.and_then(|it| it.as_i64()?.checked_mul(1000)),
+        List::Models => item.created.and_then(|it| it.whole()?.checked_mul(1000)),
         List::Tags | List::Running | List::Version => item.modified_at.and_then(|it| moment(&it)),
     };
-    Some(Entry { key: Key::of(name?.as_str()?)?, made, text })
+    Some(Entry { key: Key::of(name?.text()?), made, text })
 }
 
-fn moment(written: &Value) -> Option<i64> {
-    Some(written.as_str()?.parse::<Timestamp>().ok()?.as_millisecond())
+fn moment(written: &Plain) -> Option<i64> {
+    Some(written.text()?.parse::<Timestamp>().ok()?.as_millisecond())
 }
 
 #[cfg(test)]
@@ -186,5 +190,36 @@ mod tests {
         let body =
             format!(r#"{{"models":[{}{{"name":"a"}}]}}"#, r#"{"name":"a"},"#.repeat(100_005));
         assert_eq!(entries(List::Tags, &body.into()).unwrap().len(), MOST_MODELS);
+    }
+
+    #[test]
+    fn what_is_read_takes_no_more_memory_than_it_has_bytes() {
+        let times = |text: &str| text.repeat((4 << 20) / text.len());
+        for items in [
+            times("[],"),
+            times("{},"),
+            format!("{}{},", times("["), times("]")),
+            format!(r#"{{"name":[{}1]}},"#, times("{},")),
+            format!(r#"{{"name":"a","x":[{}1]}},"#, times("[],")),
+            format!(r#"{{"name":"{}"}},"#, times("a")),
+        ] {
+            for list in [List::Tags, List::Running, List::Models, List::Version] {
+                let body =
+                    format!(r#"{{"models":[{items}1],"data":[{items}1],"version":[{items}1]}}"#);
+                let body = Bytes::from(body);
+                let used = allocation_counter::measure(|| drop(entries(list, &body))).bytes_max;
+                let bytes = body.len() as u64;
+                assert!(used <= bytes * 2, "{used} of {bytes}: {}", &items[..20]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_short_list_does_not_keep_a_long_answer() {
+        let padding = "x".repeat(10_000);
+        let body = Bytes::from(format!(r#"{{"models":[{{"name":"a"}}],"x":"{padding}"}}"#));
+        let found = entries(List::Tags, &body).unwrap();
+        assert_eq!(&found[0].text[..], br#"{"name":"a"}"#);
+        assert!(!body.as_ptr_range().contains(&found[0].text.as_ptr()));
     }
 }
