@@ -186,6 +186,12 @@ fn framing(headers: &HeaderMap, version: Version) -> Result<(), Reject> {
     Ok(())
 }
 
+    /// Whether a model works for it in a slot of its own.
+    #[must_use]
+    pub fn takes_a_slot(&self) -> bool {
+        self.reading.has_prompt(&self.asked)
+    }
+
 impl<'a> Call<'a> {
     /// Takes the body: a blob's passes through, every other is read whole now, before a backend is
     /// asked, so that a caller who leaves is noticed and an unsent request can be sent elsewhere.

@@ -151,8 +151,7 @@ async fn once(
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
             Ok(head) => {
                 let (status, fields) = (head.status, inbound(&head));
-                // A refusal takes no slot of a model, so nothing is learned from it.
-                if status.is_success() {
+                if status.is_success() && may_show_a_slot(call, &head) {
                     lease.answers();
                 }
                 lease.found(shown_by(status));
@@ -178,6 +177,12 @@ async fn once(
             }
         });
     }
+}
+
+/// Whether an answer that begins well may be a model's work. What was to come in pieces and is here at
+/// once is not: a prompt that is only shown, a model that is only loaded.
+fn may_show_a_slot(call: &Call<'_>, head: &ResponseHead) -> bool {
+    !call.streams() || head.framing.length().is_none()
 }
 
 /// 500 is what a caller can provoke, as by a template that does not parse.

@@ -33,6 +33,7 @@ pub enum Field {
     Images,
     Tools,
     Messages,
+    Prompt,
     /// The conversation, of `/v1/responses`.
     Input,
     /// How urgent the caller says it is.
@@ -54,7 +55,7 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 23;
+    pub const COUNT: usize = 24;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
@@ -78,6 +79,7 @@ impl Field {
         Self::Images,
         Self::Tools,
         Self::Messages,
+        Self::Prompt,
         Self::Input,
         Self::ServiceTier,
     ];
@@ -107,6 +109,7 @@ impl Field {
             Self::Images => "images",
             Self::Tools => "tools",
             Self::Messages => "messages",
+            Self::Prompt => "prompt",
             Self::Input => "input",
             Self::ServiceTier => "service_tier",
         }
@@ -133,7 +136,7 @@ impl Field {
                 Shape::Number
             }
             Self::Images | Self::Tools => Shape::List,
-            Self::Messages | Self::Input => Shape::Conversation,
+            Self::Messages | Self::Prompt | Self::Input => Shape::Conversation,
         }
     }
 }
@@ -145,11 +148,11 @@ impl Asked {
         use Field::{
             Adapters, Destination, DraftFiles, Files, From, Images, Input, KeepAlive,
             MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, Name, Options,
-            RemoteHost, ServiceTier, Shift, Source, Stream, StreamOptions, Tools,
+            Prompt, RemoteHost, ServiceTier, Shift, Source, Stream, StreamOptions, Tools,
         };
         match self.operation() {
             "chat" => &[Model, Messages, Stream, Options, Shift, KeepAlive, Tools],
-            "generate" => &[Model, Stream, Options, Shift, KeepAlive, Images],
+            "generate" => &[Model, Prompt, Stream, Options, Shift, KeepAlive, Images],
             "embed" | "embeddings" => &[Model, Options, KeepAlive],
             "show" => &[Model, Name, Options],
             "pull" | "push" => &[Model, Name, Stream],
@@ -169,7 +172,7 @@ impl Asked {
                 Tools,
                 ServiceTier,
             ],
-            "completions" => &[Model, Stream, StreamOptions, MaxTokens, N, ServiceTier],
+            "completions" => &[Model, Prompt, Stream, StreamOptions, MaxTokens, N, ServiceTier],
             "v1_embeddings" => &[Model],
             "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools, ServiceTier],
             "messages" => &[Model, Messages, Stream, MaxTokens, Tools],

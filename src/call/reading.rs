@@ -522,6 +522,7 @@ fn misfit(field: Field) -> &'static str {
         Field::Images => "`images` must be a list",
         Field::Tools => "`tools` must be a list",
         Field::Messages => "`messages` must be a list",
+        Field::Prompt => "`prompt` must be a string or a list",
         Field::Input => "`input` must be a string or a list",
         Field::ServiceTier => "`service_tier` must be a string",
     }

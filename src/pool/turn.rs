@@ -219,7 +219,7 @@ fn ask(
         preferred: candidates.first().map_or(0, |it| it.place()),
         bytes: call.body.length().unwrap_or_default(),
         prompt: call.reading.prompt_estimate(),
-        streams: call.streams(),
+        streams: call.streams() && call.takes_a_slot(),
     }
 }
 

@@ -289,3 +289,61 @@ async fn how_many_run_at_once_is_learned_from_first_bytes() {
     assert_eq!(learned().map(|(_, is_learned)| is_learned), Some(true));
     go_on.notify_waiters();
 }
+
+/// A backend with one stream that does not end, and what it says to all else.
+async fn streams_beside(other: &'static str) -> (Backend, House, Arc<Notify>, Caller) {
+    let go_on = Arc::new(Notify::new());
+    let waits = Arc::clone(&go_on);
+    let backend = Backend::scripted(move |seen| {
+        if !String::from_utf8_lossy(&seen.body).contains("streams") {
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: ";
+            return vec![Step::Send(format!("{head}{}\r\n\r\n{other}", other.len()).into())];
+        }
+        let begun = stream_head("application/x-ndjson") + &chunk("{\"model\":\"m\"}\n");
+        let ended = chunk(DONE) + "0\r\n\r\n";
+        vec![Step::Send(begun.into()), Step::Wait(Arc::clone(&waits)), Step::Send(ended.into())]
+    })
+    .await;
+    let house = House::with(&backend, |config, _| config.backends[0].parallel = Some(AtOnce::Auto));
+    let house = house.await;
+    let first = asks(&house, KEY, "streams").await;
+    until("the first", || (backend.seen().len() == 1).then_some(())).await;
+    (backend, house, go_on, first)
+}
+
+fn learned(house: &House) -> usize {
+    let line = Arc::clone(house.gateway.state().pool().line());
+    line.with(|queue, _| queue.parallel(0, "m:latest")).unwrap().0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_only_loads_a_model_waits_and_shows_no_slot() {
+    let (backend, house, go_on, first) = streams_beside("{\"done_reason\":\"load\"}").await;
+    let mut callers = Vec::new();
+    for (path, body) in [
+        ("/api/chat", r#"{"model":"m","messages":[]}"#),
+        ("/api/generate", r#"{"model":"m"}"#),
+        ("/v1/completions", r#"{"model":"m","prompt":"","stream":true}"#),
+    ] {
+        let mut caller = house.connect().await;
+        caller.send(ask(KEY, path, body)).await;
+        callers.push(caller);
+        wait_in_line(&house, callers.len()).await;
+    }
+    assert_eq!(backend.seen().len(), 1);
+    go_on.notify_one();
+    for caller in callers.into_iter().chain([first]) {
+        assert_eq!(answered(caller).await.status, 200);
+    }
+    assert_eq!(learned(&house), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_answered_whole_shows_no_slot() {
+    let (_backend, house, go_on, first) = streams_beside("{\"_debug_info\":{}}").await;
+    // It is tried beside the first, and was no model's work.
+    assert_eq!(answered(asks(&house, KEY, "shown").await).await.status, 200);
+    assert_eq!(learned(&house), 1);
+    go_on.notify_one();
+    assert_eq!(answered(first).await.status, 200);
+}

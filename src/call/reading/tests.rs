@@ -542,3 +542,23 @@ fn what_may_load_a_model_anew_is_told_and_nothing_else() {
         assert_eq!(told(body), None, "{body}");
     }
 }
+
+#[test]
+fn without_a_prompt_there_is_nothing_to_read() {
+    for (path, body, has_prompt) in [
+        ("/api/generate", r#"{"model":"m"}"#, false),
+        ("/api/generate", r#"{"prompt":""}"#, false),
+        ("/api/generate", r#"{"prompt":null}"#, false),
+        ("/api/generate", r#"{"prompt":" "}"#, true),
+        ("/api/chat", "", false),
+        ("/api/chat", r#"{"prompt":"x"}"#, false),
+        ("/api/chat", r#"{"messages": [ ]}"#, false),
+        ("/api/chat", r#"{"messages":[{"role":"user","content":""}]}"#, true),
+        ("/v1/completions", r#"{"prompt":[]}"#, false),
+        ("/v1/completions", r#"{"prompt":[[1,2]]}"#, true),
+        ("/api/embed", r#"{"model":"m"}"#, true),
+    ] {
+        let reading = read(path, body).unwrap();
+        assert_eq!(reading.has_prompt(&asked(path)), has_prompt, "{path} {body}");
+    }
+}

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{BYTES_A_TOKEN, Reading};
-use crate::api::{Field, RUNNER_OPTIONS};
+use crate::api::{Asked, Field, RUNNER_OPTIONS};
 
 /// A report of options, and one value in it.
 const LONGEST_OPTIONS: usize = 200;
@@ -15,6 +15,19 @@ impl Reading {
     pub fn prompt_bytes(&self) -> u64 {
         let Some(found) = self.found().filter(|found| !found.object.is_empty()) else { return 0 };
         (found.body.len() as u64).saturating_sub(found.images.bytes)
+    }
+
+    /// Whether a model has something to read; without that Ollama loads or unloads it, and no more
+    /// [server/routes.go GenerateHandler, ChatHandler].
+    #[must_use]
+    pub fn has_prompt(&self, asked: &Asked) -> bool {
+        let mut fields = [Field::Prompt, Field::Messages].into_iter();
+        let Some(field) = fields.find(|it| asked.takes(*it)) else { return true };
+        let written = self.field(field).map_or("", |it| self.written(it.value));
+        match written.strip_prefix('[').and_then(|it| it.strip_suffix(']')) {
+            Some(items) => !items.trim_ascii().is_empty(),
+            None => !matches!(written, "" | "null" | "\"\""),
+        }
     }
 
     /// About so many tokens are the prompt.
