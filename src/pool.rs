@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
+use crate::access::Permit;
 use crate::call::Call;
 use crate::config::{Aliases, Config, ModelName, NamedModel};
-use crate::limit::Ticket;
 use crate::reject::{Lack, ModelDenied, Reject};
 use crate::tls::BackendTlsError;
 
@@ -228,7 +228,7 @@ impl Pool {
     }
 }
 
-fn refusal(nobody: Nobody, admitted: &Ticket, call: &Call<'_>) -> Reject {
+fn refusal(nobody: Nobody, permit: &Permit, call: &Call<'_>) -> Reject {
     match (nobody, call.model()) {
         (Nobody::IsThere, _) => Reject::NoBackend("all that could are in maintenance".into()),
         (Nobody::Speaks, None) => Reject::UnknownEndpoint,

@@ -38,6 +38,9 @@ async fn ask(
     first_byte: Duration,
     began: Began,
 ) -> Result<Speaking, Reject> {
+    if lease.backend().is_drained() {
+        return Err(Reject::NoBackend("it is in maintenance".into()));
+    }
     let mut kept = lease.kept(Instant::now());
     loop {
         let is_fresh = kept.is_none();

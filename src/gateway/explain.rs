@@ -26,8 +26,8 @@ pub struct Explained {
     pub refused: Option<Reject>,
 }
 
-/// As if `who` had sent this. No backend is asked, but for how a model is loaded or where it runs,
-/// where that matters. `limits` has what was used, as far as is known.
+/// As if `who` had sent this. No backend is asked, but for how a model is loaded, where it runs or who
+/// has it, where that matters. `limits` has what was used, as far as is known.
 pub async fn explain(
     (state, limits): (&State, &Limits),
     who: Identity,
@@ -70,6 +70,11 @@ async fn walk(
     tell("policy", changed.unwrap_or("changes nothing").to_owned());
     if permit.narrows(&call.asked) {
         tell("answer", "the list is narrowed to what may be used".to_owned());
+    }
+    match state.pool().manages(&permit, &call).await?.as_deref() {
+        None => {}
+        Some([one]) => tell("backend", format!("goes to {one}")),
+        Some(several) => tell("backend", format!("goes to each of {}", several.join(", "))),
     }
     let model = call.model().map(|it| it.into_owned());
     let ask = admission::supposed(&permit, &call, model.as_deref());

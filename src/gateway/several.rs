@@ -28,7 +28,7 @@ impl Several {
             return None;
         }
         let list = List::of(&call.asked).filter(|list| pool.lists_together(*list));
-        let each = || pool.goes_to_each(admitted, call).then_some(Self::Each);
+        let each = || pool.goes_to_each(admitted.permit(), call).then_some(Self::Each);
         list.map(Self::List).or_else(each)
     }
 

@@ -6,6 +6,7 @@ use std::time::Instant;
 use http::HeaderMap;
 
 use super::{Backend, Lease, Pool, choice, refusal};
+use crate::access::Permit;
 use crate::api::Class;
 use crate::call::Call;
 use crate::config::{BackendKind, ModelName, NamedBackends};
@@ -40,8 +41,8 @@ pub(super) fn may_change_models(call: &Call<'_>) -> bool {
 impl Pool {
     /// The backends of the caller's rule, where the call goes to each of several.
     #[must_use]
-    pub fn goes_to_each(&self, admitted: &Ticket, call: &Call<'_>) -> bool {
-        let rule = &admitted.permit().reach().rule().manage;
+    pub fn goes_to_each(&self, permit: &Permit, call: &Call<'_>) -> bool {
+        let rule = &permit.reach().rule().manage;
         if rule.is_empty() || call.asked.class() != Class::Manage {
             return false;
         }
@@ -53,16 +54,27 @@ impl Pool {
 
     /// A place at each backend of the caller's rule that the call concerns.
     pub async fn each(&self, admitted: &Ticket, call: &Call<'_>) -> Vec<Lease> {
-        self.hear_who_has(there_already(admitted, call)).await;
-        let rule = &admitted.permit().reach().rule().manage;
-        let all: Vec<_> = managers(&self.backends, rule).collect();
-        let having = match there_already(admitted, call) {
-            Some(model) => all.iter().copied().filter(|it| it.has(model) != Some(false)).collect(),
-            None => Vec::new(),
-        };
-        // Where none is known to have it, each says so itself.
-        let chosen = if having.is_empty() { all } else { having };
+        let chosen = self.managers_of(admitted.permit(), call).await;
         chosen.into_iter().map(|it| self.manager(it, admitted, call)).collect()
+    }
+
+    /// Where a call that manages models would go, by name; `None` for any other.
+    ///
+    /// # Errors
+    /// As [`Pool::choose`].
+    pub async fn manages(
+        &self,
+        permit: &Permit,
+        call: &Call<'_>,
+    ) -> Result<Option<Vec<Arc<str>>>, Reject> {
+        if !may_change_models(call) {
+            return Ok(None);
+        }
+        let chosen = match self.goes_to_each(permit, call) {
+            true => self.managers_of(permit, call).await,
+            false => vec![self.manager_of(permit, call).await?],
+        };
+        Ok(Some(chosen.into_iter().map(|it| Arc::clone(it.name())).collect()))
     }
 
     pub(super) async fn choose_manager(
@@ -70,21 +82,43 @@ impl Pool {
         admitted: &Ticket,
         call: &Call<'_>,
     ) -> Result<Lease, Reject> {
+        let backend = self.manager_of(admitted.permit(), call).await?;
+        Ok(self.manager(backend, admitted, call))
+    }
+
+    async fn managers_of<'a>(&'a self, permit: &Permit, call: &Call<'_>) -> Vec<&'a Arc<Backend>> {
+        let model = there_already(permit, call);
+        self.hear_who_has(model).await;
+        let all: Vec<_> = managers(&self.backends, &permit.reach().rule().manage).collect();
+        let having = match model {
+            Some(model) => all.iter().copied().filter(|it| it.has(model) != Some(false)).collect(),
+            None => Vec::new(),
+        };
+        // Where none is known to have it, each says so itself.
+        if having.is_empty() { all } else { having }
+    }
+
+    async fn manager_of<'a>(
+        &'a self,
+        permit: &Permit,
+        call: &Call<'_>,
+    ) -> Result<&'a Arc<Backend>, Reject> {
         let rule = match call.asked.class() {
-            Class::Manage => admitted.permit().reach().rule().manage.as_slice(),
+            Class::Manage => permit.reach().rule().manage.as_slice(),
             Class::Health | Class::Inference | Class::Models | Class::Owner | Class::Unknown => &[],
         };
         let named = named(&call.parts.headers)?;
-        let model = there_already(admitted, call).filter(|_| named.is_none());
+        let model = there_already(permit, call).filter(|_| named.is_none());
         self.hear_who_has(model).await;
         let managing = Managing { named, rule, model };
         let has = |backend: &Backend, model: &ModelName| backend.has(model);
         match one(&self.backends, &managing, has) {
-            Ok(backend) => Ok(self.manager(backend, admitted, call)),
-            Err(Nobody::Manages) => Err(refusal(choice::Nobody::Speaks, admitted, call)),
+            Ok(backend) => Ok(backend),
+            Err(Nobody::Manages) => Err(refusal(choice::Nobody::Speaks, permit, call)),
+            Err(Nobody::IsThere) => Err(refusal(choice::Nobody::IsThere, permit, call)),
             Err(Nobody::HasThatName) => Err(UNKNOWN),
             Err(Nobody::MayBeNamed) => {
-                let (operation, name) = (call.asked.operation(), admitted.permit().who().name());
+                let (operation, name) = (call.asked.operation(), permit.who().name());
                 let why = Why::Elsewhere;
                 let denied = Denied { operation, name: name.to_string(), why };
                 Err(Reject::Forbidden(Box::new(denied)))
@@ -111,16 +145,19 @@ impl Pool {
 enum Nobody {
     /// None is an Ollama.
     Manages,
+    /// The one that it would go to is in maintenance.
+    IsThere,
     HasThatName,
     /// The rule is about others.
     MayBeNamed,
 }
 
 /// The one that is named, or else the first of the rule, the one that has the model, the one that is
-/// to manage, the first.
+/// to manage, the first. One in maintenance has to be named, and no other does its work meanwhile: what
+/// belongs together would come to be on two machines.
 fn one<'a>(
     backends: &'a [Arc<Backend>],
-    managing: &Managing<'a>,
+    managing: &Managing<'_>,
     has: impl Fn(&Backend, &ModelName) -> Option<bool>,
 ) -> Result<&'a Arc<Backend>, Nobody> {
     let all: Vec<_> = managers(backends, &[]).collect();
@@ -135,26 +172,30 @@ fn one<'a>(
         [_, ..] => among.first(),
     };
     let usual = usual.copied().ok_or(Nobody::Manages)?;
-    let Some(model) = managing.model.filter(|model| has(usual, model) == Some(false)) else {
-        return Ok(usual);
+    let chosen = match managing.model.filter(|model| has(usual, model) == Some(false)) {
+        None => usual,
+        Some(model) => {
+            let having = || among.iter().filter(|it| has(it, model) == Some(true));
+            having().find(|it| !it.is_drained()).or(having().next()).copied().unwrap_or(usual)
+        }
     };
-    Ok(among.into_iter().find(|it| has(it, model) == Some(true)).unwrap_or(usual))
+    if chosen.is_drained() { Err(Nobody::IsThere) } else { Ok(chosen) }
 }
 
 /// Those of the rule, or all, in the order of the file.
-fn managers<'a>(
+fn managers<'a, 'r>(
     backends: &'a [Arc<Backend>],
-    rule: &'a [NamedBackends],
-) -> impl Iterator<Item = &'a Arc<Backend>> {
+    rule: &'r [NamedBackends],
+) -> impl Iterator<Item = &'a Arc<Backend>> + use<'a, 'r> {
     let is_meant = |it: &Backend| {
         rule.is_empty() || rule.iter().any(|named| named.means(it.name(), it.tags()))
     };
     backends.iter().filter(move |it| it.kind() == BackendKind::Ollama && is_meant(it))
 }
 
-fn there_already<'a>(admitted: &'a Ticket, call: &Call<'_>) -> Option<&'a ModelName> {
+fn there_already<'a>(permit: &'a Permit, call: &Call<'_>) -> Option<&'a ModelName> {
     let is_of_it = matches!(call.asked.operation(), "delete" | "copy" | "push");
-    admitted.permit().model().filter(|_| is_of_it)
+    permit.model().filter(|_| is_of_it)
 }
 
 fn named(headers: &HeaderMap) -> Result<Option<&str>, Reject> {
@@ -222,5 +263,29 @@ mod tests {
         }
         let nobody = place(&plain[..1], call(None, &[], None), &[]);
         assert_eq!(nobody, Err(Nobody::Manages));
+    }
+
+    #[test]
+    fn one_in_maintenance_is_asked_by_name_only_and_nobody_in_its_place() {
+        let model = ModelName::parse("gemma3").unwrap();
+        let lab = [NamedBackends::Tag("lab".to_owned())];
+        let (first, second) = (backends(false), backends(false));
+        first[1].drain(true);
+        second[2].drain(true);
+        let call = |named, rule, model| Managing { named, rule, model };
+        for (backends, managing, having, expected) in [
+            (&first, call(None, &[][..], None), &[][..], Err(Nobody::IsThere)),
+            (&first, call(None, &[], Some(&model)), &["a", "b"], Err(Nobody::IsThere)),
+            (&first, call(None, &[], Some(&model)), &["b"], Ok("b")),
+            (&first, call(None, &lab, None), &[], Ok("b")),
+            (&first, call(Some("a"), &[], None), &[], Ok("a")),
+            (&second, call(None, &[], None), &[], Ok("a")),
+            (&second, call(None, &[], Some(&model)), &["b", "c"], Ok("c")),
+            (&second, call(None, &[], Some(&model)), &["b"], Err(Nobody::IsThere)),
+            (&second, call(None, &lab, None), &[], Err(Nobody::IsThere)),
+        ] {
+            let expected = expected.map(str::to_owned);
+            assert_eq!(place(backends, managing, having), expected, "{managing:?} {having:?}");
+        }
     }
 }

@@ -90,7 +90,8 @@ impl Pool {
     ) -> Result<Choice, Reject> {
         let wanted = Wanted::of(admitted, call, &self.digests);
         let candidates = self.candidates(&wanted).await;
-        let mut candidates = candidates.map_err(|nobody| refusal(nobody, admitted, call))?;
+        let mut candidates =
+            candidates.map_err(|nobody| refusal(nobody, admitted.permit(), call))?;
         candidates.retain(|it| Some(it.serial()) != but);
         self.enter(&candidates, (admitted, call), model)
     }

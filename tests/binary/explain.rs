@@ -98,3 +98,25 @@ fn limits_that_bear_on_a_request_are_told_with_what_is_left() {
     let list = house.run(&["explain", "--as", "anna", "GET", "/api/tags"]);
     assert!(text(&list).contains("limits    none"), "{}", text(&list));
 }
+
+#[test]
+fn where_models_would_be_managed_is_told() {
+    let house = House::new();
+    fs::write(house.path("keys"), "a-key # anna\nb-key # bert\n").unwrap();
+    let backend = |name| format!("[[backend]]\nname = '{name}'\nurl = 'http://127.0.0.1:1'\n");
+    let backends = backend("a") + &backend("b") + "manage = true\n";
+    let rule = "[[rule]]\nnames = ['bert']\nmodels = 'all'\nmanage = ['a', 'b']\n";
+    fs::write(house.path("portcullis.toml"), format!("api_keys = 'keys'\n{backends}{rule}"))
+        .unwrap();
+    fs::write(house.path("pull.json"), r#"{"model":"gemma3"}"#).unwrap();
+    for (who, more, expected) in [
+        ("anna", &[][..], "goes to b\n"),
+        ("anna", &["--header", "x-portcullis-backend: a"], "goes to a\n"),
+        ("anna", &["--header", "x-portcullis-backend: c"], "refused   400 bad_request"),
+        ("bert", &[], "goes to each of a, b\n"),
+    ] {
+        let asked = ["explain", "--as", who, "POST", "/api/pull", "--body", "pull.json"];
+        let told = house.run(&[&asked[..], more].concat());
+        assert!(text(&told).contains(expected), "{}", text(&told));
+    }
+}

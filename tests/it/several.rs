@@ -293,6 +293,30 @@ async fn a_call_that_manages_models_goes_to_who_is_named_or_else_to_who_is_to_ma
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn in_maintenance_models_are_managed_only_by_who_names_the_backend() {
+    let (first, second) = two().await;
+    let house = before(&[&first, &second], |_| {}).await;
+    house.gateway.state().pool().backend("a").unwrap().drain(true);
+    let answer = house.ask(pull("")).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "no_backend"));
+    assert!(!first.seen().iter().chain(&second.seen()).any(|seen| path(seen) == "/api/pull"));
+    assert_eq!(house.ask(pull("x-portcullis-backend: a\r\n")).await.status, 200);
+    assert_eq!(house.log.wait_for(2).await[1]["backend"], "a");
+    let house = before(&[&first, &second], |config| {
+        config.rules = managed_by(each(&["a", "b"]));
+    })
+    .await;
+    house.gateway.state().pool().backend("b").unwrap().drain(true);
+    let answer = house.ask(pull("")).await;
+    let mut lines: Vec<Value> =
+        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| line["backend"].to_string());
+    assert_eq!(lines[0], json!({"backend": "a", "status": "success"}));
+    assert_eq!((&lines[1]["backend"], &lines[1]["code"]), (&json!("b"), &json!("no_backend")));
+    assert!(!second.seen().iter().any(|seen| path(seen) == "/api/pull"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_backend_is_named_as_one_of_several() {
     let backend = ollama(vec![], "1").await;
     let house = House::new(&backend).await;
