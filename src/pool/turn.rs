@@ -110,13 +110,18 @@ impl Pool {
         };
         let queued: Vec<_> = candidates.iter().filter(|it| it.is_queued_for()).collect();
         let asks = |queue: &Queue| ask(queue, (admitted, call), model, &queued);
-        match Line::enter(&self.line, asks) {
-            Entered::Runs(held) => terms.lease_of(held, candidates).map(Choice::Now),
-            Entered::Full => {
+        let free = candidates.iter().find(|it| it.parallel() == AtOnce::Unbounded);
+        match (Line::enter(&self.line, asks), free) {
+            (Entered::Runs(held), _) => terms.lease_of(held, candidates).map(Choice::Now),
+            // Whoever takes any number keeps nobody waiting.
+            (Entered::Full | Entered::Waits(_), Some(free)) => {
+                Ok(Choice::Now(self.beside(free, admitted, call)))
+            }
+            (Entered::Full, None) => {
                 let wait = self.line.with(|queue, _| queue.expected_wait(&asks(queue)));
                 Err(Reject::QueueFull { wait: Duration::from_micros(wait) })
             }
-            Entered::Waits(waiting) => Ok(Choice::Later(Box::new(Wait {
+            (Entered::Waits(waiting), None) => Ok(Choice::Later(Box::new(Wait {
                 waiting,
                 ask: self.line.with(|queue, _| asks(queue)),
                 line: Arc::clone(&self.line),

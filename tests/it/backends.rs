@@ -1,10 +1,11 @@
 //! Several backends: who gets a request, and what becomes of it where one of them fails.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::config::{Alias, BackendKind, Config, ModelName, Models, NamedModel, Rule};
+use portcullis::config::{Alias, AtOnce, BackendKind, Config, ModelName, Models, NamedModel, Rule};
 use tempfile::TempDir;
 use tokio::sync::Notify;
 
@@ -134,6 +135,29 @@ async fn a_request_goes_to_whoever_has_its_model() {
     for _ in 0..8 {
         assert_eq!(from(&house.ask(chat("both")).await), "second");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_one_backend_while_another_takes_any_number() {
+    let disk = names(&["m:latest"]);
+    let first = scripted(&disk, &disk, |_| vec![Step::AwaitClose]).await;
+    let second = scripted(&disk, &disk, |_| vec![Step::AwaitClose]).await;
+    let house = before(&[("x", &first), ("y", &second)], |config, _| {
+        config.backends[0].parallel = NonZeroU32::new(1).map(AtOnce::AtMost);
+        config.backends[1].kind = BackendKind::OpenAi;
+        config.backends[1].parallel = Some(AtOnce::Unbounded);
+    })
+    .await;
+    heard(&house).await;
+    let mut callers = Vec::new();
+    for number in 1..=6 {
+        let mut caller = house.connect().await;
+        caller.send(post("/v1/chat/completions", r#"{"model":"m","messages":[]}"#)).await;
+        callers.push(caller);
+        let reached = || (chats(&first) + chats(&second) == number).then_some(());
+        until("a backend for each", reached).await;
+    }
+    assert!(chats(&first) <= 1, "{}", chats(&first));
 }
 
 #[tokio::test(flavor = "multi_thread")]

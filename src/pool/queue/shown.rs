@@ -333,15 +333,15 @@ impl Queue {
 
     /// How long until so many had their turn at the backends of a request.
     fn expected(&self, ask: &Ask, position: usize) -> Micros {
-        let (mut slots, mut each) = (0, 0);
+        let (mut slots, mut each) = (0_usize, 0);
         for place in places(ask.places) {
             let Some(backend) = self.backends.get(place).filter(|it| it.is_open) else { continue };
             let room = backend.rooms.get(&ask.model);
             let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
-            slots += parallel.number() as u64;
+            slots = parallel.number().saturating_add(slots);
             let pace = room.map_or_else(super::charge::Pace::default, |room| room.pace.clone());
             each = each.max(pace.expected(ask.prompt));
         }
-        each.saturating_mul(position as u64) / slots.max(1)
+        each.saturating_mul(position as u64) / slots.max(1) as u64
     }
 }
