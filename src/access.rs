@@ -179,7 +179,7 @@ pub fn authorize(
     let Chosen { reach, model } = chosen;
     if ground.runs_elsewhere && !reach.may_use_cloud() {
         let name = call.model().unwrap_or_default();
-        return Err(denied(&reach, &call.asked, &name, Lack::Cloud));
+        return Err(denied(&reach, call, &name, Lack::Cloud));
     }
     if !reach.may_use_cloud() && call.reading.searches_the_web() {
         let (operation, name) = (call.asked.operation(), reach.who().name().to_string());
@@ -196,7 +196,7 @@ pub fn authorize(
 /// The model that is used, if it may be, as may be all others that go with it.
 fn allowed_model(reach: &Reach, call: &Call<'_>) -> Result<Option<ModelName>, Reject> {
     let bars = |name: Option<&str>| match name {
-        Some(name) => bars(reach, &call.asked, name).map(Some),
+        Some(name) => bars(reach, call, name).map(Some),
         // The backend's to refuse, but not for who may not use every model.
         None if reach.is_free() => Ok(None),
         None => Err(Reject::BadBody("the body names no model")),
@@ -223,7 +223,7 @@ fn allowed_model(reach: &Reach, call: &Call<'_>) -> Result<Option<ModelName>, Re
 fn made_of_what_is_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
     let model = || call.reading.model().unwrap_or_default();
     if call.reading.makes_a_stub() && !reach.may_use_cloud() {
-        return Err(denied(reach, &call.asked, &model(), Lack::Cloud));
+        return Err(denied(reach, call, &model(), Lack::Cloud));
     }
     if call.reading.uses_layers() && !reach.is_free() {
         return Err(without_all_models(reach, &call.asked, &model()));
@@ -242,9 +242,7 @@ fn unseen_is_allowed(reach: &Reach, call: &Call<'_>) -> Result<(), Reject> {
         None => Ok(()),
         Some(Err(_)) => Err(UNSEEN),
         Some(Ok(model)) if !model.is_cloud() => Ok(()),
-        Some(Ok(_)) => {
-            Err(denied(reach, &call.asked, name.as_deref().unwrap_or_default(), Lack::Cloud))
-        }
+        Some(Ok(_)) => Err(denied(reach, call, name.as_deref().unwrap_or_default(), Lack::Cloud)),
     }
 }
 
@@ -253,7 +251,7 @@ const UNSEEN: Reject = Reject::BadBody(
      say it plainly",
 );
 
-fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<ModelName, Reject> {
+fn bars(reach: &Reach, call: &Call<'_>, name: &str) -> Result<ModelName, Reject> {
     let Ok(model) = ModelName::parse(name) else {
         return Err(Reject::BadBody("the model's name is none that a model can have"));
     };
@@ -263,7 +261,7 @@ fn bars(reach: &Reach, asked: &Asked, name: &str) -> Result<ModelName, Reject> {
             Barred::ByRule | Barred::ByKey => Lack::Pattern,
             Barred::Cloud => Lack::Cloud,
         };
-        denied(reach, asked, name, lack)
+        denied(reach, call, name, lack)
     })
 }
 
@@ -276,14 +274,16 @@ fn lacking(reach: &Reach, asked: &Asked, model: &str, lack: Lack) -> ModelDenied
     ModelDenied {
         operation: asked.operation(),
         model: model.to_owned(),
+        stands_for: None,
         who: reach.who().name().to_string(),
         lack,
         allowed: reach.models_shown(),
     }
 }
 
-fn denied(reach: &Reach, asked: &Asked, model: &str, lack: Lack) -> Reject {
-    let denied = lacking(reach, asked, model, lack);
+fn denied(reach: &Reach, call: &Call<'_>, model: &str, lack: Lack) -> Reject {
+    let mut denied = lacking(reach, &call.asked, model, lack);
+    (denied.model, denied.stands_for) = call.as_written(model);
     match reach.hides_models() {
         true => Reject::UnknownModel(Box::new(denied)),
         false => Reject::ModelForbidden(Box::new(denied)),

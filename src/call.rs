@@ -54,6 +54,8 @@ pub struct Call<'a> {
     pub parts: &'a Parts,
     pub body: Outgoing,
     /// What the body says, as far as its endpoint needs one.
+    /// The name that was written, where it was replaced.
+    alias: Option<Box<str>>,
     pub reading: Reading,
 }
 
@@ -161,6 +163,15 @@ fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Reject> 
     }
     Ok(())
 }
+    /// The model of a refusal, by the name that was written, and what that stands for.
+    #[must_use]
+    pub fn as_written(&self, model: &str) -> (String, Option<String>) {
+        match &self.alias {
+            Some(alias) => (alias.to_string(), Some(model.to_owned())),
+            None => (model.to_owned(), None),
+        }
+    }
+
 
 /// Host and port, without user information (RFC 3986, 3.2.2).
 fn is_authority(host: &[u8]) -> bool {
@@ -215,7 +226,7 @@ impl<'a> Call<'a> {
             // Boxed, so that requests without a body stay small.
             Box::pin(read(body, &asked, parts, bounds, &arrived)).await?
         };
-        Ok(Self { asked, parts, body, reading })
+        Ok(Self { asked, parts, body, reading, alias: None })
     }
 
     /// A call with a body that is here already.
@@ -230,20 +241,20 @@ impl<'a> Call<'a> {
     ) -> Result<Self, Reject> {
         let body = Outgoing(Inner::Whole { data, memory: None, unpacked: false });
         let (body, reading) = understood(body, &asked, parts, bounds).await?;
-        Ok(Self { asked, parts, body, reading })
+        Ok(Self { asked, parts, body, reading, alias: None })
     }
 
     /// A call that brings nothing along.
     #[must_use]
     pub fn without_body(asked: Asked, parts: &'a Parts) -> Self {
-        Self { asked, parts, body: Outgoing::empty(), reading: Reading::default() }
+        Self { asked, parts, body: Outgoing::empty(), reading: Reading::default(), alias: None }
     }
 
     /// The same call for another backend, if its body is here.
     #[must_use]
     pub fn again(&self) -> Self {
         let (asked, body) = (self.asked.clone(), self.body.again());
-        Self { asked, parts: self.parts, body, reading: Reading::default() }
+        Self { asked, parts: self.parts, body, reading: Reading::default(), alias: None }
     }
 
     /// The model that is asked for, as it was written.

@@ -232,13 +232,17 @@ fn refusal(nobody: Nobody, permit: &Permit, call: &Call<'_>) -> Reject {
     match (nobody, call.model()) {
         (Nobody::IsThere, _) => Reject::NoBackend("all that could are in maintenance".into()),
         (Nobody::Speaks, None) => Reject::UnknownEndpoint,
-        (Nobody::Speaks | Nobody::HasIt, model) => Reject::UnknownModel(Box::new(ModelDenied {
-            operation: call.asked.operation(),
-            model: model.unwrap_or_default().into_owned(),
-            who: admitted.permit().who().name().to_string(),
-            lack: Lack::Backend,
-            allowed: None,
-        })),
+        (Nobody::Speaks | Nobody::HasIt, model) => {
+            let (model, stands_for) = call.as_written(&model.unwrap_or_default());
+            Reject::UnknownModel(Box::new(ModelDenied {
+                operation: call.asked.operation(),
+                model,
+                stands_for,
+                who: permit.who().name().to_string(),
+                lack: Lack::Backend,
+                allowed: None,
+            }))
+        }
     }
 }
 

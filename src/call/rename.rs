@@ -14,6 +14,7 @@ impl Call<'_> {
     /// # Errors
     /// 503 where there is no memory for a second body.
     pub async fn rename(&mut self, model: &str, bounds: &BodyBounds) -> Result<(), Reject> {
+        self.alias = self.model().map(|it| it.into_owned().into());
         if self.asked.model_in() == ModelIn::Path {
             self.asked.rename(model);
             return Ok(());

@@ -4,6 +4,7 @@ use http::Request;
 use proptest::prelude::*;
 
 use super::*;
+use crate::api::Target;
 
 fn read(uri: &str, headers: &[(&str, &str)]) -> Result<Target, Reject> {
     let mut request = Request::builder().uri(uri);
@@ -72,7 +73,8 @@ fn an_edited_body_is_sent_on_and_the_reading_tells_what_came() {
     let asked = Asked::find(&http::Method::POST, "/api/chat", &[]).unwrap();
     let reading = Reading::of_json(&body, &asked).unwrap();
     let parts = Request::new(()).into_parts().0;
-    let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
+    let body = Outgoing::new(body, None);
+    let mut call = Call { asked, parts: &parts, body, reading, alias: None };
     let keep_alive = call.reading.field(Field::KeepAlive).unwrap();
     let edits = [Edit::Replace { value: keep_alive.value, with: "300".to_owned() }];
     let none = BodyBounds::new(1_000, 0, Duration::ZERO);
@@ -103,7 +105,8 @@ fn asked_for_usage(path: &str, body: &'static str, edits: &[Edit]) -> Option<Str
     let body = Bytes::from_static(body.as_bytes());
     let reading = Reading::of_json(&body, &asked).unwrap();
     let parts = Request::new(()).into_parts().0;
-    let mut call = Call { asked, parts: &parts, body: Outgoing::new(body, None), reading };
+    let body = Outgoing::new(body, None);
+    let mut call = Call { asked, parts: &parts, body, reading, alias: None };
     let bounds = BodyBounds::new(1_000, 1 << 20, Duration::ZERO);
     call.edit(edits, &bounds).unwrap();
     let is_asked = call.ask_usage(&["chat_completions"], &bounds);

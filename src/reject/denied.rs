@@ -1,5 +1,6 @@
 //! Callers who are known, and may not do what they ask for: what they are told.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::config::Role;
@@ -18,6 +19,8 @@ pub struct ModelDenied {
     pub operation: &'static str,
     /// As it was written.
     pub model: String,
+    /// Where that is an alias.
+    pub stands_for: Option<String>,
     pub who: String,
     pub lack: Lack,
     /// Patterns of what may be used; `None` is every model that is not in the cloud.
@@ -42,7 +45,11 @@ const MOST_SHOWN: usize = 12;
 
 impl fmt::Display for ModelDenied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { model, who, lack, allowed, .. } = self;
+        let Self { model, stands_for, who, lack, allowed, .. } = self;
+        let model = &stands_for.as_ref().map_or_else(
+            || Cow::Borrowed(model),
+            |it| Cow::Owned(format!("{model} (which is {it} here)")),
+        );
         match lack {
             Lack::Pattern => {}
             Lack::Backend => return write!(f, "no backend has {model}"),

@@ -12,6 +12,7 @@ pub fn one_of_each() -> Vec<Reject> {
     let model = ModelDenied {
         operation: "chat",
         model: "gemma3:12b".to_owned(),
+        stands_for: None,
         who: "anna".to_owned(),
         lack: Lack::Pattern,
         allowed: Some(vec!["llama3*".to_owned()]),

@@ -99,7 +99,8 @@ fn of_denied(Denied { operation, name, why }: &Denied) -> String {
     }
 }
 
-fn of_model(ModelDenied { model, who, lack, .. }: &ModelDenied) -> String {
+fn of_model(ModelDenied { model, stands_for, who, lack, .. }: &ModelDenied) -> String {
+    let model = stands_for.as_ref().unwrap_or(model);
     match lack {
         Lack::Cloud => {
             format!("`cloud = true` in the rule for {who}, and in the key if it says otherwise")

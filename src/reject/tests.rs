@@ -278,6 +278,7 @@ fn denied_model() -> Box<ModelDenied> {
     Box::new(ModelDenied {
         operation: "chat",
         model: "big".to_owned(),
+        stands_for: None,
         who: "anna".to_owned(),
         lack: Lack::Pattern,
         allowed: Some(vec!["small*".to_owned()]),

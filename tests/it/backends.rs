@@ -553,7 +553,36 @@ async fn rules_speak_of_the_models_that_aliases_stand_for() {
     assert_eq!(from(&house.ask(chat("gpt-4o")).await), "only");
     let told = house.ask(chat("gemma3")).await;
     assert_eq!((told.status, told.code().as_str()), (403, "model_forbidden"));
-    assert!(told.text().contains("llama3"), "{}", told.text());
+    assert!(told.text().contains("gemma3 (which is llama3 here)"), "{}", told.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hidden_is_not_told_by_its_alias_either() {
+    let backend = server("only", &names(&[]), &names(&[])).await;
+    let house = before(&[("x", &backend)], |config, _| {
+        config.hide_models = true;
+        config.aliases = vec![alias("gpt-4o", &["gemma3:12b"])];
+        let models = Models::Only(vec!["small".parse().unwrap()]);
+        config.rules = vec![Rule { models, cloud: true, ..Rule::default() }];
+    })
+    .await;
+    for (path, body) in [
+        ("/v1/chat/completions", r#"{"model":"gpt-4o","messages":[]}"#),
+        ("/api/chat", r#"{"model":"gpt-4o"}"#),
+        ("/api/show", r#"{"model":"gpt-4o"}"#),
+    ] {
+        let told = house.ask(post(path, body)).await;
+        assert_eq!(told.status, 404, "{path}");
+        assert!(
+            told.text().contains("gpt-4o") && !told.text().contains("gemma"),
+            "{}",
+            told.text()
+        );
+    }
+    let told = house.get("/v1/models/gpt-4o").await;
+    assert!(told.status == 404 && !told.text().contains("gemma"), "{}", told.text());
+    let why = house.log.wait_for(4).await;
+    assert!(why.iter().all(|line| line["model"] == "gemma3:12b"), "{why:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
