@@ -9,32 +9,31 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header;
 use http::request::Parts;
-use http::uri::Uri;
-use http::{HeaderMap, Version, header};
 use http_body::Body;
 use http_body_util::BodyExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::api::{Asked, Field, MAX_TARGET, ModelIn, Stream, Target};
+use crate::api::{Asked, Field, ModelIn, Stream};
 use crate::http1::{Arrival, Due};
 use crate::incoming::Incoming;
 use crate::reject::Reject;
 
 mod beginning;
+mod head;
 mod packed;
 pub mod reading;
 mod rename;
 pub mod rewrite;
 mod usage_wish;
 
+pub use head::{MAX_HEADER_BYTES, MAX_HEADERS, strict};
+
 use reading::Reading;
 use rewrite::Edit;
 
-/// Header fields of one request, names and values and their separators.
-pub const MAX_HEADER_BYTES: usize = 32 * 1024;
-pub const MAX_HEADERS: usize = 100;
 /// After the grace a body has to come at this many bytes a second.
 const SLOWEST_BODY: u64 = 500;
 /// Memory for bodies that come packed is taken in steps.
@@ -54,9 +53,9 @@ pub struct Call<'a> {
     pub parts: &'a Parts,
     pub body: Outgoing,
     /// What the body says, as far as its endpoint needs one.
+    pub reading: Reading,
     /// The name that was written, where it was replaced.
     alias: Option<Box<str>>,
-    pub reading: Reading,
 }
 
 /// A body that is for the gate itself, of at most so many bytes.
@@ -102,106 +101,6 @@ impl BodyBounds {
         memory.map_err(|_| Reject::Overloaded("the memory for request bodies is used up"))
     }
 }
-
-/// Reads a request's head as strictly as a guard must: whatever could be read in two ways is refused
-/// here, if `http1` could read it at all.
-///
-/// # Errors
-/// 400, 414, 417, 421, 431.
-pub fn strict(parts: &Parts) -> Result<Target, Reject> {
-    let Parts { uri, headers, version, .. } = parts;
-    if uri.path_and_query().map_or(0, |target| target.as_str().len()) > MAX_TARGET {
-        return Err(Reject::TargetTooLong);
-    }
-    sizes(headers)?;
-    host(uri, headers, *version)?;
-    framing(headers, *version)?;
-    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::EXPECT] {
-        if headers.get_all(&name).iter().nth(1).is_some() {
-            return Err(Reject::BadRequest("a header that may be sent once only came twice"));
-        }
-    }
-    if headers
-        .get(header::EXPECT)
-        .is_some_and(|it| !it.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-    {
-        return Err(Reject::BadExpectation);
-    }
-    Target::read(uri.path())
-}
-
-fn sizes(headers: &HeaderMap) -> Result<(), Reject> {
-    // Name, colon, blank, value, CR, LF.
-    let bytes: usize =
-        headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if bytes > MAX_HEADER_BYTES || headers.len() > MAX_HEADERS {
-        return Err(Reject::HeadersTooLarge);
-    }
-    Ok(())
-}
-
-/// Exactly one Host in HTTP/1.1 (RFC 9112, 3.2), no more than one in 1.0; an absolute target must
-/// name the same host.
-fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<(), Reject> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => host.as_bytes(),
-        (None, None) if version == Version::HTTP_10 => b"",
-        (None, None) => return Err(Reject::BadRequest("a Host header is needed")),
-        _ => return Err(Reject::BadRequest("the Host header was sent twice")),
-    };
-    if !is_authority(host) || (host.is_empty() && version != Version::HTTP_10) {
-        return Err(Reject::BadRequest("the Host header cannot be read"));
-    }
-    if let Some(authority) = uri.authority() {
-        if !uri.scheme_str().is_some_and(|scheme| matches!(scheme, "http" | "https")) {
-            return Err(Reject::BadRequest("the target's scheme is not HTTP"));
-        }
-        if !authority.as_str().as_bytes().eq_ignore_ascii_case(host) {
-            return Err(Reject::WrongHost);
-        }
-    }
-    Ok(())
-}
-    /// The model of a refusal, by the name that was written, and what that stands for.
-    #[must_use]
-    pub fn as_written(&self, model: &str) -> (String, Option<String>) {
-        match &self.alias {
-            Some(alias) => (alias.to_string(), Some(model.to_owned())),
-            None => (model.to_owned(), None),
-        }
-    }
-
-
-/// Host and port, without user information (RFC 3986, 3.2.2).
-fn is_authority(host: &[u8]) -> bool {
-    host.len() <= 255
-        && host.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~:[]!$&'()*+,;=%".contains(b))
-}
-
-/// `Transfer-Encoding` is exactly `chunked`, once (RFC 9112, 6.1). `http1` frames by the same
-/// rules; a head that was read by another version of HTTP is held to them here.
-fn framing(headers: &HeaderMap, version: Version) -> Result<(), Reject> {
-    if version == Version::HTTP_2 && headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some()
-    {
-        return Err(Reject::BadRequest("the body's length was sent twice"));
-    }
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return Ok(()) };
-    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
-        return Err(Reject::BadRequest("the transfer coding must be chunked, once"));
-    }
-    if headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(Reject::BadRequest("a length and a transfer coding contradict each other"));
-    }
-    Ok(())
-}
-
-    /// Whether a model works for it in a slot of its own.
-    #[must_use]
-    pub fn takes_a_slot(&self) -> bool {
-        self.reading.has_prompt(&self.asked)
-    }
 
 impl<'a> Call<'a> {
     /// Takes the body: a blob's passes through, every other is read whole now, before a backend is
@@ -264,6 +163,15 @@ impl<'a> Call<'a> {
         self.asked.model_in_path().map(Cow::Borrowed).or_else(in_body)
     }
 
+    /// The model of a refusal, by the name that was written, and what that stands for.
+    #[must_use]
+    pub fn as_written(&self, model: &str) -> (String, Option<String>) {
+        match &self.alias {
+            Some(alias) => (alias.to_string(), Some(model.to_owned())),
+            None => (model.to_owned(), None),
+        }
+    }
+
     /// Whether the answer is to come piece by piece.
     #[must_use]
     pub fn streams(&self) -> bool {
@@ -276,6 +184,12 @@ impl<'a> Call<'a> {
         let stream = self.asked.endpoint().map_or(Stream::No, |it| it.stream);
         let is_asked_for = self.reading.stream().unwrap_or(stream == Stream::Ndjson);
         if is_asked_for { stream } else { Stream::No }
+    }
+
+    /// Whether a model works for it in a slot of its own.
+    #[must_use]
+    pub fn takes_a_slot(&self) -> bool {
+        self.reading.has_prompt(&self.asked)
     }
 
     /// Whether its caller says that it has time [OpenAI API reference, `service_tier`].

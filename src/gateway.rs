@@ -488,8 +488,7 @@ impl Visit<'_> {
             let origin = Origin { client, scheme: door.scheme(), record };
             return Box::pin(several.served(state, (call, ticket), origin)).await;
         }
-        early::allow(self, parts, &ticket, &call, record.line.id);
-        let mut lease = turn::taken(state, &ticket, &call, record).await?;
+        let mut lease = turn::taken(self, (parts, &call), &ticket, record).await?;
         let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
         let origin = Origin { client, scheme: door.scheme(), record };

@@ -2,24 +2,28 @@
 
 use std::pin::pin;
 
-use super::State;
+use http::request::Parts;
+
+use super::{Visit, early};
 use crate::call::Call;
 use crate::limit::Ticket;
 use crate::pool::{Choice, Lease};
 use crate::record::Record;
 use crate::reject::Reject;
 
-/// A place at a backend, when there is one; who may not go on waits no longer.
+/// A place at a backend, when there is one; who may not go on waits no longer. From here on a stream may
+/// begin early.
 ///
 /// # Errors
 /// As [`crate::pool::Pool::choose`] and [`crate::pool::Wait::turn`], and where the request has to end.
 pub(super) async fn taken(
-    state: &State,
+    visit: &Visit<'_>,
+    (parts, call): (&Parts, &Call<'_>),
     ticket: &Ticket,
-    call: &Call<'_>,
     record: &mut Record,
 ) -> Result<Lease, Reject> {
-    let wait = match state.pool().choose(ticket, call, record.model_shown()).await? {
+    early::allow(visit, parts, ticket, call, record.line.id);
+    let wait = match visit.state.pool().choose(ticket, call, record.model_shown()).await? {
         Choice::Now(lease) => return Ok(lease),
         Choice::Later(wait) => wait,
     };
