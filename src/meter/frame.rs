@@ -137,6 +137,9 @@ pub(super) struct Frame {
     pub(super) is_error: bool,
     pub(super) kind: Kind,
     pub(super) choices: Choices,
+    /// Whether it is a usage and no choices, as soon as that is known; what comes later, in a
+    /// damaged frame, changes it no more.
+    pub(super) is_usage_alone: Option<bool>,
     /// How many texts of the model, empty ones aside; a call of a tool is one.
     pub(super) texts: u32,
     pub(super) text_bytes: u64,
@@ -155,6 +158,7 @@ impl Default for Frame {
             is_error: false,
             kind: Kind::Other,
             choices: Choices::Absent,
+            is_usage_alone: None,
             texts: 0,
             text_bytes: 0,
             holes: [Hole::NONE; MOST_HOLES],
@@ -214,7 +218,10 @@ impl Frame {
     /// A value begins in this place.
     pub(super) fn begins_value(&mut self, place: Option<Place>) {
         match place {
-            Some(Place::Choices) => self.choices = Choices::Any,
+            Some(Place::Choices) => {
+                self.choices = Choices::Any;
+                self.is_usage_alone.get_or_insert(false);
+            }
             Some(Place::ToolCalls) => self.texts = self.texts.saturating_add(1),
             Some(_) | None => {}
         }
@@ -226,6 +233,7 @@ impl Frame {
             Place::Usage => {
                 self.has_usage = true;
                 self.numbers.take(&Numbers::default(), &Number::USAGE, false);
+                self.may_be_usage_alone();
             }
             Place::PromptDetails => self.numbers.set(Number::Cached, Count::ABSENT),
             Place::CompletionDetails => self.numbers.set(Number::Reasoning, Count::ABSENT),
@@ -250,6 +258,13 @@ impl Frame {
     pub(super) fn leaves(&mut self, place: Option<Place>) {
         if place == Some(Place::Choices) && self.choices == Choices::Begun {
             self.choices = Choices::Empty;
+            self.may_be_usage_alone();
+        }
+    }
+
+    fn may_be_usage_alone(&mut self) {
+        if self.has_usage && self.choices == Choices::Empty {
+            self.is_usage_alone.get_or_insert(true);
         }
     }
 

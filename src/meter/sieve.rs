@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 
 use super::events::{Events, What};
-use super::frame::{Choices, Frame};
+use super::frame::Frame;
 use super::scan::Scanner;
 
 /// So much of an event is held back at most, until it is known what it is; then it passes.
@@ -104,11 +104,11 @@ impl Sieve {
             What::Done | What::EventOver => self.verdict = Verdict::Kept,
             What::Data(data) => {
                 self.scanner.read(data, &mut self.frame);
-                self.verdict = match self.frame.choices {
-                    Choices::Empty if self.frame.has_usage => Verdict::Removed,
-                    Choices::Any => Verdict::Kept,
-                    _ if self.scanner.is_closed() => Verdict::Kept,
-                    Choices::Absent | Choices::Begun | Choices::Empty => Verdict::Open,
+                self.verdict = match self.frame.is_usage_alone {
+                    Some(true) => Verdict::Removed,
+                    Some(false) => Verdict::Kept,
+                    None if self.scanner.is_closed() => Verdict::Kept,
+                    None => Verdict::Open,
                 };
             }
         }

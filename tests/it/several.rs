@@ -299,6 +299,7 @@ async fn in_maintenance_models_are_managed_only_by_who_names_the_backend() {
     house.gateway.state().pool().backend("a").unwrap().drain(true);
     let answer = house.ask(pull("")).await;
     assert_eq!((answer.status, answer.code().as_str()), (503, "no_backend"));
+    house.log.wait_for(1).await;
     assert!(!first.seen().iter().chain(&second.seen()).any(|seen| path(seen) == "/api/pull"));
     assert_eq!(house.ask(pull("x-portcullis-backend: a\r\n")).await.status, 200);
     assert_eq!(house.log.wait_for(2).await[1]["backend"], "a");

@@ -59,6 +59,7 @@ fn blanks_an_odd_order_and_several_lines_do_not_hide_it() {
         "data:{ \"usage\" : {} , \"choices\" : [ ] }\n\n",
         "event: message\nid: 7\ndata: {\"choices\":\ndata: [],\ndata: \"usage\":{}}\n\n",
         ": a comment that belongs to it\ndata: {\"choices\":[],\"usage\":{}}\n\n",
+        "data: {\"choices\":[],\"usage\":{},\"usage\":null,\"choices\":[{}]}\n\n",
     ] {
         assert_eq!(sifted(&[WORD, extra, DONE].concat()), [WORD, DONE].concat(), "{extra}");
     }
@@ -76,6 +77,8 @@ fn what_is_no_event_passes() {
         "data: [{\"choices\":[],\"usage\":{}}]\n\n",
         "data: {\"message\":{\"choices\":[],\"usage\":{}}}\n\n",
         "id: {\"choices\":[],\"usage\":{}}\n\n",
+        // Damaged: it was going on already when the rest came.
+        "data: {\"choices\":[{}],\"choices\":[],\"usage\":{}}\n\n",
     ] {
         assert_eq!(sifted(stream), stream);
     }
