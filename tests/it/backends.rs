@@ -518,6 +518,7 @@ async fn an_alias_is_replaced_where_it_stands_and_nothing_else_changes() {
     let json =
         r#"{ "stream":false,"model" : "GPT-4o:latest" ,"messages":[{"content":"GPT-4o"}],"n":1e0}"#;
     let both = r#"{"name":"gpt-4o","model":"gpt-4o"}"#;
+    let mut models = Vec::new();
     for (request, path, body) in [
         (post("/v1/chat/completions", json), "/v1/chat/completions", same(json)),
         (post("/api/show", both), "/api/show", both.replace("gpt-4o", "gemma3:12b")),
@@ -535,9 +536,9 @@ async fn an_alias_is_replaced_where_it_stands_and_nothing_else_changes() {
         let seen = backend.seen()[count].clone();
         assert_eq!(seen.line().split(' ').nth(1), Some(path));
         assert_eq!(String::from_utf8_lossy(&seen.body), body, "{path}");
+        let lines = house.log.wait_for(models.len() + 1).await;
+        models.push(lines[models.len()]["model"].as_str().unwrap().to_owned());
     }
-    let lines = house.log.wait_for(5).await;
-    let models: Vec<_> = lines.iter().map(|line| line["model"].as_str().unwrap()).collect();
     assert_eq!(models, ["gemma3:12b", "gemma3:12b", "hf.co/w/x", "gemma3:12b", "gpt-4o"]);
 }
 

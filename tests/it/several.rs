@@ -245,6 +245,14 @@ async fn show_goes_to_who_has_the_model() {
     assert_eq!(house.log.wait_for(3).await[2]["backend"], "b");
 }
 
+/// The lines of an answer that several made, in the order of their names.
+fn by_backend(answer: &Answer) -> Vec<Value> {
+    let mut lines: Vec<Value> =
+        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    lines.sort_by_key(|line| line["backend"].to_string());
+    lines
+}
+
 /// A pull with more headers.
 fn pull(headers: &str) -> String {
     let body = r#"{"model":"phi4"}"#;
@@ -309,9 +317,7 @@ async fn in_maintenance_models_are_managed_only_by_who_names_the_backend() {
     .await;
     house.gateway.state().pool().backend("b").unwrap().drain(true);
     let answer = house.ask(pull("")).await;
-    let mut lines: Vec<Value> =
-        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    lines.sort_by_key(|line| line["backend"].to_string());
+    let lines = by_backend(&answer);
     assert_eq!(lines[0], json!({"backend": "a", "status": "success"}));
     assert_eq!((&lines[1]["backend"], &lines[1]["code"]), (&json!("b"), &json!("no_backend")));
     assert!(!second.seen().iter().any(|seen| path(seen) == "/api/pull"));
@@ -415,9 +421,7 @@ async fn one_of_several_that_cannot_be_reached_is_a_line_of_the_answer() {
     })
     .await;
     let answer = house.ask(pull("")).await;
-    let mut lines: Vec<Value> =
-        answer.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    lines.sort_by_key(|line| line["backend"].to_string());
+    let lines = by_backend(&answer);
     assert_eq!(lines[0], json!({"backend": "a", "status": "success"}));
     assert_eq!((&lines[1]["backend"], &lines[1]["code"]), (&json!("b"), &json!("no_backend")));
     assert_eq!(house.log.wait_for(1).await[0]["outcome"], "backend_failed");
