@@ -23,13 +23,21 @@ pub(super) async fn taken(
     record: &mut Record,
 ) -> Result<Lease, Reject> {
     early::allow(visit, parts, ticket, call, record.line.id);
-    let wait = match visit.state.pool().choose(ticket, call, record.model_shown()).await? {
-        Choice::Now(lease) => return Ok(lease),
-        Choice::Later(wait) => wait,
-    };
-    record.waits();
-    // Boxed, because every request would have the room for it.
-    let turn = Box::pin(async { ticket.unless_ended(pin!(wait.turn())).await }).await;
-    record.waited();
-    turn
+    let pool = visit.state.pool();
+    let mut choice = pool.choose(ticket, call, record.model_shown()).await?;
+    loop {
+        let wait = match choice {
+            Choice::Now(lease) => return Ok(lease),
+            Choice::Later(wait) => wait,
+        };
+        record.waits();
+        let turn = wait.turn(record.line.queue);
+        // Boxed, because every request would have the room for it.
+        let turn = Box::pin(async { ticket.unless_ended(pin!(turn)).await }).await;
+        record.waited();
+        if let Some(lease) = turn? {
+            return Ok(lease);
+        }
+        choice = Box::pin(pool.choose_again(ticket, call, record.model_shown())).await?;
+    }
 }

@@ -282,7 +282,12 @@ impl Backend {
 
     /// Whether requests wait for their turn there.
     pub(super) fn is_queued_for(&self) -> bool {
-        self.parallel != AtOnce::Unbounded && self.live.health().is_in()
+        self.parallel != AtOnce::Unbounded && self.is_in()
+    }
+
+    /// As far as is known it works.
+    pub(super) fn is_in(&self) -> bool {
+        self.live.health().is_in()
     }
 
     /// Requests of one model at once.

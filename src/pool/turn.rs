@@ -59,7 +59,22 @@ impl Pool {
         {
             return self.enter(std::slice::from_ref(only), (admitted, call), model);
         }
-        Box::pin(self.choose_among(admitted, call, model, None)).await
+        Box::pin(self.choose_among(admitted, call, model, |_| true)).await
+    }
+
+    /// The same for a request that waited until no backend was left that had its model: another may
+    /// have come by it meanwhile. Those that are out are not tried, as they are for a new request: all
+    /// who waited would come at once.
+    ///
+    /// # Errors
+    /// As [`Pool::choose`].
+    pub async fn choose_again(
+        &self,
+        admitted: &Ticket,
+        call: &Call<'_>,
+        model: Option<&str>,
+    ) -> Result<Choice, Reject> {
+        self.choose_among(admitted, call, model, Backend::is_in).await
     }
 
     /// A place at another backend than that of `failed`, for a request that never began there; `None`
@@ -74,10 +89,10 @@ impl Pool {
         if self.backends.len() < 2 || managed::may_change_models(call) {
             return None;
         }
-        let but = Some(failed.backend.serial());
-        match Box::pin(self.choose_among(admitted, call, model, but)).await.ok()? {
+        let is_another = |it: &Backend| it.serial() != failed.backend.serial();
+        match Box::pin(self.choose_among(admitted, call, model, is_another)).await.ok()? {
             Choice::Now(lease) => Some(lease),
-            Choice::Later(wait) => wait.turn().await.ok(),
+            Choice::Later(wait) => wait.turn(Duration::ZERO).await.ok()?,
         }
     }
 
@@ -86,13 +101,13 @@ impl Pool {
         admitted: &Ticket,
         call: &Call<'_>,
         model: Option<&str>,
-        but: Option<u64>,
+        may: impl Fn(&Backend) -> bool,
     ) -> Result<Choice, Reject> {
         let wanted = Wanted::of(admitted, call, &self.digests);
         let candidates = self.candidates(&wanted).await;
         let mut candidates =
             candidates.map_err(|nobody| refusal(nobody, admitted.permit(), call))?;
-        candidates.retain(|it| Some(it.serial()) != but);
+        candidates.retain(|it| may(it));
         self.enter(&candidates, (admitted, call), model)
     }
 
@@ -169,15 +184,16 @@ impl Backend {
 }
 
 impl Wait {
-    /// A place at a backend, when the turn comes.
+    /// A place at a backend, when the turn comes; `None` when no backend is left that has the model.
+    /// `waited`: how long it did before, which counts too.
     ///
     /// # Errors
-    /// 503 after `queue_timeout`, and where no backend is left that has the model.
-    pub async fn turn(self) -> Result<Lease, Reject> {
+    /// 503 after `queue_timeout`.
+    pub async fn turn(self, waited: Duration) -> Result<Option<Lease>, Reject> {
         let Self { waiting, ask, line, candidates, terms, patience } = self;
-        match tokio::time::timeout(patience, waiting).await {
-            Ok(Ok(held)) => terms.lease_of(held, &candidates),
-            Ok(Err(Stranded)) => Err(none_takes_it()),
+        match tokio::time::timeout(patience.saturating_sub(waited), waiting).await {
+            Ok(Ok(held)) => terms.lease_of(held, &candidates).map(Some),
+            Ok(Err(Stranded)) => Ok(None),
             Err(_late) => {
                 let wait = line.with(|queue, _| queue.expected_wait(&ask));
                 Err(Reject::QueueTimeout { wait: Duration::from_micros(wait) })

@@ -396,6 +396,62 @@ async fn in_maintenance_a_backend_gets_nothing_new_and_what_runs_ends_also_over_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_backend_that_goes_is_served_by_one_that_has_the_model_by_then() {
+    let (busy, other) = (names(&["a"]), names(&["b"]));
+    let first = scripted(&busy, &busy, |_| vec![Step::AwaitClose]).await;
+    let second = server("second", &other, &names(&[])).await;
+    let house = before(&[("x", &first), ("y", &second)], |config, _| {
+        for backend in &mut config.backends {
+            backend.parallel = NonZeroU32::new(1).map(AtOnce::AtMost);
+        }
+    })
+    .await;
+    heard(&house).await;
+    let state = house.gateway.state();
+    let pool = state.pool();
+    let drain = |name: &str, drained| pool.backend(name).unwrap().drain(drained);
+    let mut callers = Vec::new();
+    for queued in 0..=2 {
+        let mut caller = house.connect().await;
+        caller.send(chat("a")).await;
+        callers.push(caller);
+        first.wait_for_request(1).await;
+        let waits = || pool.line().with(|queue, _| queue.queued()) == queued;
+        until("its place in the queue", || waits().then_some(())).await;
+    }
+    let (_running, mut waiting) = (callers.remove(0), callers);
+    other.lock().unwrap().push("a".to_owned());
+    let model = ModelName::parse("a").unwrap();
+    let has = |name: &str| pool.backend(name).unwrap().has(&model) == Some(true);
+    while !has("y") {
+        // What nobody has makes the gate look again.
+        assert_eq!(house.ask(chat("nowhere")).await.status, 404);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    drain("x", true);
+    for caller in &mut waiting {
+        assert_eq!(from(&caller.answer().await), "second");
+    }
+    let of_them = |line: &serde_json::Value| line["backend"] == "y";
+    let lines = || house.log.all().into_iter().filter(of_them).collect::<Vec<_>>();
+    let lines = until("their lines", || Some(lines()).filter(|lines| lines.len() == 2)).await;
+    assert!(lines.iter().all(|line| line["queue_ms"].as_f64() > Some(0.0)), "{lines:?}");
+    // Where nobody is left they are told so.
+    drain("x", false);
+    let mut last = house.connect().await;
+    drain("y", true);
+    last.send(chat("a")).await;
+    until("its place in the queue", || {
+        pool.line().with(|queue, _| queue.queued() == 1).then_some(())
+    })
+    .await;
+    drain("x", true);
+    let told = last.answer().await;
+    assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
+    assert_eq!((chats(&first), chats(&second)), (1, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_adds_and_removes_backends_leaves_the_others_alone() {
     let (disk, memory) = (names(&["a"]), names(&[]));
     let kept = server("kept", &disk, &memory).await;
