@@ -81,28 +81,28 @@ pub struct Answered {
 /// # Errors
 /// 502, 503, 504, what broke the caller's own upload, and 401 for a key that was taken away meanwhile.
 pub async fn send(
-    mut call: Call<'_>,
+    call: &mut Call<'_>,
     admitted: &mut Ticket,
     lease: &mut Lease,
     (pool, rules): (&Pool, &Forwarding),
-    mut origin: Origin<'_>,
+    origin: &mut Origin<'_>,
 ) -> Result<Answered, Reject> {
     let sent = async {
-        let missed = match once(&mut call, (admitted, lease), rules, &mut origin).await {
+        let missed = match once(call, (admitted, lease), rules, origin).await {
             Ok(answered) => return Ok(answered),
             Err(missed) => missed,
         };
         let Some(unsent) = missed.unsent else { return Err(missed.reject) };
         call.body = unsent;
         lease.frees_its_slot();
-        let Some(other) = pool.instead(lease, admitted, &call, origin.record.model_shown()).await
+        let Some(other) = pool.instead(lease, admitted, call, origin.record.model_shown()).await
         else {
             return Err(missed.reject);
         };
         *lease = other;
         origin.record.leaves_for(lease.backend().name());
         // Boxed, because it is seldom needed.
-        let again = Box::pin(once(&mut call, (admitted, lease), rules, &mut origin)).await;
+        let again = Box::pin(once(call, (admitted, lease), rules, origin)).await;
         again.map_err(|missed| missed.reject)
     };
     let sent = admitted.unless_ended(pin!(sent)).await;

@@ -491,9 +491,9 @@ impl Visit<'_> {
         let mut lease = turn::taken(self, (parts, &call), &ticket, record).await?;
         let sifts = call.ask_usage(lease.backend().tells_usage_in(), state.bounds());
         record.leaves_for(lease.backend().name());
-        let origin = Origin { client, scheme: door.scheme(), record };
         let narrows = ticket.permit().narrows(&call.asked);
-        let answered = forward::send(call, &mut ticket, &mut lease, state.way(), origin).await?;
+        let from = &mut Origin { client, scheme: door.scheme(), record };
+        let answered = forward::send(&mut call, &mut ticket, &mut lease, state.way(), from).await?;
         lists::served(Passed { answered, ticket, lease, sifts }, narrows, state.idle()).await
     }
 

@@ -14,6 +14,7 @@ mod requests;
 mod start;
 mod streams;
 mod upload;
+mod waiting;
 mod year;
 
 use crate::cost;
@@ -62,7 +63,7 @@ pub(crate) enum Table {
 }
 
 /// Every row, in the order of the tables.
-pub(crate) static ROWS: [Row; 27] = [
+pub(crate) static ROWS: [Row; 28] = [
     row("get", true, requests::get),
     row("post-chat", true, requests::post_chat),
     row("keys-10k", true, requests::keys_10k),
@@ -74,6 +75,7 @@ pub(crate) static ROWS: [Row; 27] = [
     row("first-token-200", true, streams::first_token_200),
     Row { also: "memory-per-stream", ..row("chunk", true, streams::chunk) },
     row("wrong-passwords", false, streams::wrong_passwords),
+    row("waiting", false, waiting::waiting),
     row("upload", true, upload::upload),
     row("bodies", true, bodies::bodies),
     row("close", true, requests::close),

@@ -118,6 +118,8 @@ pub(crate) struct Settings<'a> {
     pub(crate) keys: usize,
     /// Keys in the store that `extra` names; where there are any, the caller's key is their last.
     pub(crate) managed: usize,
+    /// Requests that the gate's backend may have at once. The other proxies send on whatever comes.
+    pub(crate) parallel: usize,
     pub(crate) login: Login,
     pub(crate) hash: Hash,
     /// Shown to callers; none is plain HTTP.
@@ -138,6 +140,7 @@ impl<'a> Settings<'a> {
             core: Some(0),
             keys: credentials::IN_FILE,
             managed: 0,
+            parallel: 10_000,
             login: Login::Key,
             hash: Hash::Apr1,
             tls: None,
@@ -332,10 +335,9 @@ impl Wish<'_> {
             lines.push_str(&format!("tls_cert = \"{}\"\n", tls::CERTIFICATE));
             lines.push_str(&format!("tls_key = \"{}\"\n", tls::KEY));
         }
-        // The others send on whatever comes, and this backend works on all of it at once.
         lines.push_str(&format!(
-            "[[backend]]\nurl = \"http://{}\"\nparallel = 10000\nmodels_at_once = 10000\n",
-            self.settings.backend
+            "[[backend]]\nurl = \"http://{}\"\nparallel = {}\nmodels_at_once = 10000\n",
+            self.settings.backend, self.settings.parallel
         ));
         fs::write(&config, lines)?;
         launch.args(["serve", "--config"]).path(&config);

@@ -48,7 +48,8 @@ struct Found {
     body: Bytes,
     /// The top-level object, braces included.
     object: Span,
-    fields: [Option<Member>; Field::COUNT],
+    /// Each once; a request has few of them.
+    fields: Vec<(Field, Member)>,
     /// The form field `model`, of a form.
     form_model: Option<Span>,
     options: Vec<Member>,
@@ -214,7 +215,8 @@ impl Reading {
     /// A field of this endpoint, whatever its value; also where it is `null`.
     #[must_use]
     pub fn field(&self, field: Field) -> Option<Member> {
-        self.found()?.fields.get(field as usize).copied().flatten()
+        let fields = &self.found()?.fields;
+        fields.iter().find(|(it, _)| *it == field).map(|(_, member)| *member)
     }
 
     /// A field or option that is a number.
@@ -374,9 +376,7 @@ impl Found {
             (Field::Tools, Kind::List(true)) => self.tools = true,
             _ => {}
         }
-        if let Some(slot) = self.fields.get_mut(field as usize) {
-            *slot = Some(member);
-        }
+        self.fields.push((field, member));
         Ok(())
     }
 

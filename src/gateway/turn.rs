@@ -26,12 +26,11 @@ pub(super) async fn taken(
     let pool = visit.state.pool();
     let mut choice = pool.choose(ticket, call, record.model_shown()).await?;
     loop {
-        let wait = match choice {
+        let turn = match choice {
             Choice::Now(lease) => return Ok(lease),
-            Choice::Later(wait) => wait,
+            Choice::Later(wait) => wait.turn(record.line.queue),
         };
         record.waits();
-        let turn = wait.turn(record.line.queue);
         // Boxed, because every request would have the room for it.
         let turn = Box::pin(async { ticket.unless_ended(pin!(turn)).await }).await;
         record.waited();

@@ -108,6 +108,14 @@ impl Drop for Held {
     }
 }
 
+impl Waiting {
+    /// Leaves the queue; how long another one like it would wait now.
+    pub fn give_up(mut self) -> Micros {
+        let id = self.id.take();
+        self.line.with(|queue, now| id.map_or(0, |id| queue.give_up(id, now)))
+    }
+}
+
 impl Future for Waiting {
     type Output = Result<Held, Stranded>;
 

@@ -280,6 +280,13 @@ impl Queue {
         }
     }
 
+    /// The same, for who has waited too long: how long another one like it would wait now.
+    pub fn give_up(&mut self, id: usize, now: Micros) -> Micros {
+        let ask = self.waiting.get(id).map(|waiting| waiting.ask.clone());
+        self.leave(id, now);
+        ask.map_or(0, |ask| self.expected_wait(&ask))
+    }
+
     /// The request is over, however it went.
     pub fn end(&mut self, slot: Slot, now: Micros) {
         if !self.running.contains(slot.run) {

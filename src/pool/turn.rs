@@ -24,8 +24,6 @@ pub enum Choice {
 #[derive(Debug)]
 pub struct Wait {
     waiting: Waiting,
-    ask: Ask,
-    line: Arc<Line>,
     candidates: Vec<Arc<Backend>>,
     terms: Terms,
     patience: Duration,
@@ -138,8 +136,6 @@ impl Pool {
             }
             (Entered::Waits(waiting), None) => Ok(Choice::Later(Box::new(Wait {
                 waiting,
-                ask: self.line.with(|queue, _| asks(queue)),
-                line: Arc::clone(&self.line),
                 candidates: candidates.to_vec(),
                 terms,
                 patience: self.queue_timeout,
@@ -190,13 +186,12 @@ impl Wait {
     /// # Errors
     /// 503 after `queue_timeout`.
     pub async fn turn(self, waited: Duration) -> Result<Option<Lease>, Reject> {
-        let Self { waiting, ask, line, candidates, terms, patience } = self;
-        match tokio::time::timeout(patience.saturating_sub(waited), waiting).await {
+        let Self { mut waiting, candidates, terms, patience } = self;
+        match tokio::time::timeout(patience.saturating_sub(waited), &mut waiting).await {
             Ok(Ok(held)) => terms.lease_of(held, &candidates).map(Some),
             Ok(Err(Stranded)) => Ok(None),
             Err(_late) => {
-                let wait = line.with(|queue, _| queue.expected_wait(&ask));
-                Err(Reject::QueueTimeout { wait: Duration::from_micros(wait) })
+                Err(Reject::QueueTimeout { wait: Duration::from_micros(waiting.give_up()) })
             }
         }
     }

@@ -204,7 +204,8 @@ pub(super) fn throughput(bench: &Bench) -> anyhow::Result<Outcome> {
 /// One proxy under closed-loop callers for a while.
 pub(super) struct Trial<'a> {
     pub(super) peer: &'a Peer,
-    pub(super) request: Vec<u8>,
+    /// Where it is not the small request.
+    pub(super) ask: Option<Ask>,
     pub(super) want: Want,
     pub(super) callers: usize,
     pub(super) over: Over,
@@ -222,20 +223,21 @@ struct Seen {
 impl<'a> Trial<'a> {
     pub(super) fn version(peer: &'a Peer) -> Self {
         let want = Want::Exact(200, script::VERSION.as_bytes().to_vec());
-        Self { peer, request: Vec::new(), want, callers: CALLERS, over: Over::Plain, fresh: false }
+        Self { peer, ask: None, want, callers: CALLERS, over: Over::Plain, fresh: false }
     }
 
     fn chat(peer: &'a Peer) -> Self {
         let head = |line| Head { line, ..head(peer) };
         let trial = Self::version(peer);
         if peer.exact {
-            let request = head("POST /api/chat").json(&script::chat());
+            let ask = Some(Ask::Same(head("POST /api/chat").json(&script::chat())));
             let want = Want::Exact(200, script::chat_answer().into_bytes());
-            Self { request, want, ..trial }
+            Self { ask, want, ..trial }
         } else {
-            let request = head("POST /v1/chat/completions").json(&script::openai_chat());
+            let ask =
+                Some(Ask::Same(head("POST /v1/chat/completions").json(&script::openai_chat())));
             let want = Want::Containing(200, script::REPLY.to_owned());
-            Self { request, want, callers: 8, ..trial }
+            Self { ask, want, callers: 8, ..trial }
         }
     }
 
@@ -253,17 +255,13 @@ impl<'a> Trial<'a> {
 
     fn window(self, bench: &Bench, window: Duration) -> anyhow::Result<Seen> {
         let peer = self.peer;
-        let request = if self.request.is_empty() {
-            Head { close: self.fresh, ..head(peer) }.alone()
-        } else {
-            self.request
-        };
+        let small = || Ask::Same(Head { close: self.fresh, ..head(peer) }.alone());
         let group = Group {
             name: "a request".into(),
             address: peer.addr,
             callers: self.callers,
             over: self.over,
-            ask: Ask::Same(request),
+            ask: self.ask.unwrap_or_else(small),
             want: self.want,
             pace: Pace::Closed,
             fresh: self.fresh,

@@ -205,6 +205,21 @@ fn who_leaves_the_queue_is_gone_and_who_leaves_at_the_moment_of_the_turn_frees_t
 }
 
 #[test]
+fn ten_thousand_who_wait_take_no_more_than_a_kib_each() {
+    const CROWD: u64 = 10_000;
+    let mut bed = Bed::with(&setup(1));
+    bed.runs(ask("first", "m"));
+    let used = allocation_counter::measure(|| {
+        for number in 0..CROWD {
+            bed.waits(ask(&format!("caller {}", number % 50), ["m", "n"][number as usize % 2]));
+        }
+    });
+    let each = u64::try_from(used.bytes_current).unwrap() / CROWD;
+    assert!(each <= 1024, "{each} bytes each");
+    assert_eq!(bed.queue.queued() as u64, CROWD);
+}
+
+#[test]
 fn a_backend_with_the_model_in_memory_is_waited_for_and_not_for_ever() {
     let mut bed = Bed::with(&setup(1));
     bed.queue.add(&setup(1));

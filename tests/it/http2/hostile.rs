@@ -175,7 +175,11 @@ async fn a_body_that_is_not_as_long_as_announced_never_counts_as_whole() {
     let lines = house.lines().await;
     let chats: Vec<_> = lines.iter().filter(|line| line["path"] != "/_portcullis/health").collect();
     assert_eq!(chats.len(), 4, "{chats:?}");
-    assert!(chats.iter().all(|line| line["outcome"] == "refused:bad_body"), "{chats:?}");
+    for line in chats {
+        // A stream that h2 has reset may be seen to be gone before what is wrong with its body is.
+        let is_told = line["outcome"] == "refused:bad_body";
+        assert!(is_told || line["path"] == BLOB && line["outcome"] == "client_gone", "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
