@@ -241,9 +241,9 @@ impl Record {
 
     /// Posts the row, once: `outcome` is that of the answer, which may be over before its line is.
     pub fn post(&mut self, outcome: Outcome, usage: Usage) -> Option<Written> {
+        let account = self.account.as_mut()?;
         let (total, bytes_in) = (self.started.elapsed(), self.arrived.bytes());
         let end = account::End { outcome, usage, total, bytes_in };
-        let account = self.account.as_mut()?;
         let row = account.close(&self.line, end)?;
         self.log.shared.metrics.observe_usage(&row);
         account.post(row)
