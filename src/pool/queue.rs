@@ -32,6 +32,7 @@ pub use shown::{Seen, SeenModel, Setup, Spot, whole_seconds};
 use flow::{Flow, Lane};
 use pick::Pick;
 use room::Room;
+use shown::{FEW, Positions};
 
 /// So long the model in memory is served while a flow whose turn has come waits for another one; and so
 /// far ahead of that flow, in weighted time, whoever is served instead may be.
@@ -128,6 +129,8 @@ pub struct Queue {
     /// Of those who wait, who has no slot yet.
     queued: usize,
     arrivals: u64,
+    /// When positions were last told where many wait, and which.
+    told: Option<(Micros, Positions)>,
     /// Tasks whose turn has come, to be woken outside of any lock.
     due: Vec<Waker>,
 }
@@ -198,6 +201,7 @@ impl Queue {
             running: Slab::new(),
             queued: 0,
             arrivals: 0,
+            told: None,
             due: Vec::new(),
         }
     }
@@ -342,6 +346,7 @@ impl Queue {
         if self.queued > 0 {
             self.fill(Places::MAX, now);
         }
+        self.told.take_if(|_| self.queued <= FEW);
     }
 
     /// Whether one more of this flow finds room. One alone may be as large as a body may.

@@ -146,6 +146,7 @@ def manifest():
         program = bed.CACHE / "containers" / "python" / "bin" / "kubernetes-validate"
         if not program.exists():
             raise Skip("no kubernetes-validate; tests/containers/setup says why")
+        resources = (DEPLOY / "kubernetes.yaml").read_text().count("\nkind: ")
         for version in ("1.37", "1.30"):
             done = subprocess.run(
                 [program, "--strict", "-k", version, DEPLOY / "kubernetes.yaml"],
@@ -153,7 +154,7 @@ def manifest():
             )  # fmt: skip
             said = done.stdout + done.stderr
             expect(done.returncode == 0, said)
-            expect(said.count(" passed for resource ") == 4, f"four resources: {said}")
+            expect(said.count(" passed for resource ") == resources > 3, f"{resources} resources: {said}")
 
 
 # ---- the image ----------------------------------------------------------------------------------

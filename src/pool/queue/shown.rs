@@ -7,6 +7,14 @@ use crate::limit::Course;
 
 use super::{Ask, Backend, Class, Micros, Parallel, Places, Queue, Turn, places};
 
+/// Of those who wait, by when they came.
+pub(super) type Positions = HashMap<u64, usize>;
+
+/// Of so many, positions are told as they are.
+pub(super) const FEW: usize = 100;
+/// Of more, as they were so long ago at most.
+const STALE: Micros = 250_000;
+
 /// A request in the queue or at a backend.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -203,36 +211,40 @@ impl Queue {
             },
             for_micros: now.saturating_sub(it.began),
         });
-        runs.chain(self.waits(now, |_| true)).collect()
+        runs.chain(self.waits(now)).collect()
     }
 
-    /// Those who wait of one identity.
-    #[must_use]
-    pub fn waits_of(&self, who: &str, now: Micros) -> Vec<Seen> {
-        match self.by_name.contains_key(who) {
-            true => self.waits(now, |course| course.who.as_str() == who),
-            false => Vec::new(),
+    /// Those who wait of one identity. Where many wait, positions are a quarter of a second old at most:
+    /// whoever asks for them again and again would keep the queue from its work.
+    pub fn waits_of(&mut self, who: &str, now: Micros) -> Vec<Seen> {
+        let Some(flow) = self.by_name.get(who).copied() else { return Vec::new() };
+        if self.queued <= FEW || self.told.as_ref().is_none_or(|(at, _)| now >= at + STALE) {
+            self.told = Some((now, self.positions()));
         }
+        let lanes = self.flows.get(flow).map_or(&[][..], |flow| flow.lanes.as_slice());
+        let lanes = lanes.iter().filter_map(|lane| self.lanes.get(*lane));
+        let own = lanes.flat_map(|lane| &lane.queue).filter_map(|(_, id)| self.waiting.get(*id));
+        let told = self.told.as_ref().map(|(_, positions)| positions);
+        own.map(|it| self.wait(it, told.and_then(|all| all.get(&it.order)), now)).collect()
     }
 
-    fn waits(&self, now: Micros, is_meant: impl Fn(&Course) -> bool) -> Vec<Seen> {
-        if self.queued == 0 {
-            return Vec::new();
-        }
+    fn waits(&self, now: Micros) -> Vec<Seen> {
         let positions = self.positions();
-        let waits = |it: &super::Waiting| it.turn == Turn::Waits && is_meant(&it.ask.course);
-        let waits = self.waiting.iter().filter(|(_, it)| waits(it)).map(|(id, it)| {
-            let position = positions.get(&id).copied().unwrap_or_default();
-            let expected = self.expected(&it.ask, position);
-            Seen {
-                course: Arc::clone(&it.ask.course),
-                model: Arc::clone(&it.ask.model),
-                class: it.ask.class,
-                spot: Spot::Waits { among: it.ask.places, position, expected },
-                for_micros: now.saturating_sub(it.since),
-            }
-        });
-        waits.collect()
+        let waits = self.waiting.iter().map(|(_, it)| it).filter(|it| it.turn == Turn::Waits);
+        waits.map(|it| self.wait(it, positions.get(&it.order), now)).collect()
+    }
+
+    /// Who has come since positions were told is behind all others.
+    fn wait(&self, it: &super::Waiting, position: Option<&usize>, now: Micros) -> Seen {
+        let position = position.copied().unwrap_or(self.queued);
+        let expected = self.expected(&it.ask, position);
+        Seen {
+            course: Arc::clone(&it.ask.course),
+            model: Arc::clone(&it.ask.model),
+            class: it.ask.class,
+            spot: Spot::Waits { among: it.ask.places, position, expected },
+            for_micros: now.saturating_sub(it.since),
+        }
     }
 
     /// The requests that are meant, whether they run or wait.
@@ -302,25 +314,25 @@ impl Queue {
         Some((parallel.number(), parallel.is_learned()))
     }
 
-    /// Everybody's position: each flow has its turn once, then once more. Exact where all requests take
-    /// as long and weigh the same.
-    fn positions(&self) -> HashMap<usize, usize> {
-        let mut turns: Vec<(Class, usize, u64, u64, usize)> = Vec::new();
+    /// Everybody's position, by when they came: each flow has its turn once, then once more. Exact where
+    /// all requests take as long and weigh the same.
+    fn positions(&self) -> Positions {
+        let mut turns: Vec<(Class, usize, u64, u64)> = Vec::with_capacity(self.queued);
         for (_, flow) in &self.flows {
             let mut own: Vec<_> = flow
                 .lanes
                 .iter()
                 .filter_map(|lane| self.lanes.get(*lane))
-                .flat_map(|lane| lane.queue.iter().map(move |(order, id)| (lane, *order, *id)))
+                .flat_map(|lane| lane.queue.iter().map(move |(order, _)| (lane, *order)))
                 .collect();
-            own.sort_by_key(|(lane, order, _)| (lane.class, *order));
-            turns.extend(own.iter().enumerate().map(|(turn, (lane, order, id))| {
+            own.sort_by_key(|(lane, order)| (lane.class, *order));
+            turns.extend(own.iter().enumerate().map(|(turn, (lane, order))| {
                 let tag = places(lane.places).map(|place| lane.tag(place)).min();
-                (lane.class, turn, tag.unwrap_or_default(), *order, *id)
+                (lane.class, turn, tag.unwrap_or_default(), *order)
             }));
         }
         turns.sort_unstable();
-        turns.iter().enumerate().map(|(position, (.., id))| (*id, position + 1)).collect()
+        turns.iter().enumerate().map(|(position, (.., order))| (*order, position + 1)).collect()
     }
 
     fn lengths(&self, among: Places, class: Class) -> impl Iterator<Item = (usize, usize)> {

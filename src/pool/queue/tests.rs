@@ -375,6 +375,34 @@ fn a_look_shows_one_identity_the_longest_wait_and_every_request_once() {
     assert!(matches!(bed.turn(first), Turn::Runs(_)));
 }
 
+#[test]
+fn where_many_wait_positions_are_worked_out_a_few_times_a_second() {
+    let mut bed = Bed::with(&setup(1));
+    let slot = bed.runs(ask("first", "m"));
+    let ids: Vec<_> = (0..300).map(|_| bed.waits(ask("a", "m"))).collect();
+    let position = |bed: &mut Bed, at: usize| {
+        let own = bed.queue.waits_of("a", bed.now);
+        own.get(at).map(|it| match it.spot {
+            Spot::Waits { position, .. } => position,
+            Spot::Runs { .. } => 0,
+        })
+    };
+    assert_eq!((position(&mut bed, 0), position(&mut bed, 299)), (Some(1), Some(300)));
+    bed.queue.end(slot, bed.now);
+    assert!(matches!(bed.turn(ids[0]), Turn::Runs(_)));
+    assert_eq!((position(&mut bed, 0), position(&mut bed, 299)), (Some(2), None), "as it was");
+    bed.waits(ask("a", "m"));
+    assert_eq!(position(&mut bed, 299), Some(300), "the newest is the last");
+    bed.now += SECOND / 4;
+    assert_eq!((position(&mut bed, 0), position(&mut bed, 299)), (Some(1), Some(300)));
+    // Of few, each time.
+    for id in &ids[1..250] {
+        bed.queue.leave(*id, bed.now);
+    }
+    assert_eq!(position(&mut bed, 0), Some(1));
+    assert!(bed.queue.waits_of("nobody", bed.now).is_empty());
+}
+
 /// What a caller does to the queue.
 #[derive(Debug, Clone)]
 enum Step {
