@@ -238,7 +238,25 @@ impl Kept<'_> {
 }
 
 type Columns = Vec<Option<String>>;
-type Models = BTreeMap<Option<String>, Tally>;
+
+/// By their names. A line has few, and there may be a million lines.
+#[derive(Default)]
+struct Models(Vec<(Option<String>, Tally)>);
+
+impl Models {
+    fn add(&mut self, model: Option<String>, tally: &Tally) {
+        let at = match self.0.binary_search_by(|(known, _)| known.cmp(&model)) {
+            Ok(at) => at,
+            Err(at) => {
+                self.0.insert(at, (model, Tally::default()));
+                at
+            }
+        };
+        if let Some((_, sum)) = self.0.get_mut(at) {
+            sum.add(tally);
+        }
+    }
+}
 
 /// The answer as it grows.
 struct Sums<'a> {
@@ -246,12 +264,22 @@ struct Sums<'a> {
     calendar: Calendar,
     words: Words,
     lines: BTreeMap<Columns, Models>,
+    /// The line under way: most rows are of the same one as the row before.
+    open: Open,
+}
+
+/// A line in numbers: its second and the words that are asked for.
+#[derive(Default)]
+struct Open {
+    numbers: [i64; 6],
+    models: Vec<(i64, Tally)>,
 }
 
 impl<'a> Sums<'a> {
     fn new(query: &'a UsageQuery) -> Self {
         let calendar = Calendar::new(query.zone.clone());
-        Self { query, calendar, words: Words::default(), lines: BTreeMap::new() }
+        let (words, lines, open) = (Words::default(), BTreeMap::new(), Open::default());
+        Self { query, calendar, words, lines, open }
     }
 
     fn read(
@@ -267,9 +295,13 @@ impl<'a> Sums<'a> {
         let by_time = self.query.by.iter().any(|by| matches!(by, By::Day | By::Hour));
         let mut sql = format!("SELECT {}", if by_time { table.second() } else { "0" });
         let mut groups = if by_time { vec!["1"] } else { Vec::new() };
+        // By the table's own order nothing has to be sorted.
+        let in_order = by_time && self.query.by.contains(&By::Name);
         for (by, number) in COLUMNS {
             // Prices are by model.
-            let is_asked = by == By::Model || self.query.by.contains(&by);
+            let is_asked = by == By::Model
+                || self.query.by.contains(&by)
+                || in_order && by == By::Key && !matches!(table, Table::Rows);
             sql.push_str(", ");
             sql.push_str(if is_asked { table.column(by) } else { "0" });
             // A column that is always the same makes sorting slow all the same.
@@ -284,12 +316,12 @@ impl<'a> Sums<'a> {
         let values = [piece.from, piece.to].into_iter().chain(filter.words());
         let mut rows = statement.query(params_from_iter(values.map(Value::Integer)))?;
         while let Some(row) = rows.next()? {
-            self.add(transaction, piece.table, row)?;
+            self.add(transaction, table, row)?;
             if self.lines.len() > MOST {
                 break;
             }
         }
-        Ok(())
+        self.close(transaction, table)
     }
 
     fn add(
@@ -298,26 +330,46 @@ impl<'a> Sums<'a> {
         table: Table,
         row: &Row<'_>,
     ) -> rusqlite::Result<()> {
+        let mut numbers = [0; 6];
+        for by in &self.query.by {
+            let column = number_of(*by);
+            if let Some(number) = numbers.get_mut(column) {
+                *number = row.get(column)?;
+            }
+        }
+        if numbers != self.open.numbers {
+            self.close(transaction, table)?;
+            self.open.numbers = numbers;
+        }
+        self.open.models.push((row.get(number_of(By::Model))?, tally(row)?));
+        Ok(())
+    }
+
+    /// The line under way is among the others, in words.
+    fn close(&mut self, transaction: &Transaction<'_>, table: Table) -> rusqlite::Result<()> {
+        let Open { numbers, models } = &mut self.open;
+        if models.is_empty() {
+            return Ok(());
+        }
+        let number = |by: By| numbers.get(number_of(by)).copied().unwrap_or_default();
+        let second = match table {
+            Table::Rows | Table::Hours => number(By::Hour),
+            Table::Days => number(By::Day).saturating_add(NOON),
+        };
         let mut columns = Vec::with_capacity(self.query.by.len());
         for by in &self.query.by {
-            let second = || -> rusqlite::Result<i64> {
-                Ok(match table {
-                    Table::Rows | Table::Hours => row.get(0)?,
-                    Table::Days => row.get::<_, i64>(0)?.saturating_add(NOON),
-                })
-            };
             columns.push(match by {
-                By::Day => Some(self.calendar.day_name(second()?)),
-                By::Hour => Some(self.calendar.hour_name(second()?)),
-                By::Name => self.words.find(transaction, row.get(1)?)?,
-                By::Key => self.words.find(transaction, row.get(2)?)?,
-                By::Model => self.words.find(transaction, row.get(3)?)?,
-                By::Operation => self.words.find(transaction, row.get(4)?)?,
-                By::Backend => self.words.find(transaction, row.get(5)?)?,
+                By::Day => Some(self.calendar.day_name(second)),
+                By::Hour => Some(self.calendar.hour_name(second)),
+                By::Name | By::Key | By::Model | By::Operation | By::Backend => {
+                    self.words.find(transaction, number(*by))?
+                }
             });
         }
-        let model = self.words.find(transaction, row.get(3)?)?;
-        self.lines.entry(columns).or_default().entry(model).or_default().add(&tally(row)?);
+        let line = self.lines.entry(columns).or_default();
+        for (model, tally) in models.drain(..) {
+            line.add(self.words.find(transaction, model)?, &tally);
+        }
         Ok(())
     }
 
@@ -339,7 +391,7 @@ impl<'a> Sums<'a> {
         };
         let columns = self.query.by.iter().map(column).collect();
         let model = entry.summed_model().map(str::to_owned);
-        self.lines.entry(columns).or_default().entry(model).or_default().add(&entry.tally());
+        self.lines.entry(columns).or_default().add(model, &entry.tally());
     }
 
     fn told(self) -> Result<Vec<UsageSum>, StoreError> {
@@ -347,12 +399,24 @@ impl<'a> Sums<'a> {
             let says = format!("more than {MOST} lines; ask for a shorter time or fewer columns");
             return Err(StoreError::Refused(says));
         }
-        let sum = |(columns, models): (Columns, Models)| {
+        let sum = |(columns, Models(models)): (Columns, Models)| {
             let mut whole = Tally::default();
-            models.values().for_each(|tally| whole.add(tally));
-            UsageSum { columns, tally: whole, models: models.into_iter().collect() }
+            models.iter().for_each(|(_, tally)| whole.add(tally));
+            UsageSum { columns, tally: whole, models }
         };
         Ok(self.lines.into_iter().map(sum).collect())
+    }
+}
+
+/// Where it stands in an answer.
+fn number_of(by: By) -> usize {
+    match by {
+        By::Day | By::Hour => 0,
+        By::Name => 1,
+        By::Key => 2,
+        By::Model => 3,
+        By::Operation => 4,
+        By::Backend => 5,
     }
 }
 
