@@ -244,7 +244,7 @@ fn push_ours(head: &mut Vec<u8>, theirs: &HeaderMap, backend: &Backend, origin: 
         push_field(head, &X_FORWARDED_FOR, client.as_bytes());
     }
     push_field(head, &X_REAL_IP, client.as_bytes());
-    push_field(head, &REQUEST_ID, origin.record.line.id.as_bytes());
+    push_field(head, &REQUEST_ID, &origin.record.line.id.padded());
     if let Some(trace) = &origin.record.trace {
         push_field(head, &TRACEPARENT, trace.context.header().as_bytes());
     }

@@ -38,6 +38,10 @@ use text::{json_line, text_line};
 /// Most lines, in bytes.
 const USUAL_LINE: usize = 512;
 
+/// Zeros that a backend hears before it: some take no id that is no UUID, such as llama-cpp-python's server
+/// (`PluginUUIDBase` of starlette-context), which answers 400.
+const PADDING: &str = "0000000000000000";
+
 /// Names one request in the log, in `X-Request-Id` and to the backend: 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RequestId([u8; 16]);
@@ -53,9 +57,18 @@ impl RequestId {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// `None` for a text that cannot be one.
+    /// As backends hear it: 32 hex digits.
+    #[must_use]
+    pub fn padded(&self) -> [u8; 32] {
+        let mut padded = [b'0'; 32];
+        padded.iter_mut().skip(PADDING.len()).zip(self.0).for_each(|(digit, b)| *digit = b);
+        padded
+    }
+
+    /// Also as a backend heard it. `None` for a text that cannot be one.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
+        let text = text.strip_prefix(PADDING).filter(|id| !id.is_empty()).unwrap_or(text);
         let id: [u8; 16] = text.as_bytes().try_into().ok()?;
         id.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)).then_some(Self(id))
     }

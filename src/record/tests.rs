@@ -73,6 +73,18 @@ fn what_a_caller_sends_breaks_no_line_no_column_and_no_terminal() {
 }
 
 #[test]
+fn an_id_is_found_by_what_a_backend_heard_too() {
+    for text in ["0123456789abcdef", "0000000000000000"] {
+        let id = RequestId::parse(text).unwrap();
+        assert_eq!((id.as_str(), &id.padded()[16..]), (text, text.as_bytes()));
+        assert_eq!(RequestId::parse(std::str::from_utf8(&id.padded()).unwrap()), Some(id));
+    }
+    for wrong in ["", "0123456789abcde", "0123456789ABCDEF", "00000000000000000"] {
+        assert_eq!(RequestId::parse(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
 fn ids_count_on_and_are_sixteen_digits() {
     let ids = RequestIds { process: 0xabcd, next: AtomicU32::new(0xffff_fffe) };
     assert_eq!(ids.draw().as_str(), "0000abcdfffffffe");
