@@ -221,8 +221,8 @@ impl Queue {
         if self.queued <= FEW || self.told.as_ref().is_none_or(|(at, _)| now >= at + STALE) {
             self.told = Some((now, self.positions()));
         }
-        let lanes = self.flows.get(flow).map_or(&[][..], |flow| flow.lanes.as_slice());
-        let lanes = lanes.iter().filter_map(|lane| self.lanes.get(*lane));
+        let lanes = self.flows.get(flow).into_iter().flat_map(|flow| &flow.lanes);
+        let lanes = lanes.filter_map(|lane| self.lanes.get(*lane));
         let own = lanes.flat_map(|lane| &lane.queue).filter_map(|(_, id)| self.waiting.get(*id));
         let told = self.told.as_ref().map(|(_, positions)| positions);
         own.map(|it| self.wait(it, told.and_then(|all| all.get(&it.order)), now)).collect()
