@@ -142,8 +142,10 @@ async fn each_backend_fails_in_each_way_under_load_and_nothing_is_sent_twice() {
         let failed = answers.iter().filter(|(_, status, whole, _)| *status != 200 || !whole);
         let failed = failed.count();
         assert!(answers.len() > CALLERS, "fault {fault}: others are served meanwhile");
+        // What breaks after its first byte puts no backend out.
+        let most = answers.len() / if fault == BREAKS { 3 } else { 10 };
         assert!(
-            3 * failed < answers.len() && (failed == 0) == (fault == SLOW),
+            failed < most && (failed == 0) == (fault == SLOW),
             "fault {fault}: {failed} of {} failed",
             answers.len()
         );
