@@ -108,7 +108,7 @@ pub(super) fn chunk(bench: &Bench) -> anyhow::Result<Outcome> {
 /// Longer than a round, so that none ends in it.
 pub(super) const LONG: Chat = Chat { tokens: 1000, pace: 200_000 };
 
-/// What many chats as [`LONG`] cost while they are open, in the order of [`CHUNK_METRICS`]. `idle`
+/// What many endless chats cost while they are open, in the order of [`CHUNK_METRICS`]. `idle`
 /// is the proxy's memory before the first stream; the times are until all are open, and measured.
 pub(super) fn hold(
     bench: &Bench,
@@ -118,6 +118,7 @@ pub(super) fn hold(
     [opening, window]: [Duration; 2],
 ) -> anyhow::Result<Vec<f64>> {
     let streams = (group.callers * group.over.streams()) as f64;
+    let Want::Stream(Chat { pace, .. }) = group.want else { anyhow::bail!("no streamed chat") };
     let mut load = Load::start(bench.clock, vec![group])?;
     load.run_for(opening)?;
     load.take();
@@ -128,16 +129,23 @@ pub(super) fn hold(
     let memory = cost::memory(&peer.pids()).saturating_sub(idle);
     let tally = load.take().pop().unwrap_or_default();
     load.finish()?;
-    let due = time * 5.0 * streams;
+    let due = time * streams * 1e6 / pace as f64;
     let came = tally.tokens as f64;
-    anyhow::ensure!(came > 0.95 * due, "only {came} of {due:.0} tokens came in time");
+    let busy = |cpu| 100.0 * seconds(cpu) / time;
+    anyhow::ensure!(
+        came > 0.95 * due,
+        "only {came} of {due:.0} tokens came in time; the proxy was busy for {:.0} % of it, the \
+         load for {:.0} %",
+        busy(cpu),
+        busy(own),
+    );
     Ok(vec![
         micros(cpu) / came,
         memory as f64 / streams,
         tally.token.millis(0.5),
         tally.token.millis(0.99),
         came / time,
-        100.0 * seconds(own) / time,
+        busy(own),
     ])
 }
 
