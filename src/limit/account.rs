@@ -1,9 +1,13 @@
 //! Everything that is counted of one limit for those who share it.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use jiff::civil::Date;
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard};
 
 use super::bucket::{Bucket, Hold};
 use super::period::{Almanac, Period, Span};
@@ -22,6 +26,9 @@ pub(super) struct Counts {
     month: Period,
     running: u64,
 }
+
+/// An account at which nobody else is.
+pub(super) type Open<'a> = MutexGuard<'a, Counts>;
 
 /// What one request took from an account, until it is settled.
 #[derive(Debug)]
@@ -57,7 +64,7 @@ impl Account {
         Self(Mutex::new(Counts { day, month, ..Counts::default() }))
     }
 
-    pub(super) fn open(&self) -> MutexGuard<'_, Counts> {
+    pub(super) fn open(&self) -> Open<'_> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,11 +1,15 @@
 //! All accounts, each found by a number that stands for its limit and for who shares it.
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::fmt;
 use std::hash::BuildHasher;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
+#[cfg(not(loom))]
+use std::sync::{Mutex, MutexGuard};
 use std::time::Instant;
+
+#[cfg(loom)]
+use loom::sync::{Mutex, MutexGuard};
 
 use super::account::Account;
 use super::period::{Almanac, Period};
@@ -16,11 +20,17 @@ use super::plan::Scope;
 pub(super) struct AccountId(u64, u64);
 
 pub(super) struct Book {
-    secrets: [RandomState; 2],
+    secrets: [Secret; 2],
     shelves: [Mutex<Shelf>; SHELVES],
     /// What was known from before, for accounts that nobody has asked for yet.
     carried: Mutex<HashMap<AccountId, (Period, Period)>>,
 }
+
+#[cfg(not(loom))]
+type Secret = std::collections::hash_map::RandomState;
+/// There nothing may be left to chance.
+#[cfg(loom)]
+type Secret = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
 #[derive(Debug, Default)]
 struct Shelf {
@@ -90,7 +100,7 @@ impl Shelf {
 impl Default for Book {
     fn default() -> Self {
         Self {
-            secrets: [RandomState::new(), RandomState::new()],
+            secrets: Default::default(),
             shelves: std::array::from_fn(|_| Mutex::default()),
             carried: Mutex::default(),
         }

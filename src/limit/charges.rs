@@ -1,9 +1,9 @@
 //! What one request took from every account that it counts for; given back or settled when it ends.
 
-use std::sync::{Arc, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::account::{Account, Counts, Moment, Obstacle, Taken, wait};
+use super::account::{Account, Moment, Obstacle, Open, Taken, wait};
 use super::book::{AccountId, Book};
 use super::plan::Bearing;
 use crate::config::{Measure, Models};
@@ -37,7 +37,7 @@ impl Charges {
         bearing.dedup_by_key(|(id, _)| *id);
         let account = |(id, _): &(AccountId, _)| book.account(*id, moment.now, &moment.almanac);
         let accounts: Vec<_> = bearing.iter().map(account).collect();
-        let mut open: Vec<MutexGuard<'_, Counts>> = accounts.iter().map(|it| it.open()).collect();
+        let mut open: Vec<Open<'_>> = accounts.iter().map(|it| it.open()).collect();
         let mut reached: Option<(&Bearing<'_>, Obstacle)> = None;
         for (counts, (_, it)) in open.iter_mut().zip(&bearing) {
             counts.come(it.allowance, moment);
@@ -48,7 +48,7 @@ impl Charges {
                 reached = Some((it, obstacle));
             }
         }
-        let left = |open: &[MutexGuard<'_, Counts>]| {
+        let left = |open: &[Open<'_>]| {
             let each = open.iter().zip(&bearing);
             let each = each.map(|(counts, (_, it))| counts.left(it.allowance, &moment.almanac));
             each.fold(Left::default(), Left::and)
@@ -56,7 +56,7 @@ impl Charges {
         if let Some((it, obstacle)) = reached {
             return Err(refusal(it, obstacle, left(&open)));
         }
-        let take = |(counts, (_, it)): (&mut MutexGuard<'_, Counts>, &(_, Bearing<'_>))| {
+        let take = |(counts, (_, it)): (&mut Open<'_>, &(_, Bearing<'_>))| {
             counts.take(it.allowance, held, moment)
         };
         let taken: Vec<_> = open.iter_mut().zip(&bearing).map(take).collect();

@@ -1,31 +1,32 @@
-//! The line in front of the backends, with every order in which its callers can meet.
+//! What several threads meet at, with every order in which they can: the line in front of the backends,
+//! the counts of limits, the leashes of keys.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release` in this folder.
 #![cfg(loom)]
-#![allow(dead_code, unused_imports, reason = "of the queue only the line is used here")]
+#![allow(dead_code, unused_imports, reason = "of each room only what meets is used here")]
 
-/// Stands for the room of that name, which the line knows names from.
-pub mod auth {
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    pub struct Name(std::sync::Arc<str>);
+mod around;
 
-    impl Name {
-        pub fn as_str(&self) -> &str {
-            &self.0
-        }
-    }
-
-    impl From<&str> for Name {
-        fn from(name: &str) -> Self {
-            Self(name.into())
-        }
-    }
-}
+pub use around::{auth, config, reject, store};
 
 #[path = "../../../src/limit"]
 pub mod limit {
+    mod account;
+    mod book;
+    mod bucket;
+    mod charges;
     mod course;
+    mod leash;
+    mod period;
+    mod plan {
+        pub(super) use crate::around::{Bearing, Scope};
+    }
+    #[path = "../../tests/loom/src/room.rs"]
+    mod room;
+
+    pub use charges::Charges;
     pub use course::Course;
+    pub use room::{Key, Room};
 }
 
 #[path = "../../../src/pool"]
