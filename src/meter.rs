@@ -197,11 +197,11 @@ impl Metered {
                 let rest = self.with_rest(Bytes::new());
                 self.hold(rest, cx)
             }
-            Poll::Ready(Err(cause)) => self.broken(&Reject::BackendFailed(cause)),
+            Poll::Ready(Err(cause)) => self.broken_by_backend(&Reject::BackendFailed(cause)),
             Poll::Pending => {
                 let since = *self.waits_since.get_or_insert_with(Instant::now);
                 match connection.is_due(since + self.idle, cx) {
-                    true => self.broken(&Reject::BackendTimeout),
+                    true => self.broken_by_backend(&Reject::BackendTimeout),
                     false => Poll::Pending,
                 }
             }
@@ -294,6 +294,11 @@ impl Metered {
             self.lease.give_back(connection, Instant::now());
             self.lease.frees_its_slot();
         }
+    }
+
+    fn broken_by_backend(&mut self, reject: &Reject) -> Poll<Option<Result<Bytes, Cut>>> {
+        self.lease.broke_off();
+        self.broken(reject)
     }
 
     fn broken(&mut self, reject: &Reject) -> Poll<Option<Result<Bytes, Cut>>> {

@@ -174,7 +174,9 @@ impl Voice {
                 }
             }
         };
-        self.at = At::Ended;
+        if let At::Speaking(Speaking { lease, .. }) = std::mem::replace(&mut self.at, At::Ended) {
+            lease.broke_off();
+        }
         let (error, code) = (failed.says(), failed.row().code);
         push(lines, &self.name, [("error", error.as_str()), ("code", code)]);
         Err(failed)

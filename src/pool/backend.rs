@@ -381,7 +381,7 @@ impl Backend {
 
     fn judge(&self, finding: Finding, find: impl FnOnce(&mut Health, Instant, u32)) {
         // Without chance several gates come at once, which is no fault.
-        let chance = getrandom::u32().unwrap_or(0);
+        let chance = if finding.is_good() { 0 } else { getrandom::u32().unwrap_or(0) };
         let (was_in, is_in, is_up) = {
             let mut health = self.live.health();
             let was_in = health.is_in();

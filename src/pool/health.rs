@@ -27,6 +27,10 @@ const STALL: Duration = Duration::from_secs(60);
 pub enum Finding {
     /// An answer that is not a failure began.
     Answer,
+    /// It came to its end.
+    Whole,
+    /// It broke off, or fell silent, after its first byte.
+    BrokeOff,
     /// No connection could be made.
     NoConnection,
     /// It broke off before the first byte, or answered that it is broken (5xx).
@@ -38,10 +42,17 @@ pub enum Finding {
     ProbeFailed,
 }
 
+impl Finding {
+    pub(super) fn is_good(self) -> bool {
+        matches!(self, Self::Answer | Self::Whole | Self::ProbeAnswered)
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Answer | Self::ProbeAnswered => "it answers",
+            Self::Answer | Self::Whole | Self::ProbeAnswered => "it answers",
+            Self::BrokeOff => "one answer after the other breaks off",
             Self::NoConnection => "no connection can be made",
             Self::Failure => "one request after the other fails",
             Self::Silence => "requests get no first byte",
@@ -68,6 +79,7 @@ pub(super) struct Health {
     standing: Standing,
     /// Of each kind, one after the other.
     failures: u32,
+    breaks: u32,
     silences: u32,
     failed_probes: u32,
     /// How often in a row it was put out.
@@ -100,6 +112,7 @@ impl Default for Health {
         Self {
             standing: Standing::In { returned: None },
             failures: 0,
+            breaks: 0,
             silences: 0,
             failed_probes: 0,
             times_out: 0,
@@ -209,6 +222,14 @@ impl Health {
         );
         match finding {
             Finding::Answer => self.is_well(now),
+            Finding::Whole => self.breaks = 0,
+            // That another one began says nothing: the next that breaks puts it out again.
+            Finding::BrokeOff => {
+                self.breaks += 1;
+                if self.breaks >= FAILURES || !self.is_in() {
+                    self.put_out(false, now, chance);
+                }
+            }
             Finding::ProbeAnswered => {
                 self.failed_probes = 0;
                 if let Standing::Out { hung: false, until, answers } = &mut self.standing {

@@ -210,6 +210,7 @@ impl Terms {
             connect_timeout: self.connect_timeout,
             held,
             watch: self.is_watched.then(|| backend.watch()),
+            is_watched: self.is_watched,
             change: None,
         }
     }

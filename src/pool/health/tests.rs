@@ -38,6 +38,32 @@ fn one_failure_is_the_requests_own_and_several_in_a_row_are_not() {
 }
 
 #[test]
+fn answers_that_break_off_put_it_out_though_each_of_them_began() {
+    let (mut health, now) = (Health::default(), start());
+    for _ in 0..10 {
+        for _ in 1..FAILURES {
+            ask(&mut health, Finding::Answer, now);
+            health.find(Finding::BrokeOff, now, 0);
+        }
+        ask(&mut health, Finding::Answer, now);
+        health.find(Finding::Whole, now, 0);
+        assert!(health.is_in());
+    }
+    for _ in 0..FAILURES {
+        ask(&mut health, Finding::Answer, now);
+        health.find(Finding::BrokeOff, now, 0);
+    }
+    assert!(is_out(&health, now) && !health.is_up());
+    // The one that shows how it is begins like all of them, and the next break counts at once.
+    let later = now + seconds(3);
+    health.find(Finding::ProbeAnswered, later, 0);
+    ask(&mut health, Finding::Answer, later);
+    assert!(health.is_in());
+    health.find(Finding::BrokeOff, later, 0);
+    assert!(is_out(&health, later));
+}
+
+#[test]
 fn nothing_is_sent_again_where_no_connection_could_be_made() {
     let (mut health, now) = (Health::default(), start());
     ask(&mut health, Finding::NoConnection, now);
@@ -142,6 +168,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
     let request = prop::sample::select(vec![
         Finding::Answer,
+        Finding::BrokeOff,
         Finding::NoConnection,
         Finding::Failure,
         Finding::Silence,
@@ -150,6 +177,8 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
         Finding::ProbeAnswered,
         Finding::ProbeFailed,
         Finding::NoConnection,
+        Finding::Whole,
+        Finding::BrokeOff,
     ]);
     let step = prop_oneof![
         4 => Just(Step::Begin),
