@@ -120,7 +120,7 @@ impl Identity {
     #[must_use]
     pub fn holds(&self, key: &Pattern) -> bool {
         self.grant.as_ref().is_some_and(|grant| {
-            key.matches(&grant.key_name) || (!grant.key_id.is_empty() && key.matches(&grant.key_id))
+            key.matches(&grant.key_name) || grant.key_id.is_some_and(|id| key.matches(id.as_str()))
         })
     }
 
@@ -137,7 +137,7 @@ impl Identity {
     /// The id of the managed key, if that is how it came.
     #[must_use]
     pub fn managed_key(&self) -> Option<KeyId> {
-        self.grant.as_ref()?.key_id.parse().ok()
+        self.grant.as_ref()?.key_id
     }
 
     /// Whether the credential is good for this API path.
@@ -473,7 +473,7 @@ impl Auth {
     #[must_use]
     pub fn suppose_key(&self, key: &ManagedKey) -> Identity {
         let (name, role) = (key.details.identity().into(), key.details.role);
-        let found = grant::Found { name, role, grant: Arc::new(key.grant()) };
+        let found = grant::Found { name, role, grant: Arc::new(key.clone().into_grant()) };
         self.granted(found, Credential::Key)
     }
 

@@ -26,7 +26,7 @@ impl FileKeys {
     pub(super) fn new(keys: &[FileKey]) -> Self {
         let entry = |key: &FileKey| {
             let grant = Grant {
-                key_id: String::new(),
+                key_id: None,
                 key_name: key.name.clone(),
                 models: key.models.clone(),
                 cloud: None,

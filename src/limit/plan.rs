@@ -206,7 +206,7 @@ impl<'a> Subject<'a> {
             account: who.account().as_str(),
             role: who.role(),
             key: grant.map(|grant| grant.key_name.as_str()),
-            key_id: grant.map(|grant| grant.key_id.as_str()).filter(|id| !id.is_empty()),
+            key_id: grant.and_then(|grant| grant.key_id.as_ref()).map(KeyId::as_str),
             is_recalled: false,
             by_rule: &reach.rule().allowance,
             by_key: grant.map_or(&NOTHING, |grant| &grant.allowance),

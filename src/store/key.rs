@@ -310,13 +310,13 @@ impl ManagedKey {
 
     /// What it is good for.
     #[must_use]
-    pub fn grant(&self) -> Grant {
+    pub fn into_grant(self) -> Grant {
         Grant {
-            key_id: self.id.to_string(),
-            key_name: self.details.name.clone(),
-            models: self.details.models.clone(),
+            key_id: Some(self.id),
+            key_name: self.details.name,
+            models: self.details.models,
             cloud: self.details.cloud,
-            allowance: self.details.limits.clone(),
+            allowance: self.details.limits,
         }
     }
 
@@ -330,8 +330,8 @@ impl ManagedKey {
 /// What a key with conditions of its own is good for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
-    /// The id of a managed key; empty for one of the configuration.
-    pub key_id: String,
+    /// Of a managed key; one of the configuration has none.
+    pub key_id: Option<KeyId>,
     pub key_name: String,
     /// Of the models that rules allow; `None` is all of them.
     pub models: Option<Models>,

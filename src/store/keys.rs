@@ -20,6 +20,10 @@ const MOST: usize = 1000;
 const COLUMNS: &str = "id, form, digest, name, owner, role, models, cloud, expires, networks, note, \
      state, created, created_by, rotated_to, overlap_until, used, used_from, limits";
 
+/// The same for the keys in memory, of which nobody asks what for, who made them and when they were used.
+const COLUMNS_HELD: &str = "id, form, digest, name, owner, role, models, cloud, expires, networks, '', \
+     state, created, '', rotated_to, overlap_until, NULL, NULL, limits";
+
 /// Which keys, the oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyQuery {
@@ -283,8 +287,8 @@ impl Store {
         })
     }
 
-    /// Every key that changed after generation `since`, handed over one by one, and the generation
-    /// that this is.
+    /// Every key that changed after generation `since`, handed over one by one without what stands
+    /// in no [`COLUMNS_HELD`], and the generation that this is.
     pub(super) fn changed_since(
         &self,
         since: u64,
@@ -294,7 +298,7 @@ impl Store {
         self.read(|transaction| {
             // All of them are read as they lie; by the index each would be looked for.
             let how = if since == 0 { "NOT INDEXED" } else { "INDEXED BY key_changed" };
-            let sql = format!("SELECT {COLUMNS} FROM key {how} WHERE changed > ?1");
+            let sql = format!("SELECT {COLUMNS_HELD} FROM key {how} WHERE changed > ?1");
             let mut statement = transaction.prepare(&sql)?;
             let mut rows = statement.query([since])?;
             while let Some(row) = rows.next()? {

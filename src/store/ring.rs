@@ -133,16 +133,15 @@ struct Trouble {
 }
 
 impl Held {
-    fn of(key: &ManagedKey) -> Self {
-        let details = &key.details;
+    fn of(key: ManagedKey) -> Self {
         Self {
-            grant: Arc::new(key.grant()),
-            identity: details.identity().into(),
-            role: details.role,
+            identity: key.details.identity().into(),
+            role: key.details.role,
             id: key.id,
             form: key.form,
             state: key.state,
-            terms: Terms::of(key).map(Box::new),
+            terms: Terms::of(&key).map(Box::new),
+            grant: Arc::new(key.into_grant()),
         }
     }
 
@@ -199,7 +198,7 @@ fn take(keys: &mut Keys, odd: &mut HashSet<String>, read: Read) {
             if !odd.is_empty() {
                 odd.remove(key.id.as_str());
             }
-            keys.insert(Digest(key.digest), Arc::new(Held::of(&key)));
+            keys.insert(Digest(key.digest), Arc::new(Held::of(*key)));
         }
         Read::Odd { id, digest } => {
             if let Some(digest) = digest {
