@@ -213,6 +213,10 @@ fn refuse_early(held: &[u8]) -> Result<(), Malformed> {
     if held.len() >= MAX_HEAD {
         return Err(too_large(held));
     }
+    // A hello of TLS may be longer than what is looked at.
+    if held.first().is_some_and(|first| !first.is_ascii_graphic()) && !held.starts_with(b"\r") {
+        return Err(Malformed::Head);
+    }
     if held.len() > EAGER || PREFACE.starts_with(held) {
         return Ok(());
     }
@@ -432,6 +436,8 @@ mod tests {
     #[test]
     fn garbage_and_too_much_are_refused_before_their_end() {
         assert_eq!(request(b"\x16\x03\x01").unwrap_err(), Malformed::Head);
+        let hello = [b"\x16\x03\x01", &[b'a'; 3 * EAGER][..]].concat();
+        assert_eq!(request(&hello).unwrap_err(), Malformed::Head);
         assert_eq!(request(b"PRI * HTTP/2.0\r\n\r\nSM").unwrap_err(), Malformed::Preface);
         let line = [b"GET /", &[b'a'; MAX_HEAD][..]].concat();
         assert_eq!(request(&line).unwrap_err(), Malformed::TargetTooLong);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use portcullis::config::{ClientAuth, Config, PairFiles};
+use portcullis::config::{ClientAuth, Config, PairFiles, Pattern, Role, Roles};
 use portcullis::gateway::State;
 use portcullis::record::Chain;
 use rcgen::{
@@ -445,16 +445,38 @@ async fn who_does_not_shake_hands_is_not_waited_for() {
     }
     // However often bytes come, the time is over at some point.
     let mut drips = keep.house.connect().await;
-    let dripped = async {
-        for byte in hello.iter().cycle().take(8) {
-            drips.send([*byte]).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut dripped = 0;
+    for byte in hello.iter().cycle().take(60) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if drips.socket.write_all(&[*byte]).await.is_err() {
+            break;
         }
-    };
-    dripped.await;
-    assert!(drips.is_closed().await);
+        dripped += 1;
+    }
+    assert!(dripped < 60, "each byte began the time anew");
     assert_eq!(keep.ask(get("/api/tags")).await.status, 200);
     until("a line for each", || (count_of(LATE) >= before + 4).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_proxy_announces_before_the_handshake_is_the_caller() {
+    let backend = Backend::ok().await;
+    let keep = Keep::with(&backend, |config, _, _| {
+        config.proxy_protocol_from = vec!["127.0.0.0/8".parse().unwrap()];
+    })
+    .await;
+    let announced = async |header: &str| {
+        let mut socket = TcpStream::connect(keep.house.address).await.unwrap();
+        socket.write_all(header.as_bytes()).await.unwrap();
+        keep.client().over(socket).await
+    };
+    let mut caller = announced("PROXY TCP4 192.0.2.7 10.0.0.1 56324 443\r\n").await.unwrap();
+    caller.send(get("/api/tags")).await;
+    assert_eq!(caller.answer().await.status, 200);
+    assert!(announced("PROXY TCP4 nobody\r\n").await.is_err());
+    let lines = keep.house.log.wait_for(2).await;
+    assert_eq!(lines[0]["client"], "192.0.2.7");
+    assert_eq!(backend.seen().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -522,6 +544,7 @@ async fn what_is_no_tls_is_refused_and_everybody_else_is_served() {
     let mut gone = keep.house.connect().await;
     gone.send(&half[..half.len() - 1]).await;
     drop(gone);
+    until("a line for the half", || (count_of(FAILED) >= before + 5).then_some(())).await;
     assert_eq!(keep.ask(get("/api/tags")).await.status, 200);
     let lines = keep.house.log.wait_for(2).await;
     assert_eq!(lines.len(), 2, "one of plain HTTP and one of the request: {lines:?}");
@@ -536,6 +559,9 @@ async fn tls_on_the_plain_port_is_refused() {
     let client = Client::trusting(Authority::new().roots());
     assert!(client.connect(house.address).await.is_err());
     assert_eq!(house.get("/api/tags").await.status, 200);
+    let lines = house.lines().await;
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    assert_eq!(lines[0]["outcome"], "refused:bad_request", "{}", lines[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -673,6 +699,50 @@ async fn a_pair_that_changes_twenty_times_under_load_costs_no_handshake() {
     }
     assert!(marks.2.load(Ordering::Relaxed) >= 20, "the callers saw the certificates change");
     assert_eq!(keep.house.gateway.state().tls().unwrap().troubles(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_a_certificate_is_good_is_told_by_the_metrics_and_once_a_day_when_it_is_not_long()
+{
+    let events = events();
+    let backend = Backend::ok().await;
+    let keep = Keep::with(&backend, |config, folder, authority| {
+        let now = SystemTime::now();
+        let brief =
+            authority.issue(&["brief.example"], "brief", now - DAY, now + 9 * DAY + DAY / 2);
+        config.tls.pairs = vec![brief.save(folder.path(), "brief")];
+        config.admin = Some("127.0.0.1:0".parse().unwrap());
+        config.roles = Roles::new(Role::Viewer, Vec::new());
+    })
+    .await;
+    let mut desk = Caller::connect(keep.house.admin.unwrap()).await;
+    desk.send(get("/metrics")).await;
+    let metrics = desk.answer().await.text();
+    // What was made in this second has a day more.
+    for (name, days) in [("gate.pem", [89, 90]), ("brief.pem", [9, 9])] {
+        let line = metrics.lines().find(|line| {
+            line.starts_with("portcullis_certificate_left_seconds{") && line.contains(name)
+        });
+        let line = line.unwrap_or_else(|| panic!("no {name} in {metrics}"));
+        let (_, left) = line.split_once("} ").unwrap();
+        assert!(days.map(|days| (days * 86_400).to_string()).contains(&left.to_owned()), "{line}");
+    }
+    let said = |file: &str| {
+        let text = events.text();
+        let of_file = text.lines().filter(|line| line.contains(file));
+        of_file.filter(|line| line.contains("it expires soon, renew it")).count()
+    };
+    let brief = keep.house.file("brief.pem").display().to_string();
+    let (now, today) = (Instant::now(), SystemTime::now());
+    let tls = keep.house.gateway.state();
+    let tls = tls.tls().unwrap();
+    tls.announce(now, today);
+    assert_eq!(said(&brief), 1);
+    for (hours, times) in [(1, 1), (23, 1), (24, 2), (25, 2), (47, 2), (48, 3)] {
+        tls.tend(now + Duration::from_secs(3600 * hours), today);
+        assert_eq!(said(&brief), times, "after {hours} hours");
+    }
+    assert_eq!(said(&keep.house.file("gate.pem").display().to_string()), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -822,6 +892,7 @@ async fn asking(backend: &Backend, client_auth: ClientAuth) -> (Keep, Authority)
         std::fs::write(&ca, callers.pem()).unwrap();
         config.tls.client_ca = Some(ca);
         (config.tls.client_auth, config.tls.client_cert_login) = (client_auth, true);
+        config.roles = Roles::new(Role::User, vec![(Pattern::new("bert"), Role::Viewer)]);
     })
     .await;
     (keep, callers)
@@ -859,6 +930,18 @@ async fn the_name_in_a_certificate_logs_in_who_brings_nothing_else() {
     let bert = callers.good(&[], "bert");
     let known = ask(Some(&bert), me.to_owned()).await;
     assert_eq!((known.status, known.json()["name"].as_str()), (200, Some("bert")));
+    assert_eq!(known.json()["role"], "viewer");
+    let cora = callers.good(&[], "cora");
+    assert_eq!(ask(Some(&cora), me.to_owned()).await.json()["role"], "user");
+    // Who shows a certificate must show a good one.
+    let now = SystemTime::now();
+    for bad in [
+        Authority::new().good(&[], "bert"),
+        callers.issue(&[], "bert", now - 9 * DAY, now - DAY),
+        callers.issue(&[], "bert", now + DAY, now + 9 * DAY),
+    ] {
+        assert_eq!(ask(Some(&bad), get("/api/tags")).await.status, 0);
+    }
     // Another credential counts in its place, and a wrong one is not made good.
     let with = |key: &str| me.replacen("Host", &format!("Authorization: Bearer {key}\r\nHost"), 1);
     assert_eq!(ask(Some(&bert), with(KEY)).await.json()["name"], "anna");
