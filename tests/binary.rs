@@ -35,6 +35,8 @@ mod managed;
 mod many;
 #[path = "binary/running.rs"]
 mod running;
+#[path = "binary/tls.rs"]
+mod tls;
 #[path = "binary/usage.rs"]
 mod usage;
 
@@ -153,6 +155,9 @@ fn a_pair_for_development_is_made_checked_served_and_asked() {
     let check = house.run(&["check", config[0], config[1]]);
     assert_eq!(check.status.code(), Some(0), "{}", text(&check));
     assert!(text(&check).contains("certificate for gate.lan 127.0.0.1, 36"), "{}", text(&check));
+
+    let doctor = house.run(&["doctor", config[0], config[1], "--upstream", NOWHERE]);
+    assert!(text(&doctor).contains("days left"), "{}", text(&doctor));
 
     let gate = house.serve(&[config[0], config[1], "--upstream", NOWHERE]);
     assert!(gate.says("days_left").contains("gate.lan"));

@@ -20,6 +20,7 @@ use crate::gateway::{Gateway, State};
 use crate::live_file::mode_warning;
 use crate::record::{Chain, Log, Outlet};
 use crate::server::{self, HandedOver, Listener, Server};
+use crate::tls::Tls;
 
 /// What is still to be written when everything else has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -34,6 +35,8 @@ pub(super) fn run(given: &Given) -> anyhow::Result<()> {
     make_room(&loaded.config);
     let runtime = runtime().context("could not start the runtime")?;
     let served = runtime.block_on(async {
+        // Nobody is to come in while a certificate is missing.
+        drop(Tls::new(&loaded.config, None).context("cannot start")?);
         let mut listeners = handed_over.listeners().context("a socket of the supervisor's")?;
         if listeners.is_empty() {
             listeners = listen(&loaded.config)?;

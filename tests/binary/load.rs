@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -107,11 +108,21 @@ pub(crate) fn callers_with(
     done: impl Fn(usize) -> bool + Sync,
     key: impl Fn(usize) -> String + Sync,
 ) -> Vec<String> {
+    callers_over(|| connect(address), asked, done, key)
+}
+
+/// The same over whatever carries bytes.
+pub(crate) fn callers_over<S: Read + Write>(
+    connect: impl Fn() -> std::io::Result<S> + Sync,
+    asked: &AtomicUsize,
+    done: impl Fn(usize) -> bool + Sync,
+    key: impl Fn(usize) -> String + Sync,
+) -> Vec<String> {
     let caller = || {
         let (mut lost, mut kept) = (Vec::new(), None);
         while lost.len() < 3 && !done(asked.load(Ordering::SeqCst)) {
             let number = asked.fetch_add(1, Ordering::SeqCst);
-            match request_with(&key(number), address, &mut kept) {
+            match request_over(&key(number), &connect, &mut kept) {
                 Ok(200) => {}
                 Ok(status) => lost.push(format!("status {status}")),
                 Err(error) => lost.push(error.to_string()),
@@ -138,9 +149,18 @@ pub(crate) fn request_with(
     address: SocketAddr,
     kept: &mut Option<BufReader<TcpStream>>,
 ) -> std::io::Result<u16> {
+    request_over(key, || connect(address), kept)
+}
+
+/// The same over whatever carries bytes.
+pub(crate) fn request_over<S: Read + Write>(
+    key: &str,
+    connect: impl FnOnce() -> std::io::Result<S>,
+    kept: &mut Option<BufReader<S>>,
+) -> std::io::Result<u16> {
     let mut socket = match kept.take() {
         Some(socket) => socket,
-        None => BufReader::new(connect(address)?),
+        None => BufReader::new(connect()?),
     };
     let request =
         format!("GET /api/tags HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {key}\r\n\r\n");
@@ -155,7 +175,7 @@ pub(crate) fn request_with(
     head.split(' ').nth(1).and_then(|status| status.parse().ok()).ok_or(gone.into())
 }
 
-fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     let socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
@@ -260,6 +280,37 @@ fn activated(house: &House, listener: &TcpListener, upstream: &str) -> Gate {
     gate.address = after(&gate.says("listening"), "address=");
     assert_eq!(gate.address, listener.local_addr().unwrap().to_string());
     gate
+}
+
+#[test]
+fn several_sockets_are_handed_over_also_those_of_a_file() {
+    let (house, model) = (house(), Model::start());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let file = std::os::unix::net::UnixListener::bind(house.path("gate.sock")).unwrap();
+    let (a, b) = (port.as_raw_fd(), file.as_raw_fd());
+    for listener in [socket2::SockRef::from(&port), socket2::SockRef::from(&file)] {
+        listener.set_cloexec(false).unwrap();
+    }
+    // Through numbers that neither has.
+    let become_it = format!(
+        "exec 8<&{a} 9<&{b}; exec 3<&8 4<&9 8<&- 9<&-; LISTEN_FDS=2 LISTEN_PID=$$ exec \"$@\""
+    );
+    // Of two digits other shells know nothing.
+    let mut shell = Command::new("bash");
+    shell.args(["-c", &become_it, "bash", PROGRAM, "serve", "--api-keys", "keys"]);
+    shell.args(["--upstream", &format!("http://{}", model.address)]);
+    shell.env_clear().current_dir(house.folder.path());
+    let mut gate = Gate::start(shell);
+    let told = gate.says(&format!("address={}", port.local_addr().unwrap()));
+    let told = if told.contains("unix:") { told } else { gate.says("address=unix:") };
+    assert!(told.contains("gate.sock"), "{told}");
+    let mut kept = None;
+    assert_eq!(one_request(port.local_addr().unwrap(), &mut kept).unwrap(), 200);
+    let connect = || std::os::unix::net::UnixStream::connect(house.path("gate.sock"));
+    assert_eq!(request_over(KEY, connect, &mut None).unwrap(), 200);
+    gate.signal("TERM");
+    assert_eq!(gate.wait(), Some(0));
+    assert!(house.path("gate.sock").exists(), "it is the supervisor's");
 }
 
 #[test]
