@@ -49,14 +49,14 @@ def one_line(text):
     return " | ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def relay(line):
+def relay(line, where=""):
     """Passes on a line that another program printed in this form; False when it is not one."""
-    word = line.split(" ", 1)[0]
+    word, _, rest = line.partition(" ")
     if word not in (*COUNTED, "says"):
         return False
     if word in counts:
         counts[word] += 1
-    print(line, flush=True)
+    print(f"{word} {where}{rest}", flush=True)
     return True
 
 
