@@ -91,6 +91,7 @@ pub struct Lease {
     held: Option<Held>,
     /// Of several backends each request shows how its own is.
     watch: Option<Watch>,
+    is_watched: bool,
     /// Of a request after which the backend may have other models.
     change: Option<Change>,
 }
@@ -303,7 +304,17 @@ impl Lease {
 
     /// Keeps a connection whose answer has been read whole.
     pub fn give_back(&self, connection: Box<Connection>, now: Instant) {
+        if self.is_watched {
+            self.backend.find(Finding::Whole);
+        }
         self.backend.keep(connection, now);
+    }
+
+    /// The answer ended before its end, and it was not the caller's doing.
+    pub fn broke_off(&self) {
+        if self.is_watched {
+            self.backend.find(Finding::BrokeOff);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! More connections than there may be.
 
-use portcullis::config::Config;
+use portcullis::config::{Config, Role, Roles};
 
 use crate::house::{Backend, Caller, House, Step, chunk, get, post, stream_head, until};
 
@@ -86,6 +86,22 @@ async fn one_address_has_its_own_limit_and_a_trusted_proxy_none() {
     })
     .await;
     let _many = [placed(&proxied).await, placed(&proxied).await, placed(&proxied).await];
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_crowd_who_looks_after_the_gate_can_ask_it() {
+    let backend = Backend::ok().await;
+    let house = house(&backend, |config| {
+        config.max_connections = 1;
+        config.admin = Some("127.0.0.1:0".parse().unwrap());
+        config.roles = Roles::new(Role::Admin, Vec::new());
+    })
+    .await;
+    let _only = placed(&house).await;
+    assert_eq!(house.get("/api/tags").await.code(), "overloaded");
+    let mut desk = Caller::connect(house.admin.unwrap()).await;
+    desk.send(get("/api/v1/running").replace("Host: gate", "Host: 127.0.0.1")).await;
+    assert_eq!(desk.answer().await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

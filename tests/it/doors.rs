@@ -3,7 +3,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::house::{Backend, House, get};
+use crate::house::{Backend, Caller, House, get};
 
 async fn ask(path: &std::path::Path) -> String {
     let mut caller = UnixStream::connect(path).await.unwrap();
@@ -26,13 +26,21 @@ async fn a_unix_socket_serves_beside_a_port_and_is_gone_with_the_gate() {
     assert_eq!(house.get("/api/tags").await.status, 200);
     let path = house.file("gate");
     assert!(ask(&path).await.starts_with("HTTP/1.1 200 "));
-    // Whoever asks there is a program of this machine.
-    let lines = house.log.wait_for(2).await;
-    assert_eq!(lines[1]["client"], "127.0.0.1");
-    assert_eq!(backend.seen()[1].header("x-forwarded-for").as_deref(), Some("127.0.0.1"));
+    let mut sixth = Caller::connect(house.addresses[1]).await;
+    sixth.send(get("/api/tags")).await;
+    assert_eq!(sixth.answer().await.status, 200);
+    drop(sixth);
+    // Whoever asks on the socket is a program of this machine.
+    let lines = house.log.wait_for(3).await;
+    for (line, client) in lines.iter().zip(["127.0.0.1", "127.0.0.1", "::1"]) {
+        assert_eq!(line["client"], client);
+    }
+    for (seen, client) in backend.seen().iter().zip(["127.0.0.1", "127.0.0.1", "::1"]) {
+        assert_eq!(seen.header("x-forwarded-for").as_deref(), Some(client));
+    }
     let folder = std::fs::metadata(&path).is_ok();
     let lines = house.lines().await;
-    assert!(folder && !path.exists() && lines.len() == 2, "{lines:?}");
+    assert!(folder && !path.exists() && lines.len() == 3, "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

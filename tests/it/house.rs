@@ -32,6 +32,8 @@ const ANNA: &str = "anna:$2y$04$FRGiMtVb3qtDTX7I0fnjxutgwrMyuRhd0FZeO506Scl21JCi
 /// A gate that is served in this process.
 pub struct House {
     pub address: SocketAddr,
+    /// All of them, in the order of the configuration.
+    pub addresses: Vec<SocketAddr>,
     pub gateway: Arc<Gateway>,
     pub folder: TempDir,
     pub log: Lines,
@@ -77,7 +79,7 @@ impl House {
         let redirect = gateway.state().config().redirect_listen.clone();
         let redirect = redirect.map(|it| Server::bind(&[it]).unwrap().remove(0));
         let mut server = Server::start(listeners, &gateway);
-        let address = server.addresses()[0];
+        let addresses = server.addresses().to_vec();
         let beside = redirect.as_ref().and_then(|it| match it.address() {
             ListenAddr::Tcp(address) => Some(*address),
             ListenAddr::Unix(_) => None,
@@ -92,7 +94,8 @@ impl House {
             server.administer(desk);
         }
         let server = Some(server);
-        Self { address, gateway, folder, log, server, redirect: beside, admin }
+        let address = addresses[0];
+        Self { address, addresses, gateway, folder, log, server, redirect: beside, admin }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

@@ -106,6 +106,8 @@ pub fn asks(stream: u32, fields: &[(&str, &str)]) -> Vec<u8> {
 pub struct Peer {
     pub socket: TcpStream,
     unread: Vec<u8>,
+    /// The last stream that the gate had seen when it ended the connection.
+    pub last_seen: Option<u32>,
 }
 
 impl Peer {
@@ -121,7 +123,7 @@ impl Peer {
     pub async fn silent(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         socket.set_nodelay(true).unwrap();
-        Self { socket, unread: Vec::new() }
+        Self { socket, unread: Vec::new(), last_seen: None }
     }
 
     /// False when the gate has closed.
@@ -200,6 +202,7 @@ impl Peer {
                 }
                 RST_STREAM if frame.stream == stream => return End::Reset(code(&frame.payload)),
                 GOAWAY if code(&frame.payload[4..]) != 0 => {
+                    self.last_seen = Some(code(&frame.payload));
                     return End::GoAway(code(&frame.payload[4..]));
                 }
                 _ => {}
