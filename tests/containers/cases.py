@@ -185,7 +185,9 @@ def overlays(world):
         def _():
             for over, (name, look) in enumerate(OVERLAYS.items()):
                 files = [base] if name is None else [base, name]
-                project = Project(world, f"config-{number}-{over}", *files).with_credentials()
+                # Empty is as good as not given.
+                project = Project(world, f"config-{number}-{over}", *files, PORTCULLIS_PORT="")
+                project.with_credentials()
                 seen = json.loads(project.compose("config", "--format", "json"))
                 only_the_gate_is_published(seen)
                 look(seen["services"])
@@ -193,8 +195,8 @@ def overlays(world):
 
 def only_the_gate_is_published(seen):
     for name, service in seen["services"].items():
-        ports = [port["target"] for port in service.get("ports", [])]
-        expect(ports == ([8880] if name == "portcullis" else []), f"{name} publishes {ports}")
+        ports = [(port["target"], port["published"]) for port in service.get("ports", [])]
+        expect(ports == ([(8880, "8880")] if name == "portcullis" else []), f"{name} publishes {ports}")
     gate = seen["services"]["portcullis"]
     expect(gate["user"] == "1000:1000" and gate["read_only"], f"user {gate['user']}")
     expect(gate["cap_drop"] == ["ALL"], f"cap_drop {gate['cap_drop']}")
@@ -261,10 +263,7 @@ def with_users(world):
         check(f"{name}: a user removed by an editor's rename-save is out at once")(
             lambda: user_removed(project)
         )
-        check(f"{name}: a file with mode 0777 serves")(lambda: open_to_all(project))
-        check(f"{name}: a file of another owner with mode 0600 is told with its cure")(
-            lambda: of_another_owner(project)
-        )
+        files_of_all_kinds(name, project, project.users, USER, lambda user: new_user(project, user))
         check(f"{name}: `ollama` beside the gate works as before")(lambda: beside(world))
         check(f"{name}: nothing but the volume may be written")(lambda: read_only(project))
         check(f"{name}: `docker stop` lets a running stream end, and the gate ends with 0")(
@@ -315,25 +314,42 @@ def user_removed(project):
     project.expect(USER, 200, "the other user")
 
 
-def open_to_all(project):
-    project.users.chmod(0o777)
-    project.htpasswd("-bB", project.users, "third", "password")
-    project.expect(basic("third", "password"), 200, "with mode 0777")
-    project.users.chmod(0o644)
+def files_of_all_kinds(name, project, file, known, another):
+    """`another` puts somebody into the file, and gives the login."""
+    check(f"{name}: a file with mode 0777 serves")(lambda: open_to_all(project, file, another))
+    check(f"{name}: a file of another owner with mode 0600 is told with its cure")(
+        lambda: of_another_owner(project, file, known, another)
+    )
 
 
-def of_another_owner(project):
+def new_user(project, user):
+    project.htpasswd("-bB", project.users, user, "password")
+    return basic(user, "password")
+
+
+def new_key(project, key):
+    project.keys.write_text(f"{project.keys.read_text()}{key}\n")
+    return bearer(key)
+
+
+def open_to_all(project, file, another):
+    file.chmod(0o777)
+    project.expect(another("my-third"), 200, "with mode 0777")
+    file.chmod(0o644)
+
+
+def of_another_owner(project, file, known, another):
     if os.geteuid() != 0:
         raise Skip("only root can give a file to another user")
-    os.chown(project.users, SOMEBODY, SOMEBODY)
-    project.users.chmod(0o600)
-    project.expect(USER, 200, "its last good content")
-    cure = project.wait_for_log("nginx/.htpasswd", f"belongs to user {SOMEBODY}", "0600", "`chown 1000 ")
-    says("compose: a file that the gate may not read", cure)
-    project.htpasswd("-bB", project.users, "fourth", "password")
-    project.expect(basic("fourth", "password"), 401, "what it cannot read")
-    os.chown(project.users, 1000, -1)  # the cure
-    project.expect(basic("fourth", "password"), 200, "after the cure")
+    os.chown(file, SOMEBODY, SOMEBODY)
+    file.chmod(0o600)
+    project.expect(known, 200, "its last good content")
+    told = f"nginx/{file.name}", f"belongs to user {SOMEBODY}", "0600", "`chown 1000 "
+    says("compose: a file that the gate may not read", project.wait_for_log(*told))
+    fourth = another("my-fourth")
+    project.expect(fourth, 401, "what it cannot read")
+    os.chown(file, 1000, -1)  # the cure
+    project.expect(fourth, 200, "after the cure")
 
 
 def beside(world):
@@ -402,6 +418,8 @@ def with_keys(world):
             lambda: guides_request(project, bearer(KEY), bearer("my-secret-api-key-9"))
         )
         check(f"{name}: a key added and a key removed count at once")(lambda: keys(project))
+        new_login = bearer("my-new-key")
+        files_of_all_kinds(name, project, project.keys, new_login, lambda key: new_key(project, key))
         check(f"{name}: a file mounted by itself, then replaced, is told with its cure")(
             lambda: mounted_by_itself(project)
         )

@@ -233,6 +233,45 @@ async fn guessing_is_slowed_and_nobody_else_is_locked_out() {
     );
 }
 
+/// Names of the address in headers, each time another one: only a trusted proxy's word counts.
+fn said_to_come_from(number: usize, login: &str) -> String {
+    let names: String = [
+        ("X-Forwarded-For", ""),
+        ("X-Real-IP", ""),
+        ("Forwarded", "for="),
+        ("True-Client-IP", ""),
+        ("X-Client-IP", ""),
+        ("CF-Connecting-IP", ""),
+    ]
+    .map(|(name, before)| format!("{name}: {before}192.0.2.{number}\r\n"))
+    .concat();
+    login.replacen("\r\n\r\n", &format!("\r\n{names}\r\n"), 1)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_names_another_address_each_time_is_slowed_all_the_same() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, |config, _| config.failed_attempts_per_minute = 3).await;
+    let attempt = |number| said_to_come_from(number, &authorized(&basic(b"anna:guess")));
+    for number in 0..3 {
+        assert_eq!(house.ask(attempt(number)).await.status, 401);
+    }
+    assert_eq!(house.ask(attempt(3)).await.code(), "too_many_failures");
+    // Nor does it have more connections for it.
+    let few = House::with(&backend, |config, _| config.max_connections_per_address = 2).await;
+    let mut held = Vec::new();
+    for number in 0..3 {
+        let mut caller = few.connect().await;
+        caller.send(said_to_come_from(number, &get("/api/tags"))).await;
+        held.push((caller.answer().await.status, caller));
+    }
+    assert_eq!(held.iter().map(|(status, _)| *status).collect::<Vec<_>>(), [200, 200, 503]);
+    for (house, count) in [(house, 4), (few, 3)] {
+        let lines = house.log.wait_for(count).await;
+        assert!(lines.iter().all(|line| line["client"] == "127.0.0.1"), "{lines:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_attempts_at_once_are_a_thousand_attempts() {
     let backend = Backend::ok().await;
