@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use crate::access::Permit;
 use crate::call::Call;
 use crate::config::{Aliases, Config, ModelName, NamedModel};
-use crate::reject::{Lack, ModelDenied, Reject};
+use crate::reject::{Allowed, Lack, ModelDenied, Reject};
 use crate::tls::BackendTlsError;
 
 mod backend;
@@ -241,7 +241,7 @@ fn refusal(nobody: Nobody, permit: &Permit, call: &Call<'_>) -> Reject {
                 stands_for,
                 who: permit.who().name().to_string(),
                 lack: Lack::Backend,
-                allowed: None,
+                allowed: Allowed::default(),
             }))
         }
     }

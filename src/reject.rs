@@ -16,7 +16,7 @@ mod limited;
 mod queue;
 mod remedy;
 
-pub use denied::{Denied, Lack, ModelDenied, Why};
+pub use denied::{Allowed, Denied, Lack, ModelDenied, Why};
 pub use examples::one_of_each;
 pub use limited::{Again, Left, Limited, Quota};
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::api::{Asked, Class};
 use crate::auth::Identity;
 use crate::config::{Config, Group, ModelName, Models, Opening, Role, Rule};
+use crate::reject::Allowed;
 
 /// All rules, and the one for whom no other is.
 #[derive(Debug)]
@@ -107,16 +108,18 @@ impl Reach {
         }
     }
 
-    /// The patterns of both the rule and the key, for people; `None` is all models.
+    /// The patterns of the rule and of the key, for people; the narrower list alone, where one is.
     #[must_use]
-    pub fn models_shown(&self) -> Option<Vec<String>> {
-        let granted = self.who.grant().and_then(|grant| grant.models.as_ref());
-        let lists = [Some(&self.rule.models), granted];
-        let narrowest = lists.into_iter().flatten().rev().find_map(|models| match models {
-            Models::All => None,
-            Models::Only(patterns) => Some(patterns),
-        });
-        narrowest.map(|patterns| patterns.iter().map(ToString::to_string).collect())
+    pub fn models_shown(&self) -> Allowed {
+        let all = &Models::All;
+        let rule = &self.rule.models;
+        let key = self.who.grant().and_then(|grant| grant.models.as_ref()).unwrap_or(all);
+        let (rule, key) = match (rule.cover(key), key.cover(rule)) {
+            (true, _) => (all, key),
+            (false, true) => (rule, all),
+            (false, false) => (rule, key),
+        };
+        Allowed { by_rule: rule.shown(), by_key: key.shown() }
     }
 
     /// Whether the rule names this endpoint by its path.

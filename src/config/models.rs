@@ -232,6 +232,13 @@ impl ModelPattern {
         self.0.as_str().bytes().filter(|b| *b != b'*').count()
     }
 
+    /// Whether it matches all that the other matches, as far as can be seen from both.
+    fn covers(&self, other: &Self) -> bool {
+        // Without a slash it is compared with fewer forms of a name.
+        let forms = self.has_slash() || !other.has_slash();
+        self.is_everything() || (forms && self.0.covers(&other.0))
+    }
+
     fn has_slash(&self) -> bool {
         self.0.as_str().contains('/')
     }
@@ -281,6 +288,27 @@ impl Models {
         match self {
             Self::All => true,
             Self::Only(patterns) => patterns.iter().any(|pattern| pattern.matches(name)),
+        }
+    }
+
+    /// Whether all that the others allow is among them, as far as can be seen from the patterns.
+    #[must_use]
+    pub fn cover(&self, others: &Self) -> bool {
+        match (self, others) {
+            (Self::All, _) => true,
+            (Self::Only(_), Self::All) => false,
+            (Self::Only(wide), Self::Only(narrow)) => {
+                narrow.iter().all(|one| wide.iter().any(|it| it.covers(one)))
+            }
+        }
+    }
+
+    /// The patterns as they are written; `None` is all models.
+    #[must_use]
+    pub fn shown(&self) -> Option<Vec<String>> {
+        match self {
+            Self::All => None,
+            Self::Only(patterns) => Some(patterns.iter().map(ToString::to_string).collect()),
         }
     }
 }
@@ -465,7 +493,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn of_two_lists_the_narrower_is_known_where_the_patterns_show_it() {
+        for (wide, narrow) in [
+            (&["gemma3*", "x"][..], &["gemma3:1b"][..]),
+            (&["*"], &["hf.co/a/*", "m"]),
+            (&["hf.co/*"], &["hf.co/a/*"]),
+            (&["a*c"], &["a*b*c"]),
+            (&["m"], &[]),
+            (&[], &[]),
+        ] {
+            assert!(only(wide).cover(&only(narrow)), "{wide:?} {narrow:?}");
+            assert!(Models::All.cover(&only(narrow)) && !only(wide).cover(&Models::All));
+        }
+        for (wide, narrow) in [
+            (&["gemma3:1b"][..], &["gemma3*"][..]),
+            (&["small*", "big*"], &["big*", "huge*"]),
+            // Of the usual library alone, as `a/b` is not.
+            (&["a*"], &["a/b"]),
+            (&["a*b*c"], &["a*c"]),
+            (&[], &["m"]),
+        ] {
+            assert!(!only(wide).cover(&only(narrow)), "{wide:?} {narrow:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_a_narrower_pattern_allows_the_wider_does_too(
+            wide in "[ab*/:]{1,5}", narrow in "[ab*/:]{1,5}", name in "([ab]/){0,2}[ab]{1,3}(:[ab]{1,2})?"
+        ) {
+            let (Ok(wide), Ok(narrow)) = (wide.parse::<ModelPattern>(), narrow.parse::<ModelPattern>())
+            else { return Ok(()) };
+            let name = ModelName::parse(&name).unwrap();
+            prop_assert!(!wide.covers(&narrow) || !narrow.matches(&name) || wide.matches(&name));
+        }
+
         #[test]
         fn what_is_shown_is_the_same_model(text in "([a-zA-Z0-9.:/_@ -]|:cloud|:local|-cloud|://){1,30}") {
             if let Ok(name) = ModelName::parse(&text) {

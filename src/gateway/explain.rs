@@ -8,9 +8,8 @@ use crate::access;
 use crate::api::Asked;
 use crate::auth::Identity;
 use crate::call::{self, Call};
-use crate::config::Models;
 use crate::limit::{Ask, Bears, Limits, Subject};
-use crate::reject::Reject;
+use crate::reject::{Allowed, Reject};
 
 /// What one stage decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,11 +104,10 @@ fn limited(
 }
 
 fn models_of(entry: &access::Entry) -> String {
-    let shown = match (&entry.reach().rule().models, entry.reach().models_shown()) {
-        (Models::All | Models::Only(_), Some(patterns)) => {
-            format!("allowed are {}", patterns.join(", "))
-        }
-        (Models::All | Models::Only(_), None) => "all are allowed".to_owned(),
+    let allowed = entry.reach().models_shown();
+    let shown = match allowed == Allowed::default() {
+        true => "all are allowed".to_owned(),
+        false => format!("allowed are {}", allowed.told(usize::MAX)),
     };
     let cloud = if entry.reach().may_use_cloud() { "" } else { ", but those in the cloud" };
     shown + cloud

@@ -13,7 +13,7 @@ use crate::api::Target;
 use crate::auth::Identity;
 use crate::limit::{Shown, Subject};
 use crate::pool::queue::{Seen, Spot, whole_seconds};
-use crate::reject::Reject;
+use crate::reject::{Allowed, Reject};
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -68,15 +68,21 @@ pub(super) fn to_callers(
         Some("/me") => {
             only_read(&parts.method)?;
             let reach = state.rules().reach_of(who.clone());
-            let shown = reach.models_shown();
-            let models = shown.map_or_else(|| json!("all"), |patterns| json!(patterns));
+            let Allowed { by_rule, by_key } = reach.models_shown();
+            let both = by_rule.is_some();
+            let models = by_rule.or_else(|| by_key.clone());
+            let models = models.map_or_else(|| json!("all"), |patterns| json!(patterns));
             let (now, wall) = (Instant::now(), Timestamp::now());
             let Shown { limits, used } =
                 live.limits.spent(state.plan(), &Subject::of(&reach), now, wall);
-            let me = json!({
+            let mut me = json!({
                 "name": who.name().as_str(), "role": who.role().to_string(), "models": models,
                 "limits": limits, "used": used, "waiting": waiting(state, who),
             });
+            // A name has to be among both then.
+            if let (Some(by_key), Some(me)) = (by_key.filter(|_| both), me.as_object_mut()) {
+                me.insert("key_models".to_owned(), json!(by_key));
+            }
             Ok(Some(json_answer(StatusCode::OK, &me)))
         }
         Some(rest) if rest.is_empty() || rest.starts_with('/') => Err(Reject::UnknownEndpoint),

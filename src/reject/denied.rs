@@ -23,8 +23,37 @@ pub struct ModelDenied {
     pub stands_for: Option<String>,
     pub who: String,
     pub lack: Lack,
-    /// Patterns of what may be used; `None` is every model that is not in the cloud.
-    pub allowed: Option<Vec<String>>,
+    pub allowed: Allowed,
+}
+
+/// Patterns of what may be used, of each that has a say; `None` is every model that is not in the cloud.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed {
+    pub by_rule: Option<Vec<String>>,
+    pub by_key: Option<Vec<String>>,
+}
+
+impl Allowed {
+    fn is_nothing(&self) -> bool {
+        [&self.by_rule, &self.by_key].into_iter().flatten().any(Vec::is_empty)
+    }
+
+    /// To stand behind "allowed are", with so many of each list at most.
+    #[must_use]
+    pub fn told(&self, most: usize) -> String {
+        let told = |patterns: &[String]| {
+            let shown = patterns.get(..most).unwrap_or(patterns).join(", ");
+            if patterns.len() > most { shown + ", …" } else { shown }
+        };
+        match (self.by_rule.as_deref(), self.by_key.as_deref()) {
+            (None, None) => "all".to_owned(),
+            (Some(only), None) | (None, Some(only)) => told(only),
+            (Some(rule), Some(key)) => {
+                let (rule, key) = (told(rule), told(key));
+                format!("those of {rule} (the rule's) that are among {key} (the key's) as well")
+            }
+        }
+    }
 }
 
 /// What it would have taken.
@@ -40,7 +69,7 @@ pub enum Lack {
     Backend,
 }
 
-/// Patterns that a refusal names, at most.
+/// Patterns of a list that a refusal names, at most.
 const MOST_SHOWN: usize = 12;
 
 impl fmt::Display for ModelDenied {
@@ -68,13 +97,10 @@ impl fmt::Display for ModelDenied {
                 );
             }
         }
-        let patterns = allowed.as_deref().unwrap_or_default();
-        if patterns.is_empty() {
+        if allowed.is_nothing() {
             return write!(f, "{who} may not use {model}, nor any other model here");
         }
-        let shown = patterns.get(..MOST_SHOWN).unwrap_or(patterns).join(", ");
-        let more = if patterns.len() > MOST_SHOWN { ", …" } else { "" };
-        write!(f, "{who} may not use {model}; allowed are {shown}{more}")
+        write!(f, "{who} may not use {model}; allowed are {}", allowed.told(MOST_SHOWN))
     }
 }
 

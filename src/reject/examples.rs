@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Denied, Lack, Limited, Measure, ModelDenied, Reject, Why};
+use super::{Allowed, Denied, Lack, Limited, Measure, ModelDenied, Reject, Why};
 
 /// One of each kind, for the reference and for the tests.
 #[doc(hidden)]
@@ -15,7 +15,7 @@ pub fn one_of_each() -> Vec<Reject> {
         stands_for: None,
         who: "anna".to_owned(),
         lack: Lack::Pattern,
-        allowed: Some(vec!["llama3*".to_owned()]),
+        allowed: Allowed { by_rule: Some(vec!["llama3*".to_owned()]), by_key: None },
     };
     let limited = |measure| Box::new(Limited::example(measure));
     vec![

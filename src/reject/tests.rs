@@ -281,7 +281,7 @@ fn denied_model() -> Box<ModelDenied> {
         stands_for: None,
         who: "anna".to_owned(),
         lack: Lack::Pattern,
-        allowed: Some(vec!["small*".to_owned()]),
+        allowed: Allowed { by_rule: Some(vec!["small*".to_owned()]), by_key: None },
     })
 }
 
@@ -293,8 +293,13 @@ fn a_denied_model_is_told_with_what_is_allowed() {
         denied.to_string()
     };
     assert_eq!(says(|_| {}), "anna may not use big; allowed are small*");
-    assert!(says(|it| it.allowed = Some(Vec::new())).ends_with("nor any other model here"));
-    assert!(says(|it| it.allowed = Some(vec!["m".to_owned(); 99])).ends_with("m, …"));
+    fn many() -> Option<Vec<String>> {
+        Some(vec!["m".to_owned(); 99])
+    }
+    assert!(says(|it| it.allowed.by_rule = Some(Vec::new())).ends_with("nor any other model here"));
+    assert!(says(|it| it.allowed.by_key = Some(Vec::new())).ends_with("nor any other model here"));
+    assert!(says(|it| it.allowed = Allowed { by_rule: None, by_key: many() }).ends_with("m, …"));
+    assert!(says(|it| it.allowed.by_key = many()).contains("m, … (the key's)"));
     assert!(says(|it| it.lack = Lack::Cloud).contains("cloud = true"));
     assert!(says(|it| it.lack = Lack::AllModels).contains("another's"));
 }

@@ -685,8 +685,40 @@ async fn groups_roles_and_keys_choose_the_rule() {
     assert_eq!(ask("Bearer second-key", "big").await, 200);
     assert_eq!(ask("Bearer second-key", "small").await, 403);
     assert_eq!(ask("Bearer second-key", "huge").await, 403);
-    let me = house.ask(request("GET", "/_portcullis/me", &bearer(), "", "")).await.json();
-    assert_eq!(me["models"], json!(["small*"]));
+    let me = async |login: &str| {
+        let me = house.ask(request("GET", "/_portcullis/me", login, "", "")).await.json();
+        (me["models"].clone(), me["key_models"].clone())
+    };
+    assert_eq!(me(&bearer()).await, (json!(["small*"]), Value::Null));
+    let both = (json!(["big*", "huge*"]), json!(["small*", "big*"]));
+    assert_eq!(me("Bearer second-key").await, both);
+    // What is said to be allowed would be.
+    let small = r#"{"model":"small"}"#;
+    let refused = house.ask(request("POST", "/api/chat", "Bearer second-key", "", small)).await;
+    let says = "boss may not use small; allowed are those of big*, huge* (the rule's) that are among \
+                small*, big* (the key's) as well";
+    assert_eq!(refused.json()["error"], says);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_rule_and_a_key_the_narrower_list_is_told_alone() {
+    let digest = sha256("second-key");
+    for (rule, key, told) in [
+        ("'all'", "['small*']", json!(["small*"])),
+        ("['small*', 'big*']", "'all'", json!(["small*", "big*"])),
+        ("['small*', 'big*']", "['small:1b']", json!(["small:1b"])),
+        ("['small:1b']", "['small*', 'big*']", json!(["small:1b"])),
+        ("'all'", "'all'", json!("all")),
+    ] {
+        let rules = format!(
+            "[[key]]\nname = 'lab'\nsha256 = '{digest}'\nmodels = {key}\n[[rule]]\nmodels = {rule}\n"
+        );
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(&rules)).await;
+        let me = request("GET", "/_portcullis/me", "Bearer second-key", "", "");
+        let me = house.ask(me).await.json();
+        assert_eq!((&me["models"], me.get("key_models")), (&told, None), "{rules}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
