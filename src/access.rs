@@ -183,8 +183,7 @@ pub fn authorize(
     }
     if !reach.may_use_cloud() && call.reading.searches_the_web() {
         let (operation, name) = (call.asked.operation(), reach.who().name().to_string());
-        let why = Why::Content("a web search, which runs on the account of this server's owner,");
-        return Err(Reject::Forbidden(Box::new(Denied { operation, name, why })));
+        return Err(Reject::Forbidden(Box::new(Denied { operation, name, why: Why::WebSearch })));
     }
     if reach.rule().policy.is_empty() || call.asked.class() != Class::Inference {
         return Ok(Permit { reach, model, changed: None });

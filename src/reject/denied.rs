@@ -130,6 +130,8 @@ pub enum Why {
     Elsewhere,
     /// The rule refuses images, or tools.
     Content(&'static str),
+    /// It runs on ollama.com, as models in the cloud do.
+    WebSearch,
     /// The role held is not the role needed.
     Role { held: Role, needed: Role },
     /// The key is restricted to other endpoints.
@@ -157,6 +159,11 @@ impl fmt::Display for Denied {
                 "the rule for {name} has {operation} go to other backends. Ask whoever runs this gate"
             ),
             Why::Content(what) => write!(f, "{name} may not send {what} with {operation}"),
+            Why::WebSearch => write!(
+                f,
+                "{name} may not send a web search, which runs on the account of this server's owner, with \
+                 {operation}; a rule with `cloud = true` would allow it"
+            ),
             Why::Endpoint => write!(f, "the key of {name} is not allowed to {operation}"),
             Why::CrossSite => write!(
                 f,

@@ -89,6 +89,7 @@ fn of_denied(Denied { operation, name, why }: &Denied) -> String {
         Why::Content(what) => {
             format!("a `policy` for {name} that does not say `{what} = \"refuse\"`")
         }
+        Why::WebSearch => the_word_for_the_cloud(name),
         Why::OtherSite => {
             "the same request from no page, or from one of this listener's own".to_owned()
         }
@@ -102,9 +103,7 @@ fn of_denied(Denied { operation, name, why }: &Denied) -> String {
 fn of_model(ModelDenied { model, stands_for, who, lack, .. }: &ModelDenied) -> String {
     let model = stands_for.as_ref().unwrap_or(model);
     match lack {
-        Lack::Cloud => {
-            format!("`cloud = true` in the rule for {who}, and in the key if it says otherwise")
-        }
+        Lack::Cloud => the_word_for_the_cloud(who),
         Lack::AllModels => {
             format!("`models = \"all\"` in the rule for {who}, and in the key if it names any")
         }
@@ -118,9 +117,58 @@ fn of_model(ModelDenied { model, stands_for, who, lack, .. }: &ModelDenied) -> S
     }
 }
 
+fn the_word_for_the_cloud(who: &str) -> String {
+    format!("`cloud = true` in the rule for {who}, and in the key if it says otherwise")
+}
+
 #[cfg(test)]
 mod tests {
-    use crate::reject::one_of_each;
+    use super::*;
+    use crate::config::Role;
+    use crate::reject::{Allowed, one_of_each};
+
+    fn of_why(why: Why) -> String {
+        of_denied(&Denied { operation: "pull", name: "anna".to_owned(), why })
+    }
+
+    #[test]
+    fn what_would_have_allowed_it_is_what_was_missing() {
+        let whys = [
+            Why::OtherSite,
+            Why::Rule,
+            Why::Elsewhere,
+            Why::Content("tools"),
+            Why::WebSearch,
+            Why::Role { held: Role::User, needed: Role::Operator },
+            Why::Endpoint,
+            Why::CrossSite,
+        ];
+        for why in whys {
+            let part = match why {
+                Why::OtherSite => "from no page",
+                Why::Rule => "pull among the `endpoints` of the rule for anna",
+                Why::Elsewhere => "`manage` of the rule for anna",
+                Why::Content(_) => "does not say `tools = \"refuse\"`",
+                Why::WebSearch => "`cloud = true` in the rule for anna",
+                Why::Role { .. } => "`operator = [\"anna\"]` under [roles]",
+                Why::Endpoint => "behind the key of anna in `authorized_keys`",
+                Why::CrossSite => "`cors.origins`",
+            };
+            assert!(of_why(why).contains(part), "{why:?}: {}", of_why(why));
+        }
+        for lack in [Lack::Pattern, Lack::Cloud, Lack::AllModels, Lack::Backend] {
+            let part = match lack {
+                Lack::Pattern => "big among the `models` of the rule for anna, and of the key",
+                Lack::Cloud => "`cloud = true` in the rule for anna",
+                Lack::AllModels => "`models = \"all\"` in the rule for anna",
+                Lack::Backend => "`ollama pull big`",
+            };
+            let (model, who) = ("alias".to_owned(), "anna".to_owned());
+            let (stands_for, allowed) = (Some("big".to_owned()), Allowed::default());
+            let denied = ModelDenied { operation: "chat", model, stands_for, who, lack, allowed };
+            assert!(of_model(&denied).contains(part), "{lack:?}: {}", of_model(&denied));
+        }
+    }
 
     #[test]
     fn whoever_runs_the_gate_is_told_what_would_have_allowed_it() {
