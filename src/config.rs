@@ -37,7 +37,7 @@ pub use keys::{Key, Kind, reference};
 pub use limits::{Allowance, Limit, Measure, Per, no_measure};
 pub use listen::ListenAddr;
 pub use models::{BadModelName, ModelName, ModelPattern, Models};
-pub use names::fault_of_name;
+pub use names::{fault_of_name, fault_of_note};
 pub use policy::{Bounds, Change, Policy};
 pub use prices::{Price, Prices, Spent};
 pub use problems::{Problem, Problems};

@@ -29,7 +29,7 @@ impl FileKeys {
                 key_id: None,
                 key_name: key.name.clone(),
                 models: key.models.clone(),
-                cloud: None,
+                cloud: key.cloud,
                 allowance: key.allowance.clone(),
             };
             (key.digest, (key.clone(), Arc::new(grant)))

@@ -233,7 +233,7 @@ const GPU_MONTH: &str = "seconds a month that a backend worked on inference";
 const CONCURRENT: &str = "requests at once";
 
 #[rustfmt::skip]
-static KEYS: [Key; 114] = [
+static KEYS: [Key; 116] = [
     row("listen", Kind::Addresses, r#"["0.0.0.0:8880"]"#,
         |config, it| put(&mut config.listen, it.listen()),
         "where to listen, as ADDRESS:PORT or `unix:/path`; sockets that a supervisor hands over replace it").also_a_flag(),
@@ -495,12 +495,18 @@ static KEYS: [Key; 114] = [
     row("key.models", Kind::Models, "",
         |config, it| rules::key(config, |key| put(&mut key.models, it.models().map(Some))),
         "the models that this key is good for, of those that rules allow"),
+    row("key.cloud", Kind::Switch, "",
+        |config, it| rules::key(config, |key| put(&mut key.cloud, it.switch().map(Some))),
+        "`false` keeps models that run on ollama.com from this key, whatever the rule says; `true` adds nothing to the rule"),
     row("key.expires", Kind::Expiry, "",
         |config, it| rules::key(config, |key| put(&mut key.expires, it.parsed(rules::expiry).map(Some))),
         "the last day on which it counts, or the moment from which it does not"),
     row("key.networks", Kind::Networks, "[]",
         |config, it| rules::key(config, |key| put(&mut key.networks, it.each(values::network))),
         "where it may be used from; an empty list is anywhere"),
+    row("key.note", Kind::Text, r#""""#,
+        |config, it| rules::key(config, |key| put(&mut key.note, it.parsed(rules::note))),
+        "a line to remember it by"),
     row("key.requests_per_minute", Kind::Count, "", limits::of_key, REQUESTS),
     row("key.tokens_per_minute", Kind::Count, "", limits::of_key, TOKENS),
     row("key.tokens_per_day", Kind::Count, "", limits::of_key, TOKENS_DAY),

@@ -18,3 +18,13 @@ pub fn fault_of_name(name: &str) -> Option<&'static str> {
         None
     }
 }
+
+/// Longest note of a key, in bytes.
+const LONGEST_NOTE: usize = 1000;
+
+/// Why a text cannot be what a key is remembered by.
+#[must_use]
+pub fn fault_of_note(note: &str) -> Option<&'static str> {
+    let is_odd = note.len() > LONGEST_NOTE || note.chars().any(char::is_control);
+    is_odd.then_some("a note is one line of at most 1000 bytes")
+}

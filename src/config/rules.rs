@@ -6,7 +6,8 @@ use ipnet::IpNet;
 use super::problems::{Found, shown};
 use super::written::{Form, Written};
 use super::{
-    Allowance, Config, Models, NamedBackends, Pattern, Policy, Priority, Role, Weight, values,
+    Allowance, Config, Models, NamedBackends, Pattern, Policy, Priority, Role, Weight,
+    fault_of_note, values,
 };
 
 /// One rule: whom it is about, and what it gives them. The first that matches counts.
@@ -63,11 +64,15 @@ pub struct FileKey {
     pub role: Option<Role>,
     pub digest: [u8; 32],
     pub models: Option<Models>,
+    /// Models in the cloud; `None` is what the rule says.
+    pub cloud: Option<bool>,
     /// The first moment at which it does not count any more.
     pub expires: Option<jiff::Timestamp>,
     /// Where it may be used from; anywhere if empty.
     pub networks: Vec<IpNet>,
     pub allowance: Allowance,
+    /// To remember it by.
+    pub note: String,
 }
 
 impl Rule {
@@ -219,6 +224,11 @@ pub(super) fn name(text: &str) -> Result<String, String> {
         true => Err("a name has 1 to 255 bytes, without a / and control characters".to_owned()),
         false => Ok(text.to_owned()),
     }
+}
+
+/// What a key is remembered by.
+pub(super) fn note(text: &str) -> Result<String, String> {
+    fault_of_note(text).map_or_else(|| Ok(text.to_owned()), |fault| Err(fault.to_owned()))
 }
 
 /// The header in which a front end names its user.

@@ -85,7 +85,7 @@ fn variables(list: &[(&str, &str)]) -> Given {
 }
 
 /// Key, a good value that is not the default, a bad one, and a word of what is said to it.
-const VALUES: [(&str, &str, &str, &str); 114] = [
+const VALUES: [(&str, &str, &str, &str); 116] = [
     ("listen", "['127.0.0.1:0', '[::1]:80', 'unix:/run/gate']", "['localhost:1']", "ADDRESS:PORT"),
     ("redirect_listen", "'127.0.0.1:80'", "'gate:80'", "ADDRESS:PORT"),
     ("admin", "'127.0.0.1:81'", "'gate:81'", "ADDRESS:PORT"),
@@ -188,8 +188,10 @@ const VALUES: [(&str, &str, &str, &str); 114] = [
         "64 hex digits",
     ),
     ("key.models", "'all'", "['']", "pattern"),
+    ("key.cloud", "false", "'never'", "true or false"),
     ("key.expires", "'2027-01-31'", "'soon'", "write it as a day"),
     ("key.networks", "['10.0.0.0/8']", "['10.0.0.0/99']", "10.0.0.0/99"),
+    ("key.note", "'Anna, room 4'", "\"a\\nb\"", "one line"),
     ("key.requests_per_minute", "10", "0", "refuse every request"),
     ("key.tokens_per_minute", "20000", "-5", "from 1 to"),
     ("key.tokens_per_day", "100_000", "'many'", "a whole number"),

@@ -8,9 +8,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::secret::push_base62;
-use crate::config::{Allowance, Models, Role, fault_of_name};
+use crate::config::{Allowance, Models, Role, fault_of_name, fault_of_note};
 
-const LONGEST_NOTE: usize = 1000;
 const MOST_MODELS: usize = 1000;
 const MOST_NETWORKS: usize = 1000;
 
@@ -172,8 +171,8 @@ impl KeyDetails {
         {
             return Some(format!("{owner:?} cannot be an owner: {fault}"));
         }
-        if self.note.len() > LONGEST_NOTE || self.note.chars().any(char::is_control) {
-            return Some("a note is one line of at most 1000 bytes".to_owned());
+        if let Some(fault) = fault_of_note(&self.note) {
+            return Some(fault.to_owned());
         }
         self.fault_of_models().or_else(|| self.fault_of_networks())
     }

@@ -161,6 +161,26 @@ async fn models_in_the_cloud_need_a_word_of_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_the_configuration_may_have_less_of_the_cloud_than_its_rule_and_never_more() {
+    let cloud = r#"{"model":"gpt-oss:120b-cloud"}"#;
+    for (rule, key, status) in [
+        (true, "", 200),
+        (true, "cloud = true\n", 200),
+        (true, "cloud = false\n", 403),
+        (false, "cloud = true\n", 403),
+    ] {
+        let digest = sha256("second-key");
+        let rules = format!(
+            "[[key]]\nname = 'lab'\nsha256 = '{digest}'\n{key}[[rule]]\ncloud = {rule}\n"
+        );
+        let backend = Backend::ok().await;
+        let house = House::with(&backend, with_rules(&rules)).await;
+        let ask = request("POST", "/api/chat", "Bearer second-key", "", cloud);
+        assert_eq!(house.ask(ask).await.status, status, "{rules}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stub_of_a_model_in_the_cloud_cannot_be_made_without_that_word() {
     let stub = r#"{"model":"mine","from":"gpt-oss:120b","remote_host":"https://ollama.com"}"#;
     let plain = r#"{"model":"mine","from":"small","remote_host":""}"#;

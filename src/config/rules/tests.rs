@@ -74,6 +74,28 @@ fn changes_of_parameters_are_read_and_slips_are_told() {
 }
 
 #[test]
+fn a_key_of_the_file_has_the_terms_of_a_managed_one() {
+    let digest = "ab".repeat(32);
+    let key = |more: &str| {
+        let text = format!("[[key]]\nname = 'ci'\nsha256 = '{digest}'\n{more}\n");
+        loaded(&text).map(|mut it| it.config.keys.remove(0))
+    };
+    let plain = key("").unwrap();
+    assert_eq!((plain.cloud, plain.note.as_str()), (None, ""));
+    let terms = key("cloud = false\nnote = 'Anna, room 4'").unwrap();
+    assert_eq!((terms.cloud, terms.note.as_str()), (Some(false), "Anna, room 4"));
+    assert_eq!(key("cloud = true").unwrap().cloud, Some(true));
+    for (text, word) in [
+        ("cloud = 'no'".to_owned(), "true or false"),
+        ("note = \"a\\nb\"".to_owned(), "one line of at most 1000 bytes"),
+        (format!("note = '{}'", "n".repeat(1001)), "one line of at most 1000 bytes"),
+    ] {
+        let told = key(&text).unwrap_err();
+        assert!(told.len() == 1 && told[0].contains(word), "{text}: {told:?}");
+    }
+}
+
+#[test]
 fn what_cannot_be_meant_is_told_with_its_line() {
     let digest = format!("sha256 = '{}'", "ab".repeat(32));
     for (text, line, word) in [
