@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::http2::Rewound;
 use super::places::Place;
 use super::{Entrance, Stage, handshake, http2};
+use crate::admin;
 use crate::gateway::{Door, Gateway, Link};
 use crate::http1::{
     self, Arrival, Due, Ending, FieldLines, Form, HeadError, Malformed, Outbox, RequestHead, Stall,
@@ -117,7 +118,7 @@ pub(super) async fn serve(
         return go_on_by_http2(socket, link, standing, gateway, stages).await;
     }
     drop(read);
-    if let Some(bytes) = remember(&end, peer, &gateway) {
+    if let Some(bytes) = remember(&end, &link, &gateway) {
         // The caller may be gone; then nobody reads it.
         let _ = socket.try_write(&bytes);
     }
@@ -186,7 +187,7 @@ pub(super) async fn refuse_at_the_door(
     gateway: &Gateway,
 ) {
     let mut record = gateway.record_of(peer);
-    let (answer, body) = bare(reject, record.line.id.as_str());
+    let (answer, body) = bare(reject, record.line.id.as_str(), &Door::Plain);
     record.refuse(reject, body);
     drop(record);
     let _ = socket.try_write(&answer);
@@ -405,19 +406,19 @@ impl Sending {
 }
 
 /// Leaves a line for what never became a request, and gives the answer to it.
-fn remember(end: &End, peer: SocketAddr, gateway: &Gateway) -> Option<Vec<u8>> {
+fn remember(end: &End, link: &Link, gateway: &Gateway) -> Option<Vec<u8>> {
     let reject = match end {
         End::Malformed(why) => malformed(*why),
         End::HalfAHead => Reject::RequestTimeout,
         End::GoneInAHead => {
             // The record says client_gone by itself.
-            drop(gateway.record_of(peer));
+            drop(gateway.record_of(link.peer));
             return None;
         }
         End::Closed | End::CallerGone | End::Idle | End::Cut | End::Http2 => return None,
     };
-    let mut record = gateway.record_of(peer);
-    let (answer, body) = bare(&reject, record.line.id.as_str());
+    let mut record = gateway.record_of(link.peer);
+    let (answer, body) = bare(&reject, record.line.id.as_str(), &link.door);
     record.refuse(&reject, body);
     Some(answer)
 }
@@ -433,7 +434,7 @@ fn malformed(why: Malformed) -> Reject {
 }
 
 /// A refusal to what never became a request, and the length of its body.
-fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
+fn bare(reject: &Reject, id: &str, door: &Door) -> (Vec<u8>, usize) {
     let told = Told {
         dialect: Dialect::Native,
         request_id: id,
@@ -443,6 +444,9 @@ fn bare(reject: &Reject, id: &str) -> (Vec<u8>, usize) {
     let (mut parts, body) = reject.response(&told).into_parts();
     if let Ok(id) = id.parse() {
         parts.headers.insert(crate::reject::REQUEST_ID, id);
+    }
+    if let Door::Admin = door {
+        admin::with_safe_headers(&mut parts.headers);
     }
     let mut outbox = Outbox::default();
     let mut form = Form::of(&Method::GET, Version::HTTP_11, false);

@@ -1,6 +1,7 @@
 //! The admin API: who may ask it, from where, what it takes, what it does, and what stays of it.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use portcullis::admin::{Needs, ROUTES, Route, description};
 use portcullis::config::{Pattern, Role, Roles};
@@ -231,37 +232,79 @@ async fn every_answer_tells_browsers_to_be_careful() {
     let house = house(&backend).await;
     let bad = request("GET /api/v1/keys", "Origin: null\r\n", "");
     let nobody = request("GET /api/v1/keys", "", "");
-    for answer in [
-        ask(&house, "GET /api/v1/openapi.json", "").await,
-        ask(&house, "GET /api/v1/keys/nothing", "").await,
-        ask(&house, "DELETE /api/v1/keys", "").await,
-        ask(&house, "POST /api/v1/keys", "{").await,
-        ask(&house, "GET /nowhere", "").await,
-        send(&house, bad).await,
-        send(&house, nobody).await,
+    let foreign = bad.replace("localhost", "evil.example");
+    let json = "application/json";
+    for (answer, status, kind) in [
+        (ask(&house, "GET /api/v1/openapi.json", "").await, 200, json),
+        (ask(&house, "HEAD /api/v1/openapi.json", "").await, 200, json),
+        (ask(&house, "POST /api/v1/keys", r#"{"name":"bot"}"#).await, 201, json),
+        (ask(&house, "POST /api/v1/keys", r#"{"name":""}"#).await, 422, json),
+        (ask(&house, "GET /metrics", "").await, 200, portcullis::metrics::CONTENT_TYPE),
+        (ask(&house, "GET /api/v1/usage", "").await, 200, json),
+        (ask(&house, "GET /api/v1/usage?format=csv", "").await, 200, "text/csv; charset=utf-8"),
+        (ask(&house, "GET /api/v1/usage/rows", "").await, 200, json),
+        (ask(&house, "GET /api/v1/keys/nothing", "").await, 404, json),
+        (ask(&house, "DELETE /api/v1/keys", "").await, 405, json),
+        (ask(&house, "POST /api/v1/keys", "{").await, 400, json),
+        (ask(&house, "GET /nowhere", "").await, 404, json),
+        (ask(&house, "GET /%zz", "").await, 400, json),
+        (send(&house, bad).await, 403, json),
+        (send(&house, nobody).await, 401, json),
+        (send(&house, foreign).await, 421, json),
     ] {
-        let policy = answer.header("content-security-policy").unwrap();
-        for part in [
-            "default-src 'self'",
-            "object-src 'none'",
-            "base-uri 'none'",
-            "form-action 'self'",
-            "frame-ancestors 'none'",
-        ] {
-            assert!(policy.contains(part), "{policy}");
-        }
-        assert!(!policy.contains("unsafe"));
-        for (name, value) in [
-            ("x-content-type-options", "nosniff"),
-            ("referrer-policy", "no-referrer"),
-            ("cross-origin-opener-policy", "same-origin"),
-            ("cache-control", "no-store"),
-            ("content-type", "application/json"),
-        ] {
-            assert_eq!(answer.headers(name), [value], "{} {name}", answer.head);
-        }
-        assert!(answer.header("x-request-id").is_some());
+        assert_eq!(answer.status, status, "{}", answer.head);
+        is_careful(&answer, kind);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_request_is_refused_as_carefully() {
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, |config, _| {
+        config.admin = Some("127.0.0.1:0".parse().unwrap());
+        config.timeouts.header = Duration::from_secs(2);
+    })
+    .await;
+    for (head, status) in [
+        ("no head at all\r\n\r\n".to_owned(), 400),
+        ("POST / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".to_owned(), 400),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(9000)), 414),
+        (format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(70_000)), 431),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(), 505),
+        ("GET / HTTP/1.1\r\nHost: loc".to_owned(), 408),
+    ] {
+        let answer = send(&house, head).await;
+        assert_eq!(answer.status, status, "{}", answer.head);
+        is_careful(&answer, "application/json");
+    }
+    // Elsewhere these would say what is not so.
+    let answer = house.ask("no head at all\r\n\r\n").await;
+    assert_eq!((answer.status, answer.header("content-security-policy")), (400, None));
+}
+
+fn is_careful(answer: &Answer, kind: &str) {
+    let policy = answer.header("content-security-policy").unwrap();
+    for part in [
+        "default-src 'self'",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    ] {
+        assert!(policy.contains(part), "{policy}");
+    }
+    assert!(!policy.contains("unsafe"));
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "no-referrer"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cache-control", "no-store"),
+        ("content-type", kind),
+    ] {
+        assert_eq!(answer.headers(name), [value], "{} {name}", answer.head);
+    }
+    assert!(answer.header("x-request-id").is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]
