@@ -494,6 +494,16 @@ impl Auth {
         self.files.api_keys.is_some() || !self.keys.is_empty() || self.keys_are_managed
     }
 
+    /// Whose password a refused request meant to show, if there is such a user: any other text in that
+    /// place may be a password itself.
+    #[must_use]
+    pub fn meant(&self, headers: &HeaderMap) -> Option<String> {
+        let value = headers.get(header::AUTHORIZATION)?;
+        let (name, _) = name_and_password(scheme(value.as_bytes(), b"basic")?)?;
+        let users = self.files.htpasswd.as_ref()?.last();
+        users.get(&name).is_some().then_some(name)
+    }
+
     /// Whether the request carries a password, for the rule about other sites' pages.
     #[must_use]
     pub fn carries_password(headers: &HeaderMap) -> bool {

@@ -1,7 +1,7 @@
 //! Failed logins of the admin API for the audit trail, gathered so that a flood of them does not fill
 //! the store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ const GATHER: Duration = Duration::from_secs(60);
 /// Addresses with a line of their own in that time; the others share one.
 const MOST_ADDRESSES: usize = 16;
 
+/// Users whose passwords were tried, that the line of an address names.
+const MOST_NAMES: usize = 8;
+
 /// What failed since the last time that it was written.
 #[derive(Debug, Default)]
 pub struct FailedLogins(Mutex<Gathered>);
@@ -23,26 +26,50 @@ pub struct FailedLogins(Mutex<Gathered>);
 #[derive(Debug, Default)]
 struct Gathered {
     since: Option<Instant>,
-    /// Beyond the first, which has been written.
-    by_address: HashMap<IpAddr, (IpAddr, u64)>,
+    by_address: HashMap<IpAddr, More>,
     others: u64,
+}
+
+/// What one address failed at beyond the first, which has been written.
+#[derive(Debug)]
+struct More {
+    client: IpAddr,
+    count: u64,
+    names: BTreeSet<String>,
 }
 
 /// What is to be written, and from where it came.
 pub(crate) type Note = (Event, Actor);
 
 impl FailedLogins {
-    /// Counts one; what is to be written now, if it is the first of its address.
-    pub fn count(&self, client: ClientAddr, code: &'static str, now: Instant) -> Option<Note> {
+    /// Counts one, with the user whose password it was to be; what is to be written now, if it is the
+    /// first of its address.
+    pub fn count(
+        &self,
+        client: ClientAddr,
+        code: &'static str,
+        name: Option<String>,
+        now: Instant,
+    ) -> Option<Note> {
         let mut gathered = self.lock();
         gathered.since.get_or_insert(now);
         let is_full = gathered.by_address.len() >= MOST_ADDRESSES;
         match gathered.by_address.get_mut(&network(client.ip())) {
-            Some((_, more)) => *more += 1,
+            Some(more) => {
+                more.count += 1;
+                let is_new = more.names.len() < MOST_NAMES;
+                more.names.extend(name.filter(|_| is_new));
+            }
             None if is_full => gathered.others += 1,
             None => {
-                gathered.by_address.insert(network(client.ip()), (client.ip(), 0));
-                return Some(note(Some(client.ip()), json!({"code": code})));
+                let client = client.ip();
+                let more = More { client, count: 0, names: BTreeSet::new() };
+                gathered.by_address.insert(network(client), more);
+                let after = match name {
+                    Some(name) => json!({"code": code, "name": name}),
+                    None => json!({"code": code}),
+                };
+                return Some(note(Some(client), after));
             }
         }
         None
@@ -56,9 +83,8 @@ impl FailedLogins {
             return Vec::new();
         }
         let Gathered { by_address, others, .. } = std::mem::take(&mut *gathered);
-        let more = by_address.into_values().filter(|(_, more)| *more > 0);
-        let mut notes: Vec<_> =
-            more.map(|(client, more)| note(Some(client), json!({"more": more}))).collect();
+        let more = by_address.into_values().filter(|more| more.count > 0);
+        let mut notes: Vec<_> = more.map(More::into_note).collect();
         if others > 0 {
             notes.push(note(None, json!({"more": others, "from": "other addresses"})));
         }
@@ -70,7 +96,19 @@ impl FailedLogins {
     }
 }
 
-/// What was presented is never in it: it may be somebody's password with one letter wrong.
+impl More {
+    fn into_note(self) -> Note {
+        let Self { client, count, names } = self;
+        let after = match names.is_empty() {
+            true => json!({"more": count}),
+            false => json!({"more": count, "names": names}),
+        };
+        note(Some(client), after)
+    }
+}
+
+/// Who asked is nobody, whatever was claimed. What was presented is never in it: it may be somebody's
+/// password with one letter wrong.
 fn note(client: Option<IpAddr>, after: serde_json::Value) -> Note {
     let subject = "the admin API".to_owned();
     let event = Event { action: LOGIN_FAILED, subject, before: None, after: Some(after) };
@@ -95,7 +133,8 @@ mod tests {
         let mut lines = 0;
         for number in 0..1000 {
             for _ in 0..5 {
-                lines += usize::from(failed.count(from(0xc000_0000 + number), "x", now).is_some());
+                let client = from(0xc000_0000 + number);
+                lines += usize::from(failed.count(client, "x", None, now).is_some());
             }
         }
         assert_eq!(lines, MOST_ADDRESSES);
@@ -106,6 +145,28 @@ mod tests {
         let more: u64 = due.iter().map(counted).sum();
         assert_eq!(more + lines as u64, 5000);
         assert!(failed.due(now + GATHER * 2).is_empty(), "told twice");
-        assert!(failed.count(from(1), "x", now + GATHER).is_some(), "a new minute");
+        assert!(failed.count(from(1), "x", None, now + GATHER).is_some(), "a new minute");
+    }
+
+    #[test]
+    fn users_whose_passwords_were_tried_are_named_and_not_without_end() {
+        let (failed, now) = (FailedLogins::default(), Instant::now());
+        let user = |number: u32| Some(format!("user{number}"));
+        let (first, actor) = failed.count(from(1), "x", user(0), now).unwrap();
+        assert_eq!(first.after.unwrap(), json!({"code": "x", "name": "user0"}));
+        assert_eq!(actor.who, "nobody");
+        for number in 0..2000 {
+            assert!(failed.count(from(1), "x", user(number / 2), now).is_none());
+        }
+        assert!(failed.count(from(2), "x", None, now).is_some());
+        failed.count(from(2), "x", None, now);
+        let due = failed.due(now + GATHER);
+        let after = |number| {
+            let of = |(_, actor): &&Note| actor.client == Some(from(number).ip());
+            due.iter().find(of).unwrap().0.after.clone().unwrap()
+        };
+        let names: Vec<_> = (0..8).filter_map(user).collect();
+        assert_eq!(after(1), json!({"more": 2000, "names": names}));
+        assert_eq!(after(2), json!({"more": 1}));
     }
 }

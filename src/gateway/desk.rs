@@ -97,7 +97,10 @@ impl Visit<'_> {
         let who = state.auth().authenticate_for_admin(&live.memory, client, presented, now).await;
         if let Err(reject @ (Reject::BadCredentials(..) | Reject::TooManyFailures { .. })) = &who
             && let Some(keys) = live.memory.managed()
-            && let Some(note) = live.failed_logins.count(client, reject.row().code, now)
+            && let Some(note) = {
+                let meant = state.auth().meant(&parts.headers);
+                live.failed_logins.count(client, reject.row().code, meant, now)
+            }
         {
             let store = std::sync::Arc::clone(keys.store());
             keep(vec![note], move |event, by| store.note(event, by)).await;

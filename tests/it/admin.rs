@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use base64::Engine;
 use portcullis::admin::{Needs, ROUTES, Route, description};
 use portcullis::config::{Pattern, Role, Roles};
 use serde_json::{Value, json};
@@ -554,6 +555,27 @@ async fn failed_logins_are_in_the_trail_and_a_flood_of_them_is_one_line() {
         ("login failed", "127.0.0.1")
     );
     assert!(!json!(trail).to_string().contains("guess"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_login_is_told_with_the_user_it_meant_and_never_with_what_may_be_a_secret() {
+    let backend = Backend::ok().await;
+    for (login, name) in [
+        ("anna:wr0ng", json!("anna")),
+        ("wr0ng:anna", Value::Null),
+        ("nobody:wr0ng", Value::Null),
+        ("anna", Value::Null),
+    ] {
+        let house = house(&backend).await;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(login);
+        let basic = format!("Authorization: Basic {encoded}\r\n");
+        let answer = send(&house, request("GET /api/v1/keys", &basic, "")).await;
+        assert_eq!((answer.status, answer.code()), (401, "bad_credentials".into()), "{login}");
+        let trail = audit(&house).await;
+        assert_eq!(trail.len(), 1, "{login}: {trail:?}");
+        assert_eq!((text(&trail[0], "who"), &trail[0]["after"]["name"]), ("nobody", &name));
+        assert!(!json!(trail).to_string().contains("wr0ng"), "{trail:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
