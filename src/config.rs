@@ -474,7 +474,7 @@ impl Draft {
         for (shown, says) in faults {
             self.found.add(place(shown), says);
         }
-        let warnings = [rules::shadowed(&self.config), limits::pointless(&self.config)].concat();
+        let warnings = [rules::overlaps(&self.config), limits::pointless(&self.config)].concat();
         for (shown, says) in warnings {
             self.warnings.add(place(shown), says);
         }

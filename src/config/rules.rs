@@ -10,6 +10,10 @@ use super::{
     fault_of_note, values,
 };
 
+mod overlap;
+
+pub(super) use overlap::overlaps;
+
 /// One rule: whom it is about, and what it gives them. The first that matches counts.
 #[derive(Debug, Clone, Default)]
 pub struct Rule {
@@ -270,39 +274,6 @@ pub(super) fn faults(config: &Config) -> Vec<(String, String)> {
         }
     }
     faults
-}
-
-/// Rules that can never match, because one before them takes all that they are about.
-pub(super) fn shadowed(config: &Config) -> Vec<(String, String)> {
-    let mut shadowed = Vec::new();
-    for (at, rule) in config.rules.iter().enumerate() {
-        let before = config.rules.get(..at).unwrap_or_default();
-        if let Some(first) = before.iter().find(|earlier| takes_all_of(earlier, rule)) {
-            let says = format!(
-                "this rule never counts: the one at {} matches first; put this one above it",
-                first.place
-            );
-            shadowed.push((rule.place.clone(), says));
-        }
-    }
-    shadowed
-}
-
-fn takes_all_of(earlier: &Rule, later: &Rule) -> bool {
-    covers(earlier.names.as_deref(), later.names.as_deref(), Pattern::covers)
-        && covers(earlier.roles.as_deref(), later.roles.as_deref(), PartialEq::eq)
-        && covers(earlier.groups.as_deref(), later.groups.as_deref(), PartialEq::eq)
-        && covers(earlier.keys.as_deref(), later.keys.as_deref(), Pattern::covers)
-}
-
-fn covers<T>(earlier: Option<&[T]>, later: Option<&[T]>, covers: fn(&T, &T) -> bool) -> bool {
-    match (earlier, later) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(wide), Some(narrow)) => {
-            narrow.iter().all(|one| wide.iter().any(|it| covers(it, one)))
-        }
-    }
 }
 
 #[cfg(test)]
