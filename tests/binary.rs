@@ -29,6 +29,8 @@ mod ledger;
 mod life;
 #[path = "binary/load.rs"]
 mod load;
+#[path = "it/machine.rs"]
+mod machine;
 #[path = "binary/managed.rs"]
 mod managed;
 #[path = "binary/many.rs"]

@@ -3,7 +3,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use sha2::{Digest, Sha256};
+
 use super::{House, KEY, NOWHERE, text};
+use crate::machine::{Machine, code_in};
+use crate::managed::Managed;
 
 const DATA: [&str; 2] = ["--data-dir", "data"];
 
@@ -116,6 +120,101 @@ fn keys_are_made_changed_and_taken_away_while_the_gate_serves() {
             assert!(!bytes.windows(20).any(|at| at == &secret.as_bytes()[..20.min(secret.len())]));
         }
     }
+}
+
+#[test]
+fn a_machine_is_let_in_by_the_code_that_it_was_told() {
+    let managed = Managed::start(None, None);
+    let laptop = Machine::new(9);
+    let asks = |path: &str, shift| {
+        let request = laptop.asks(path, shift).replacen("\r\n", "\r\nConnection: close\r\n", 1);
+        managed.gate.ask(&request)
+    };
+    let (status, told) = asks("/api/tags", 0);
+    let code = code_in(&told).unwrap_or_else(|| panic!("{told}"));
+    assert_eq!(status, 401);
+    let allowed = managed.desk.done(&["allow", &code, "laptop"]);
+    assert!(
+        allowed.starts_with("laptop may come in from now on, by its own signing key"),
+        "{allowed}"
+    );
+    let (status, me) = asks("/_portcullis/me", 1);
+    assert!(status == 200 && me.contains("\"laptop\"") && me.contains("\"operator\""), "{me}");
+    let shown = managed.desk.done(&["key", "show", "laptop", "--format", "json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let id = shown["id"].as_str().unwrap();
+    assert!(allowed.ends_with(&format!("which is called {id}")), "{allowed}");
+    assert_eq!(
+        (shown["form"].as_str(), shown["state"].as_str()),
+        (Some("signing"), Some("active"))
+    );
+    let again = managed.desk.run(&["allow", &code, "laptop"]);
+    assert!(
+        again.status.code() == Some(1) && text(&again).contains("has been let in"),
+        "{}",
+        text(&again)
+    );
+    managed.desk.done(&["key", "revoke", "laptop"]);
+    assert_eq!(asks("/_portcullis/me", 2).0, 401);
+}
+
+#[test]
+fn an_import_takes_over_what_a_file_of_keys_says_and_tells_what_it_does_not_take() {
+    let house = House::new();
+    let serve = ["serve", "--upstream", NOWHERE, "--listen", "127.0.0.1:0", DATA[0], DATA[1]];
+    fs::write(
+        house.path("portcullis.toml"),
+        "default_role = 'user'\n[roles]\noperator = ['bert']\n",
+    )
+    .unwrap();
+    let gate = house.serve_as(&serve);
+    let me = |key: &str| {
+        let (status, told) = gate.get("/_portcullis/me", Some(key));
+        let body = told.split("\r\n\r\n").nth(1).unwrap_or_default();
+        let told: serde_json::Value = serde_json::from_str(body).unwrap();
+        let of = |field: &str| told[field].as_str().unwrap_or_default().to_owned();
+        (status, of("name"), of("role"))
+    };
+    let digest: String =
+        Sha256::digest("hashed-key").iter().map(|it| format!("{it:02x}")).collect();
+    let lines = [
+        "# a comment",
+        "plain-key # anna",
+        &format!("sha256:{digest} # bert"),
+        "unnamed-key",
+        "two words",
+        "sha256:12",
+        "plain-key # again",
+        "",
+    ];
+    fs::write(house.path("old.txt"), lines.join("\n")).unwrap();
+    let (is_good, told, beside) = key(&house, &["import", "old.txt", "--note", "from nginx"]);
+    assert!(
+        is_good && told.starts_with("took over 3 keys; 0 were known already"),
+        "{told} {beside}"
+    );
+    assert!(beside.contains("old.txt:5: line skipped: a blank inside the key"), "{beside}");
+    assert!(beside.contains("old.txt:6: line skipped: `sha256:` needs 64 hex digits"), "{beside}");
+    let named = |name: &str, role: &str| (200, name.to_owned(), role.to_owned());
+    assert_eq!(me("plain-key"), named("anna", "user"));
+    // What [roles] says of a name goes on counting.
+    assert_eq!(me("hashed-key"), named("bert", "operator"));
+    let digest: String =
+        Sha256::digest("unnamed-key").iter().map(|it| format!("{it:02x}")).collect();
+    assert_eq!(me("unnamed-key"), named(&format!("key-{}", &digest[..8]), "user"));
+    assert_eq!((me(&format!("sha256:{digest}")).0, me("two words").0), (401, 401));
+
+    let told = good(&house, &["import", "old.txt", "--role", "admin"]);
+    assert!(told.starts_with("took over 0 keys; 3 were known already"), "{told}");
+    assert_eq!(me("plain-key"), named("anna", "user"), "what is there stays as it is");
+    let shown = good(&house, &["show", "anna", "--format", "json"]);
+    assert!(shown.contains("\"from nginx\""), "{shown}");
+    fs::write(house.path("none.txt"), "# nothing\ntwo words\n").unwrap();
+    assert!(bad(&house, &["import", "none.txt"]).contains("none.txt holds no key"));
+    let data = [&["key", "import", "-"], &DATA[..]].concat();
+    let piped = house.run_with(&data, "piped-key # carl\n");
+    assert!(text(&piped).contains("took over 1 key;"), "{}", text(&piped));
+    assert_eq!(me("piped-key"), named("carl", "user"));
 }
 
 #[test]

@@ -77,7 +77,8 @@ impl Desk {
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         let data = self.data.to_str().unwrap();
         let named = ["--admin", &self.admin];
-        let named = if arguments.contains(&"--now") { &named[..] } else { &[] };
+        let asks = arguments.iter().any(|it| matches!(*it, "--now" | "allow"));
+        let named = if asks { &named[..] } else { &[] };
         self.house.run(&[arguments, named, &["--data-dir", data]].concat())
     }
 

@@ -9,7 +9,7 @@ use portcullis::config::{Pattern, Role, Roles};
 use serde_json::{Value, json};
 
 use crate::house::{Answer, Backend, Caller, House, Step, chunk, stream_head, until};
-use crate::managed::{Machine, code_in};
+use crate::machine::{Machine, code_in};
 
 const ROLES: [(&str, Role); 4] = [
     ("viewer", Role::Viewer),

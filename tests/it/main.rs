@@ -31,6 +31,7 @@ mod lifecycle; // start, reload, drain, end
 mod limits; // how much, and how much at once
 mod live; // credential files that change under the gate
 mod log; // one line per request
+mod machine; // a stock `ollama` that signs
 mod managed; // keys of the store
 mod metrics; // what it tells of itself, and to whom
 mod model_names; // Ollama's own packages, asked about every name

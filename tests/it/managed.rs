@@ -2,17 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use portcullis::store::{
     Actor, Finding, KeyDetails, KeyForm, KeyRing, KeyState, ManagedKey, Secret, Store,
 };
 use sha2::{Digest, Sha256};
 
+use crate::events::events;
 use crate::house::{Backend, House, KEY, until};
+use crate::machine::{Machine, code_in};
 
 fn by() -> Actor {
     Actor { who: "cli:tester".to_owned(), client: None }
@@ -103,6 +102,7 @@ async fn who_it_is_and_what_they_may_do_comes_from_the_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_wrong_with_a_key_the_caller_hears_the_same() {
+    let events = events();
     let backend = Backend::ok().await;
     let house = house(&backend).await;
     let store = other(&house);
@@ -112,10 +112,10 @@ async fn whatever_is_wrong_with_a_key_the_caller_hears_the_same() {
     store.set_key_state(disabled.id, KeyState::Disabled, &by()).unwrap();
     let nets = Some(vec!["192.0.2.0/24".parse().unwrap()]);
     let elsewhere = KeyDetails { networks: nets, ..named("elsewhere") };
-    let (_, three) = store.create_key(elsewhere, &by()).unwrap();
+    let (elsewhere, three) = store.create_key(elsewhere, &by()).unwrap();
     let past = jiff::Timestamp::now() - Duration::from_secs(5);
     let expired = KeyDetails { expires: Some(past), ..named("expired") };
-    let (_, four) = store.create_key(expired, &by()).unwrap();
+    let (expired, four) = store.create_key(expired, &by()).unwrap();
     let (rotated, five) = made(&store, "rotated");
     store.rotate_key(rotated.id, Duration::ZERO, &by()).unwrap();
     let unknown = Secret::draw().unwrap();
@@ -127,6 +127,21 @@ async fn whatever_is_wrong_with_a_key_the_caller_hears_the_same() {
     }
     told.dedup();
     assert_eq!(told.len(), 1, "{told:?}");
+    // Whoever runs the gate hears which it was.
+    for (key, secret, why) in [
+        (&revoked, &one, "revoked"),
+        (&disabled, &two, "disabled"),
+        (&elsewhere, &three, "wrong network"),
+        (&expired, &four, "expired"),
+        (&rotated, &five, "rotated"),
+    ] {
+        let (id, name) = (key.id, &key.details.name);
+        let line = format!(
+            "a managed key was refused key=\"{id}\" name=\"{name}\" why=\"{why}\" client=127.0.0.1"
+        );
+        until(&line, || events.text().contains(&line).then_some(())).await;
+        assert!(!events.text().contains(secret.as_str()));
+    }
     let whole = unknown.as_str();
     let miscopied = house.ask(get(&whole[..whole.len() - 1], "/api/tags")).await;
     assert!(miscopied.text().contains("copy it again"), "{}", miscopied.text());
@@ -195,32 +210,6 @@ async fn a_reload_keeps_the_keys_and_who_used_them() {
     house.gateway.managed().unwrap().keep_uses(Instant::now());
     let used = store.find_keys(key.id.as_str()).unwrap()[0].used.unwrap();
     assert_eq!(used.from.to_string(), "127.0.0.1");
-}
-
-/// A stock `ollama` with a key of its own.
-pub struct Machine(Ed25519KeyPair);
-
-impl Machine {
-    pub fn new(seed: u8) -> Self {
-        Self(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
-    }
-
-    /// A GET that this machine has signed, `shift` seconds from now.
-    pub fn asks(&self, path: &str, shift: i64) -> String {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let ts = i64::try_from(now).unwrap() + shift;
-        let before = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
-        let key = STANDARD.encode([before, self.0.public_key().as_ref()].concat());
-        let signature = STANDARD.encode(self.0.sign(format!("GET,{path}?ts={ts}").as_bytes()));
-        format!(
-            "GET {path}?ts={ts} HTTP/1.1\r\nHost: gate\r\nAuthorization: {key}:{signature}\r\n\r\n"
-        )
-    }
-}
-
-pub fn code_in(text: &str) -> Option<String> {
-    let rest = text.split("the code ").nth(1)?;
-    Some(rest.chars().take(9).collect())
 }
 
 #[tokio::test(flavor = "multi_thread")]
