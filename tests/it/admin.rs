@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::Engine;
+use jiff::Timestamp;
 use portcullis::admin::{Needs, ROUTES, Route, description};
 use portcullis::config::{Pattern, Role, Roles};
 use serde_json::{Value, json};
@@ -94,7 +95,7 @@ async fn every_route_is_for_the_roles_that_the_table_says_and_for_nobody_else() 
                 Needs::Admin => role == Role::Admin,
             };
             if may {
-                continue; // what an admin may is tried by every other test
+                continue; // see the test below
             }
             let key = format!("Authorization: Bearer key-of-{name}\r\n");
             let answer = send(&house, request(&line(route, &id), &key, "")).await;
@@ -312,6 +313,7 @@ fn is_careful(answer: &Answer, kind: &str) {
 async fn a_key_lives_its_life_by_the_api_and_each_step_counts_at_once_and_is_in_the_trail() {
     let backend = Backend::ok().await;
     let house = house(&backend).await;
+    let before = Timestamp::from_second(Timestamp::now().as_second()).unwrap();
     let key = made(&house, "bot").await;
     let (id, secret) = (text(&key, "id").to_owned(), text(&key, "secret").to_owned());
     assert_eq!((text(&key, "role"), text(&key, "state")), ("user", "active"));
@@ -351,7 +353,13 @@ async fn a_key_lives_its_life_by_the_api_and_each_step_counts_at_once_and_is_in_
     let expected =
         ["create", "disable", "enable", "change", "change", "create", "rotate", "revoke"];
     assert_eq!(actions, expected);
-    for entry in &trail {
+    let mut last = before;
+    for entry in trail.iter().rev() {
+        // In UTC, and in the order in which it was done.
+        let at = text(entry, "at");
+        let moment: Timestamp = at.parse().unwrap();
+        assert!(at.ends_with('Z') && last <= moment && moment <= Timestamp::now(), "{last} {at}");
+        last = moment;
         assert_eq!((text(entry, "who"), text(entry, "client")), ("admin", "127.0.0.1"));
         assert!(entry["after"].is_object(), "{entry}");
         assert_eq!(entry["before"].is_null(), entry["action"] == "create", "{entry}");
@@ -528,6 +536,15 @@ async fn keys_are_taken_over_by_their_digests() {
         json!({"added": 0, "known": 1})
     );
     assert_eq!(at_the_gate(&house, "an-old-key").await, 200);
+    let trail = audit(&house).await;
+    assert_eq!(trail.len(), 1, "what was known already is no change: {trail:?}");
+    let entry = &trail[0];
+    let by = (text(entry, "action"), text(entry, "who"), text(entry, "client"));
+    assert_eq!(by, ("import", "admin", "127.0.0.1"));
+    assert_eq!((text(&entry["after"], "name"), &entry["before"]), ("old", &Value::Null));
+    let subject = text(entry, "subject").strip_prefix("key ").unwrap().to_owned();
+    let shown = ask(&house, &format!("GET /api/v1/keys/{subject}"), "").await.json();
+    assert_eq!(text(&shown, "name"), "old");
     for bad in ["", "xyz", &digest[1..], &format!("{digest}0"), &"é".repeat(32)] {
         let body = json!({"keys": [{"sha256": bad, "name": "old"}]}).to_string();
         assert_eq!(ask(&house, "POST /api/v1/keys/import", &body).await.code(), "invalid", "{bad}");
