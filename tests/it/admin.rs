@@ -9,7 +9,7 @@ use portcullis::admin::{Needs, ROUTES, Route, description};
 use portcullis::config::{Pattern, Role, Roles};
 use serde_json::{Value, json};
 
-use crate::house::{Answer, Backend, Caller, House, Step, chunk, stream_head, until};
+use crate::house::{Answer, Backend, Caller, House, Step, chunk, ok_json, stream_head, until};
 use crate::machine::{Machine, code_in};
 
 const ROLES: [(&str, Role); 4] = [
@@ -95,7 +95,7 @@ async fn every_route_is_for_the_roles_that_the_table_says_and_for_nobody_else() 
                 Needs::Admin => role == Role::Admin,
             };
             if may {
-                continue; // see the test below
+                continue; // the test below is about these
             }
             let key = format!("Authorization: Bearer key-of-{name}\r\n");
             let answer = send(&house, request(&line(route, &id), &key, "")).await;
@@ -121,6 +121,101 @@ async fn every_route_is_for_the_roles_that_the_table_says_and_for_nobody_else() 
     assert_eq!(may_look.status, 200);
     let changes = |it: &&Value| it["action"] != "login failed";
     assert_eq!(audit(&house).await.iter().filter(changes).count(), before, "nothing was changed");
+}
+
+/// A backend whose chats do not end.
+async fn endless() -> Backend {
+    Backend::scripted(move |seen| match seen.line().contains("/api/chat") {
+        true => vec![
+            Step::Send(stream_head("application/x-ndjson").into()),
+            Step::Send(chunk("{\"n\":1}\n").into()),
+            Step::AwaitClose,
+        ],
+        false => vec![Step::Send(ok_json("{}").into())],
+    })
+    .await
+}
+
+/// Makes true what the route is about; how it is asked, and who has to stay meanwhile.
+async fn prepared(house: &House, route: &Route) -> (String, String, Option<Caller>) {
+    let mut id = text(&made(house, "bot").await, "id").to_owned();
+    let mut stays = None;
+    let mut code = String::new();
+    match route.operation {
+        "enable_key" => drop(ask(house, &format!("POST /api/v1/keys/{id}/disable"), "").await),
+        "undrain_backend" => drop(ask(house, "POST /api/v1/backends/ollama/drain", "").await),
+        "allow_knock" => {
+            let refused = house.ask(Machine::new(8).asks("/api/tags", 0)).await;
+            code = code_in(&refused.text()).unwrap();
+        }
+        "show_decision" => {
+            let none = house.ask("GET /api/tags HTTP/1.1\r\nHost: gate\r\n\r\n").await;
+            id = none.header("x-request-id").unwrap().to_owned();
+            let asked = format!("GET /api/v1/decisions/{id}");
+            while ask(house, &asked, "").await.status == 404 {}
+        }
+        "stop_request" | "stop_requests" => {
+            let mut caller = house.connect().await;
+            let key = "Authorization: Bearer key-of-user\r\n";
+            caller.send(request("POST /api/chat", key, r#"{"model":"m"}"#)).await;
+            assert!(caller.sees_content("{\"n\":1}").await);
+            let running = ask(house, "GET /api/v1/running", "").await.json();
+            id = text(&running["requests"][0], "id").to_owned();
+            stays = Some(caller);
+        }
+        _ => {}
+    }
+    let body = match route.body() {
+        None => String::new(),
+        Some("Nothing" | "Revocation" | "Rotation") => "{}".to_owned(),
+        Some("KeyTerms" | "Admission") => json!({"name": "next"}).to_string(),
+        Some("KeyChange") => json!({"note": "changed"}).to_string(),
+        Some("Whose") => json!({"name": "user"}).to_string(),
+        Some("KeyImport") => {
+            json!({"keys": [{"name": "old", "sha256": sha256_of("an-old-key")}]}).to_string()
+        }
+        Some(other) => panic!("say what is sent as {other}"),
+    };
+    (line(route, &id).replace("ABCD-2345", &code), body, stays)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_route_does_its_work_for_every_role_that_the_table_says_and_changes_leave_a_trace() {
+    let backend = endless().await;
+    let house = house(&backend).await;
+    let description = description();
+    for route in &ROUTES {
+        let method = route.method.as_str().to_ascii_lowercase();
+        let responses = description["paths"][route.path][&method]["responses"].as_object().unwrap();
+        let (status, good) = responses.iter().find(|(status, _)| status.starts_with('2')).unwrap();
+        let roles: &[&str] = match route.needs {
+            Needs::Viewer => &["viewer", "admin"],
+            Needs::Admin => &["admin"],
+        };
+        for role in roles {
+            let (line, body, _stays) = prepared(&house, route).await;
+            let before = audit(&house).await.len();
+            let kind = if body.is_empty() { "" } else { "Content-Type: application/json\r\n" };
+            let fields = format!("Authorization: Bearer key-of-{role}\r\n{kind}");
+            let answer = send(&house, request(&line, &fields, &body)).await;
+            let told = answer.text();
+            assert_eq!(answer.status.to_string(), *status, "{role} {line}: {told}");
+            if route.is_text() {
+                assert!(told.ends_with("# EOF\n"), "{told}");
+            } else {
+                let schema = &good["content"]["application/json"]["schema"]["$ref"];
+                let schema = schema.as_str().unwrap().rsplit('/').next().unwrap();
+                let required = &description["components"]["schemas"][schema]["required"];
+                for field in required.as_array().into_iter().flatten() {
+                    assert!(answer.json().get(field.as_str().unwrap()).is_some(), "{line}: {told}");
+                }
+            }
+            let trail = audit(&house).await;
+            let new = &trail[..trail.len() - before];
+            assert_eq!(new.is_empty(), route.method == "GET", "{line}: {new:?}");
+            assert!(new.iter().all(|entry| text(entry, "who") == "admin"), "{new:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
