@@ -7,14 +7,14 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{StoreError, because};
 
 /// Each takes the schema from the number before to its own, which is its place here, from 1.
-const MIGRATIONS: [&str; 4] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     include_str!("migrations/0001.sql"),
     include_str!("migrations/0002.sql"),
     include_str!("migrations/0003.sql"),
     include_str!("migrations/0004.sql"),
 ];
 /// `pcul`: tells our file from another program's.
-const APPLICATION: u32 = 0x7063_756c;
+pub(super) const APPLICATION: u32 = 0x7063_756c;
 
 /// Brings the schema up to this version's, whole or not at all. Of two who do it at once one waits.
 pub(super) fn migrate(connection: &mut Connection, file: &Path) -> Result<(), StoreError> {

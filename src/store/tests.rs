@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::config::{Models, Role};
 
+mod older;
+
 struct Room {
     folder: TempDir,
 }
