@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -42,6 +43,21 @@ type openAI struct {
 		IncludeUsage bool `json:"include_usage"`
 	} `json:"stream_options"`
 	MaxTokens *int `json:"max_tokens"`
+}
+
+type responses struct {
+	Model           string `json:"model"`
+	Stream          *bool  `json:"stream,omitempty"`
+	MaxOutputTokens *int   `json:"max_output_tokens,omitempty"`
+}
+
+type messages struct {
+	Model     string `json:"model"`
+	MaxTokens int    `json:"max_tokens"`
+	Stream    bool   `json:"stream,omitempty"`
+	Tools     []struct {
+		Type string `json:"type,omitempty"`
+	} `json:"tools,omitempty"`
 }
 
 // duration is api.Duration.
@@ -88,12 +104,15 @@ type read struct {
 	Options     map[string]any `json:"options"`
 	Usage       bool           `json:"usage"`
 	MaxTokens   *int           `json:"max_tokens"`
+	// One of the tools is Anthropic's own search [anthropic/anthropic.go FromMessagesRequest].
+	Searches bool `json:"searches"`
 	// What cloudPassthroughMiddleware takes for the model [server/cloud_proxy.go].
 	Cloud string `json:"cloud"`
 }
 
-// readBodies reads lines of a kind ("native", "named", "copy", "openai"), a tab and a body in
-// base64, and answers each with a line of JSON. "form" has the Content-Type and the query between.
+// readBodies reads lines of a kind ("native", "named", "copy", "openai", "responses", "messages"), a
+// tab and a body in base64, and answers each with a line of JSON. "form" has the Content-Type and the
+// query between.
 func readBodies() {
 	gin.SetMode(gin.ReleaseMode)
 	in, out := bufio.NewReader(os.Stdin), bufio.NewWriter(os.Stdout)
@@ -158,6 +177,17 @@ func readBody(kind string, body []byte) read {
 		err = bind(body, &r)
 		answer.Model, answer.Stream, answer.MaxTokens = r.Model, &r.Stream, r.MaxTokens
 		answer.Usage = r.StreamOptions != nil && r.StreamOptions.IncludeUsage
+	case "responses":
+		var r responses
+		err = bind(body, &r)
+		answer.Model, answer.Stream, answer.MaxTokens = r.Model, r.Stream, r.MaxOutputTokens
+	case "messages":
+		var r messages
+		err = bind(body, &r)
+		answer.Model, answer.Stream, answer.MaxTokens = r.Model, &r.Stream, &r.MaxTokens
+		for _, tool := range r.Tools {
+			answer.Searches = answer.Searches || strings.HasPrefix(tool.Type, "web_search")
+		}
 	default:
 		var r native
 		err = bind(body, &r)

@@ -2,7 +2,7 @@
 //
 // Reads lines of METHOD, a tab and a request target, and answers each with a line: the pattern of
 // the route that Ollama's router chooses, or "redirect", "none", or "badrequest" where Go does not
-// take the request line at all. With the argument "routes" it prints its table instead.
+// take the request line at all; then a tab, and what stands for the pattern's parameter, as JSON. With the argument "routes" it prints its table instead.
 //
 // With the argument "bodies" it says what Ollama's handlers read in a body: see bodies.go.
 package main
@@ -10,6 +10,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log"
@@ -95,7 +96,12 @@ func main() {
 		if !found {
 			log.Fatalf("no tab in %q", line)
 		}
-		fmt.Fprintln(out, resolve(handler, method, target))
+		route, parameter := resolve(handler, method, target)
+		text, err := json.Marshal(parameter)
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Fprintf(out, "%s\t%s\n", route, text)
 		// The asker waits for the answer, unless it has sent more already.
 		if in.Buffered() == 0 {
 			if err := out.Flush(); err != nil {
@@ -113,6 +119,9 @@ func router() http.Handler {
 	for _, route := range routes {
 		r.Handle(route.method, route.path, func(c *gin.Context) {
 			c.Writer.Header().Set("Route", c.FullPath())
+			for _, parameter := range c.Params {
+				c.Writer.Header().Set("Parameter", parameter.Value)
+			}
 		})
 	}
 	mux := http.NewServeMux()
@@ -121,22 +130,22 @@ func router() http.Handler {
 }
 
 // resolve has the request parsed from its bytes, so that Go's reading of the target counts too.
-func resolve(handler http.Handler, method, target []byte) string {
+func resolve(handler http.Handler, method, target []byte) (route, parameter string) {
 	var raw bytes.Buffer
 	fmt.Fprintf(&raw, "%s %s HTTP/1.1\r\nHost: 127.0.0.1:11434\r\n\r\n", method, target)
 	request, err := http.ReadRequest(bufio.NewReader(&raw))
 	if err != nil {
-		return "badrequest"
+		return "badrequest", ""
 	}
 	answer := &answer{header: http.Header{}}
 	handler.ServeHTTP(answer, request)
 	switch route := answer.header.Get("Route"); {
 	case route != "":
-		return route
+		return route, answer.header.Get("Parameter")
 	case answer.status >= 300 && answer.status < 400:
-		return "redirect"
+		return "redirect", ""
 	default:
-		return "none"
+		return "none", ""
 	}
 }
 

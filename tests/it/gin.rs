@@ -66,10 +66,10 @@ fn what_was_decided_on_is_what_ollamas_router_chooses() {
         seen.0 += 1;
         seen.1 += u32::from(decided.asked.endpoint().is_some());
         drop(seen);
-        let chosen = router.lock().unwrap().route(&method, &decided.sent);
+        let (chosen, parameter) = router.lock().unwrap().route(&method, &decided.sent);
         prop_assert!(
-            decided.agrees_with(&chosen),
-            "{method} {:?} is {} here, is sent as {}, and is {chosen} there",
+            decided.agrees_with(&chosen, &parameter),
+            "{method} {:?} is {} here, is sent as {}, and is {chosen} there, with {parameter:?}",
             String::from_utf8_lossy(&raw),
             decided.asked.operation(),
             decided.sent,
@@ -155,9 +155,13 @@ impl Decided {
         Some(Self { asked, sent })
     }
 
-    fn agrees_with(&self, chosen: &str) -> bool {
+    fn agrees_with(&self, chosen: &str, parameter: &str) -> bool {
         match self.asked.endpoint() {
-            Some(endpoint) => starred(chosen) == endpoint.path,
+            Some(endpoint) => {
+                let stem = endpoint.path.strip_suffix('*');
+                let own = stem.map_or(Some(""), |stem| self.asked.path().strip_prefix(stem));
+                starred(chosen) == endpoint.path && own == Some(parameter)
+            }
             None => {
                 ENDPOINTS.iter().all(|row| row.path != starred(chosen)) && chosen != "badrequest"
             }
@@ -192,12 +196,15 @@ impl Router {
         Some(Self { program, process, asks, answers })
     }
 
-    fn route(&mut self, method: &Method, target: &str) -> String {
+    /// The pattern, and what stands in the place of its parameter.
+    fn route(&mut self, method: &Method, target: &str) -> (String, String) {
         self.asks.write_all(format!("{method}\t{target}\n").as_bytes()).unwrap();
-        let mut route = String::new();
-        self.answers.read_line(&mut route).unwrap();
-        assert!(route.ends_with('\n'), "the router ended at {method} {target}");
-        route.trim_end().to_owned()
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer).unwrap();
+        let told = answer.strip_suffix('\n').and_then(|line| line.split_once('\t'));
+        let (route, parameter) =
+            told.unwrap_or_else(|| panic!("the router ended at {method} {target}"));
+        (route.to_owned(), serde_json::from_str(parameter).unwrap())
     }
 }
 

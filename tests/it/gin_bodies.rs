@@ -24,14 +24,18 @@ use serde_json::Value;
 use crate::gin::{self, cases};
 
 /// What the endpoints are that stand for a kind of types each.
-const KINDS: [(&str, &str); 4] = [
+const KINDS: [(&str, &str); 7] = [
     ("native", "/api/chat"),
     ("named", "/api/create"),
     ("copy", "/api/copy"),
     ("openai", "/v1/chat/completions"),
+    // Of the fields that are looked at, it has the same.
+    ("openai", "/v1/completions"),
+    ("responses", "/v1/responses"),
+    ("messages", "/v1/messages"),
 ];
 
-const KEYS: [&str; 22] = [
+const KEYS: [&str; 26] = [
     "model",
     "model",
     "model",
@@ -46,6 +50,10 @@ const KEYS: [&str; 22] = [
     "options",
     "stream_options",
     "max_tokens",
+    "max_output_tokens",
+    "tools",
+    "tools",
+    "tools",
     "include_usage",
     "num_ctx",
     "num_keep",
@@ -122,7 +130,7 @@ const ODD: [&str; 36] = [
 fn what_is_found_in_a_body_is_what_ollamas_reader_finds() {
     let Some(reader) = Reader::start() else { return };
     let reader = RefCell::new(reader);
-    let counts = RefCell::new((0_u32, 0_u32, 0_u32));
+    let counts = RefCell::new((0_u32, 0_u32, 0_u32, 0_u32));
     let tried = runner(cases()).run(&(0..KINDS.len(), body()), |(kind, body)| {
         let (kind, path) = KINDS[kind];
         let asked = Asked::find(&Method::POST, path, &[]).unwrap();
@@ -140,6 +148,7 @@ fn what_is_found_in_a_body_is_what_ollamas_reader_finds() {
         counts.borrow_mut().1 += 1;
         if !theirs.refused {
             counts.borrow_mut().2 += u32::from(!theirs.model.is_empty());
+            counts.borrow_mut().3 += u32::from(theirs.searches);
             agree(kind, &reading, &theirs)
                 .map_err(|why| TestCaseError::fail(format!("{why}: {kind} {shown}: {theirs:?}")))?;
         }
@@ -148,11 +157,12 @@ fn what_is_found_in_a_body_is_what_ollamas_reader_finds() {
     if let Err(error) = tried {
         panic!("{error}");
     }
-    let (ambiguous, accepted, named) = *counts.borrow();
+    let (ambiguous, accepted, named, searching) = *counts.borrow();
     let enough = cases() / 20;
     assert!(ambiguous > enough, "only {ambiguous} bodies were ambiguous");
     assert!(accepted > enough, "only {accepted} bodies were accepted");
     assert!(named > enough, "only {named} bodies named a model");
+    assert!(searching > enough / 50, "only {searching} bodies asked for a search");
 }
 
 #[test]
@@ -193,7 +203,7 @@ fn agree(kind: &str, reading: &Reading, theirs: &Theirs) -> Result<(), &'static 
     check(same(reading.model(), &theirs.model), "model")?;
     check(same(reading.source(), &theirs.source), "source")?;
     check(same(reading.destination(), &theirs.destination), "destination")?;
-    if kind == "openai" || kind == "native" {
+    if !matches!(kind, "named" | "copy") {
         // Ollama's own second reading, for models in the cloud.
         check(theirs.cloud == theirs.model, "the model in the cloud")?;
     }
@@ -204,6 +214,18 @@ fn agree(kind: &str, reading: &Reading, theirs: &Theirs) -> Result<(), &'static 
             check(reading.include_usage().unwrap_or(false) == theirs.usage, "usage")?;
             let tokens = reading.field(Field::MaxTokens).and_then(|it| reading.number(it));
             return check(tokens == theirs.max_tokens.map(|it| it as f64), "max_tokens");
+        }
+        "messages" => {
+            check(Some(reading.stream().unwrap_or(false)) == theirs.stream, "stream")?;
+            check(reading.searches_the_web() || !theirs.searches, "the search")?;
+            let tokens = reading.field(Field::MaxTokens).and_then(|it| reading.number(it));
+            let theirs = theirs.max_tokens.map(|it| it as f64);
+            return check(tokens.or(Some(0.0)) == theirs, "max_tokens");
+        }
+        "responses" => {
+            check(reading.stream() == theirs.stream, "stream")?;
+            let tokens = reading.field(Field::MaxOutputTokens).and_then(|it| reading.number(it));
+            return check(tokens == theirs.max_tokens.map(|it| it as f64), "max_output_tokens");
         }
         _ => check(reading.stream() == theirs.stream, "stream")?,
     }
@@ -245,6 +267,7 @@ struct Theirs {
     options: Option<BTreeMap<String, Value>>,
     usage: bool,
     max_tokens: Option<i64>,
+    searches: bool,
     cloud: String,
 }
 
@@ -352,19 +375,33 @@ fn object(value: impl Strategy<Value = String>) -> impl Strategy<Value = String>
     })
 }
 
+/// Tools, some of which are a search.
+fn tools() -> impl Strategy<Value = String> {
+    let keys = vec!["type", "type", "name", "Type", "t\\u0079pe", "x"];
+    let kinds = vec!["web_search", "web\\u005fsearch_20250305", "custom", "Web_search", "web", ""];
+    let member =
+        (select(keys), select(kinds)).prop_map(|(key, kind)| format!("\"{key}\":\"{kind}\""));
+    let tool =
+        proptest::collection::vec(member, 1..3).prop_map(|it| format!("{{{}}}", it.join(",")));
+    proptest::collection::vec(tool, 1..3).prop_map(|tools| format!("[{}]", tools.join(", ")))
+}
+
 /// A member whose value has the type that its key asks for, mostly.
 fn member() -> impl Strategy<Value = String> {
     let number = select(&ODD[3..12]).prop_map(str::to_owned);
     let flag = select(&ODD[..3]).prop_map(str::to_owned);
-    (key(), text(), number, flag, object(value()), value(), 0..32_u8).prop_map(
-        |(key, text, number, flag, object, value, any)| {
+    (key(), text(), number, flag, object(value()), tools(), value(), 0..32_u8).prop_map(
+        |(key, text, number, flag, object, tools, value, any)| {
             let plain = key.to_lowercase();
             let value = match plain.as_str() {
                 _ if any == 0 => value,
                 "model" | "name" | "from" | "source" | "destination" => text,
                 "stream" | "include_usage" => flag,
                 "options" | "stream_options" => object,
-                "keep_alive" | "max_tokens" | "num_ctx" | "num_keep" => number,
+                "tools" => tools,
+                "keep_alive" | "max_tokens" | "max_output_tokens" | "num_ctx" | "num_keep" => {
+                    number
+                }
                 _ => value,
             };
             format!("\"{key}\":{value}")
