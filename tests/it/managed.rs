@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use portcullis::config::{Models, Pattern, Role, Rule};
 use portcullis::store::{
     Actor, Finding, KeyDetails, KeyForm, KeyRing, KeyState, ManagedKey, Secret, Store,
 };
@@ -18,11 +19,7 @@ fn by() -> Actor {
 }
 
 fn named(name: &str) -> KeyDetails {
-    KeyDetails {
-        name: name.to_owned(),
-        role: Some(portcullis::config::Role::User),
-        ..KeyDetails::default()
-    }
+    KeyDetails { name: name.to_owned(), role: Some(Role::User), ..KeyDetails::default() }
 }
 
 async fn house(backend: &Backend) -> House {
@@ -97,6 +94,45 @@ async fn who_it_is_and_what_they_may_do_comes_from_the_key() {
     }
     for line in house.lines().await {
         assert!(!line.to_string().contains("pc_"), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_names_keys_by_their_ids_or_by_their_names() {
+    let backend = Backend::ok().await;
+    let mut secrets = Vec::new();
+    let house = House::with(&backend, |config, folder| {
+        let data = folder.path().join("data");
+        let store = Store::open(&data).unwrap();
+        // Two of one name are told apart by the id.
+        let all = ["bot", "bot", "lab1"].map(|name| made(&store, name));
+        let rule = |keys: &str, models: &str| Rule {
+            keys: Some(vec![Pattern::new(keys)]),
+            models: Models::Only(vec![models.parse().unwrap()]),
+            ..Rule::default()
+        };
+        config.data_dir = Some(data);
+        config.rules = vec![
+            rule(all[0].0.id.as_str(), "small*"),
+            rule("lab*", "big*"),
+            Rule { cloud: true, ..Rule::default() },
+        ];
+        secrets.extend(all.map(|(_, secret)| secret));
+    })
+    .await;
+    for (secret, small, big) in
+        [(&secrets[0], 200, 403), (&secrets[1], 200, 200), (&secrets[2], 403, 200)]
+    {
+        for (model, status) in [("small", small), ("big", big)] {
+            let body = format!("{{\"model\":\"{model}\"}}");
+            let ask = format!(
+                "POST /api/chat HTTP/1.1\r\nHost: gate\r\nAuthorization: Bearer {}\r\n\
+                 Content-Length: {}\r\n\r\n{body}",
+                secret.as_str(),
+                body.len()
+            );
+            assert_eq!(house.ask(ask).await.status, status, "{model}");
+        }
     }
 }
 

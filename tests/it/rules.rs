@@ -425,7 +425,7 @@ async fn changed(policy: &str, path: &str, body: &str) -> (String, Option<String
 }
 
 /// Policy, path, body, what is sent on, and what is told of it.
-const CHANGES: [(&str, &str, &str, &str, Option<&str>); 11] = [
+const CHANGES: [(&str, &str, &str, &str, Option<&str>); 24] = [
     (
         "num_ctx = { max = 8192 }",
         "/api/chat",
@@ -491,6 +491,91 @@ const CHANGES: [(&str, &str, &str, &str, Option<&str>); 11] = [
         r#"{"model":"m","options":{"temperature":0}}"#,
         Some("temperature: 2 -> 0"),
     ),
+    (
+        "temperature = { force = 0 }",
+        "/api/chat",
+        r#"{"model":"m"}"#,
+        r#"{"options":{"temperature":0},"model":"m"}"#,
+        Some("temperature: unset -> 0"),
+    ),
+    (
+        "temperature = { force = 0.5 }",
+        "/api/generate",
+        r#"{"model":"m","options":{"seed":1}}"#,
+        r#"{"model":"m","options":{"temperature":0.5,"seed":1}}"#,
+        Some("temperature: unset -> 0.5"),
+    ),
+    (
+        "temperature = { force = 0 }",
+        "/api/chat",
+        r#"{"model":"m","options":{"temperature":0}}"#,
+        r#"{"model":"m","options":{"temperature":0}}"#,
+        None,
+    ),
+    (
+        "keep_alive = { force = '5m' }",
+        "/api/chat",
+        r#"{"model":"m"}"#,
+        r#"{"keep_alive":"5m","model":"m"}"#,
+        Some("keep_alive: unset -> \"5m\""),
+    ),
+    (
+        "num_predict = { force = 10 }",
+        "/v1/chat/completions",
+        r#"{"model":"m"}"#,
+        r#"{"max_tokens":10,"model":"m"}"#,
+        Some("max_tokens: unset -> 10"),
+    ),
+    (
+        "n = { force = 1 }",
+        "/v1/completions",
+        r#"{"model":"m"}"#,
+        r#"{"n":1,"model":"m"}"#,
+        Some("n: unset -> 1"),
+    ),
+    (
+        "num_ctx = { min = 4096 }",
+        "/api/chat",
+        r#"{"model":"m","options":{"num_ctx":512}}"#,
+        r#"{"model":"m","options":{"num_ctx":4096}}"#,
+        Some("num_ctx: 512 -> 4096"),
+    ),
+    (
+        "num_ctx = { min = 4096, max = 8192 }",
+        "/api/chat",
+        r#"{"model":"m","options":{"num_ctx":6000}}"#,
+        r#"{"model":"m","options":{"num_ctx":6000}}"#,
+        None,
+    ),
+    ("num_ctx = { min = 4096 }", "/api/chat", r#"{"model":"m"}"#, r#"{"model":"m"}"#, None),
+    (
+        "keep_alive = { min = '5m' }",
+        "/api/embed",
+        r#"{"model":"m","keep_alive":0}"#,
+        r#"{"model":"m","keep_alive":300}"#,
+        Some("keep_alive: 0 -> 300"),
+    ),
+    (
+        "num_predict = { min = 16 }",
+        "/v1/messages",
+        r#"{"model":"m","max_tokens":1}"#,
+        r#"{"model":"m","max_tokens":16}"#,
+        Some("max_tokens: 1 -> 16"),
+    ),
+    (
+        "num_gpu = 'drop'",
+        "/api/generate",
+        r#"{"model":"m","options":{"num_gpu":0,"seed":1}}"#,
+        r#"{"model":"m","options":{"seed":1}}"#,
+        Some("num_gpu: 0 -> dropped"),
+    ),
+    (
+        "num_gpu = { min = 1, max = 99 }",
+        "/api/embed",
+        r#"{"model":"m","options":{"num_gpu":0}}"#,
+        r#"{"model":"m","options":{"num_gpu":1}}"#,
+        Some("num_gpu: 0 -> 1"),
+    ),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -544,6 +629,12 @@ async fn images_tools_and_what_cannot_be_compared_are_refused() {
             403,
         ),
         ("/api/chat", r#"{"model":"m","tools":[{"type":"function"}]}"#, 403),
+        ("/v1/chat/completions", r#"{"model":"m","tools":[{"type":"function"}]}"#, 403),
+        ("/v1/responses", r#"{"model":"m","input":"x","tools":[{"type":"function"}]}"#, 403),
+        ("/v1/messages", r#"{"model":"m","tools":[{"name":"f"}],"messages":[]}"#, 403),
+        ("/v1/messages", r#"{"model":"m","messages":[{"content":[{"type":"image"}]}]}"#, 403),
+        ("/v1/chat/completions", r#"{"model":"m","tools":[]}"#, 200),
+        ("/v1/messages", r#"{"model":"m","messages":[{"content":"an image, a tool"}]}"#, 200),
         ("/api/chat", r#"{"model":"m","options":{"num_ctx":"99999"}}"#, 400),
         ("/api/chat", r#"{"model":"m","options":{"num_ctx":[99999]}}"#, 400),
     ] {
@@ -852,10 +943,19 @@ fn sha256(key: &str) -> String {
 enum Who {
     Nobody,
     User,
-    /// With a rule for two models, neither of which is asked for.
+    /// With a rule for two models.
     Narrow,
     Operator,
     Admin,
+}
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fate {
+    Passes,
+    /// Answered by the gate itself, whoever asks.
+    Own,
+    Refused(u16, &'static str),
 }
 
 #[tokio::test(flavor = "multi_thread")]
