@@ -489,22 +489,44 @@ fn our_user() -> Option<u32> {
 
 /// One sentence with the file's owner, its mode, our user, and the line that repairs it.
 pub(crate) fn why_unreadable(path: &Path, error: &io::Error) -> String {
-    let (Ok(meta), Some(us)) = (fs::metadata(path), our_user()) else {
-        return error.kind().to_string();
-    };
-    refused(path, error.kind(), meta.uid(), meta.mode(), us)
+    why_refused(path, error.kind(), READ)
 }
 
-fn refused(path: &Path, kind: io::ErrorKind, owner: u32, mode: u32, us: u32) -> String {
+/// The same for a file that is to be written, or a folder in which one is to be made.
+pub(crate) fn why_unwritable(path: &Path, kind: io::ErrorKind) -> String {
+    why_refused(path, kind, WRITE)
+}
+
+/// A right of the owner, as `chmod` has it and as a mode has it.
+type Right = (char, u32);
+const READ: Right = ('r', 0o400);
+const WRITE: Right = ('w', 0o200);
+
+fn why_refused(path: &Path, kind: io::ErrorKind, right: Right) -> String {
+    let (Ok(meta), Some(us)) = (fs::metadata(path), our_user()) else {
+        return kind.to_string();
+    };
+    refused(path, kind, right, (meta.uid(), meta.mode()), us)
+}
+
+fn refused(
+    path: &Path,
+    kind: io::ErrorKind,
+    (letter, bit): Right,
+    (owner, mode): (u32, u32),
+    us: u32,
+) -> String {
     let path = path.display();
     let mode = mode & 0o7777;
-    let repair = match owner == us {
-        true => format!("chmod u+r {path}"),
-        false => format!("chown {us} {path}"),
+    let repair = if us != 0 && owner != us {
+        format!("; repair it with `chown {us} {path}`")
+    } else if mode & bit == 0 {
+        format!("; repair it with `chmod u+{letter} {path}`")
+    } else {
+        ", so look at the folders that it is in, and at how the disk is mounted".to_owned()
     };
     format!(
-        "{kind}: it belongs to user {owner} with mode {mode:04o} and we run as user {us}; \
-         repair it with `{repair}`"
+        "{kind}: it belongs to user {owner} with mode {mode:04o} and we run as user {us}{repair}"
     )
 }
 

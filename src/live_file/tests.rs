@@ -312,15 +312,31 @@ fn a_file_without_a_name_is_told_as_replaced_and_serves_on() {
 
 #[test]
 fn an_unreadable_file_is_told_with_what_repairs_it() {
-    let says =
-        refused(Path::new("/etc/keys"), io::ErrorKind::PermissionDenied, 1000, 0o100_600, 65532);
+    let says = refused(
+        Path::new("/etc/keys"),
+        io::ErrorKind::PermissionDenied,
+        READ,
+        (1000, 0o100_600),
+        65532,
+    );
     assert_eq!(
         says,
         "permission denied: it belongs to user 1000 with mode 0600 and we run as user 65532; \
          repair it with `chown 65532 /etc/keys`"
     );
-    let ours = refused(Path::new("k"), io::ErrorKind::PermissionDenied, 7, 0o100_000, 7);
-    assert!(ours.ends_with("repair it with `chmod u+r k`"), "{ours}");
+    for (right, mode, says) in [
+        (READ, 0o100_000, "; repair it with `chmod u+r k`"),
+        (WRITE, 0o100_400, "; repair it with `chmod u+w k`"),
+        // What is so already would be no repair.
+        (
+            WRITE,
+            0o100_600,
+            ", so look at the folders that it is in, and at how the disk is mounted",
+        ),
+    ] {
+        let ours = refused(Path::new("k"), io::ErrorKind::PermissionDenied, right, (7, mode), 7);
+        assert!(ours.ends_with(says), "{ours}");
+    }
 }
 
 #[test]

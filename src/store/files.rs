@@ -6,7 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, chown};
 use std::path::Path;
 
 use super::StoreError;
-use crate::live_file::why_unreadable;
+use crate::live_file;
 
 pub(super) const DATABASE: &str = "portcullis.db";
 /// Holds the number of the last change of a key; replaced after each.
@@ -45,7 +45,7 @@ pub(super) fn prepare(folder: &Path) -> Result<(), StoreError> {
         says: if error.kind() == io::ErrorKind::AlreadyExists {
             "a file is in its place".to_owned()
         } else {
-            why_unreadable(folder.parent().unwrap_or(folder), &error)
+            live_file::why_unwritable(folder.parent().unwrap_or(folder), error.kind())
         },
     })
 }
@@ -70,7 +70,7 @@ pub(super) fn create(path: &Path) -> Result<(), StoreError> {
         says: if error.kind() == io::ErrorKind::AlreadyExists {
             "it is there already, and is not written over".to_owned()
         } else {
-            why_unreadable(path.parent().unwrap_or(path), &error)
+            live_file::why_unwritable(path.parent().unwrap_or(path), error.kind())
         },
     })
 }
@@ -89,7 +89,7 @@ pub(super) fn give_to_owner(file: &File, path: &Path) -> io::Result<()> {
 pub(super) fn refuse_if_open_to_others(file: &Path) -> Result<(), StoreError> {
     let meta = fs::metadata(file).map_err(|error| StoreError::Unreadable {
         path: file.to_owned(),
-        says: why_unreadable(file, &error),
+        says: live_file::why_unreadable(file, &error),
     })?;
     let mode = meta.mode() & 0o777;
     if meta.is_file() && mode & 0o022 != 0 {
@@ -100,7 +100,7 @@ pub(super) fn refuse_if_open_to_others(file: &Path) -> Result<(), StoreError> {
 
 /// With the owner and the line that repairs it.
 pub(super) fn why_unwritable(file: &Path) -> String {
-    why_unreadable(file, &io::Error::from(io::ErrorKind::PermissionDenied))
+    live_file::why_unwritable(file, io::ErrorKind::PermissionDenied)
 }
 
 pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
@@ -166,7 +166,7 @@ pub(super) fn failed(folder: &Path, error: &io::Error) -> StoreError {
     if kind == StorageFull {
         StoreError::Full
     } else if kind == PermissionDenied || kind == ReadOnlyFilesystem {
-        StoreError::ReadOnly(why_unreadable(folder, error))
+        StoreError::ReadOnly(live_file::why_unwritable(folder, kind))
     } else {
         StoreError::Disk(error.to_string())
     }
