@@ -417,7 +417,7 @@ fn a_file_that_may_not_be_read_is_told_with_its_owner_its_mode_our_user_and_the_
         format!("belongs to user {owner}"),
         "mode 0200".to_owned(),
         format!("we run as user {us}"),
-        format!("`chown {us} {keys}`"),
+        if owner == us { format!("`chmod u+r {keys}`") } else { format!("`chown {us} {keys}`") },
     ] {
         assert!(text(&out).contains(&part), "{part} in {}", text(&out));
     }
