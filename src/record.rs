@@ -132,6 +132,8 @@ pub struct Line {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub queue: Duration,
+    /// Of what waited: how many did when it came, itself among them.
+    pub position: Option<usize>,
     pub first_byte: Option<Duration>,
     pub total: Duration,
     /// Not written, but told to whoever asks why.
@@ -201,8 +203,9 @@ impl Record {
         self.line.backend = Some(Arc::clone(backend));
     }
 
-    /// From here on it waits for its turn.
-    pub fn waits(&mut self) {
+    /// From here on it waits for its turn; see [`Line::position`].
+    pub fn waits(&mut self, position: usize) {
+        self.line.position.get_or_insert(position);
         self.waits_since = Some(Instant::now());
     }
 
@@ -485,6 +488,7 @@ impl Default for Line {
             bytes_in: 0,
             bytes_out: 0,
             queue: Duration::ZERO,
+            position: None,
             first_byte: None,
             total: Duration::ZERO,
             role: None,

@@ -291,7 +291,7 @@ fn decision() -> Value {
         "backend": text(), "status": {"type": "integer"}, "code": text(),
         "outcome": {"type": "string"}, "bytes_in": {"type": "integer"},
         "bytes_out": {"type": "integer"}, "queue_ms": number(), "first_byte_ms": number(),
-        "total_ms": number(),
+        "total_ms": number(), "position": {"type": ["integer", "null"]},
     })
 }
 

@@ -26,11 +26,12 @@ pub(super) async fn taken(
     let pool = visit.state.pool();
     let mut choice = pool.choose(ticket, call, record.model_shown()).await?;
     loop {
-        let turn = match choice {
+        let wait = match choice {
             Choice::Now(lease) => return Ok(lease),
-            Choice::Later(wait) => wait.turn(record.line.queue),
+            Choice::Later(wait) => wait,
         };
-        record.waits();
+        record.waits(wait.position());
+        let turn = wait.turn(record.line.queue);
         // Boxed, because every request would have the room for it.
         let turn = Box::pin(async { ticket.unless_ended(pin!(turn)).await }).await;
         record.waited();

@@ -33,6 +33,7 @@ pub struct Waiting {
     line: Arc<Line>,
     /// `None` once it was told what became of it.
     id: Option<usize>,
+    position: usize,
 }
 
 /// How a request came into the line.
@@ -55,13 +56,15 @@ impl Line {
 
     /// `ask` is made under the lock, with the names that are known there.
     pub fn enter(this: &Arc<Self>, ask: impl FnOnce(&Queue) -> Ask) -> Entered {
-        let joined = this.with(|queue, now| {
+        let (joined, position) = this.with(|queue, now| {
             let ask = ask(queue);
-            queue.join(ask, now)
+            (queue.join(ask, now), queue.queued())
         });
         match joined {
             Joined::Runs(slot) => Entered::Runs(Held { line: Arc::clone(this), slot }),
-            Joined::Waits(id) => Entered::Waits(Waiting { line: Arc::clone(this), id: Some(id) }),
+            Joined::Waits(id) => {
+                Entered::Waits(Waiting { line: Arc::clone(this), id: Some(id), position })
+            }
             Joined::Full => Entered::Full,
         }
     }
@@ -109,6 +112,12 @@ impl Drop for Held {
 }
 
 impl Waiting {
+    /// How many waited when it came, itself among them.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
     /// Leaves the queue; how long another one like it would wait now.
     pub fn give_up(mut self) -> Micros {
         let id = self.id.take();

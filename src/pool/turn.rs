@@ -180,6 +180,12 @@ impl Backend {
 }
 
 impl Wait {
+    /// How many waited when it came, itself among them.
+    #[must_use]
+    pub fn position(&self) -> usize {
+        self.waiting.position()
+    }
+
     /// A place at a backend, when the turn comes; `None` when no backend is left that has the model.
     /// `waited`: how long it did before, which counts too.
     ///

@@ -147,6 +147,7 @@ fn facts(line: &Line) -> Value {
         "queue_ms": millis(line.queue),
         "first_byte_ms": line.first_byte.map(millis),
         "total_ms": millis(line.total),
+        "position": line.position,
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Condvar, Mutex};
 use super::*;
 
 const FIELDS: &str = "time,id,client,name,credential,method,path,operation,model,backend,status,code,\
-                      outcome,bytes_in,bytes_out,queue_ms,first_byte_ms,total_ms";
+                      outcome,bytes_in,bytes_out,queue_ms,first_byte_ms,total_ms,position";
 
 fn line() -> Line {
     Line {
@@ -40,7 +40,7 @@ fn a_json_line_has_its_fields_in_their_order() {
     assert_eq!(names.join(","), FIELDS);
     assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
     assert_eq!((&json["first_byte_ms"], &json["total_ms"]), (&1.3.into(), &20.0.into()));
-    assert!(json["code"].is_null() && json["model"].is_null());
+    assert!(json["code"].is_null() && json["model"].is_null() && json["position"].is_null());
 }
 
 #[test]
@@ -55,6 +55,9 @@ fn a_text_line_is_one_line_of_columns() {
         "1970-01-01T00:00:00.000Z 0000000000000000 - - - - - - - - 0 - client_gone in=0 out=0 \
          queue=0.0ms first=- total=0.0ms\n"
     );
+    let waited = Line { position: Some(12), queue: Duration::from_millis(5), ..line() };
+    let text = written(text_line, &waited);
+    assert!(text.ends_with("queue=5.0ms first=1.3ms total=20.0ms position=12\n"), "{text}");
 }
 
 #[test]

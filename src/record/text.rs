@@ -34,6 +34,7 @@ struct JsonLine<'a> {
     queue_ms: f64,
     first_byte_ms: Option<f64>,
     total_ms: f64,
+    position: Option<usize>,
 }
 
 pub(super) fn json_line(line: &Line, out: &mut String) {
@@ -56,6 +57,7 @@ pub(super) fn json_line(line: &Line, out: &mut String) {
         queue_ms: millis(line.queue),
         first_byte_ms: line.first_byte.map(millis),
         total_ms: millis(line.total),
+        position: line.position,
     };
     // Strings, numbers and nulls always serialize.
     out.push_str(&serde_json::to_string(&json).unwrap_or_default());
@@ -91,6 +93,10 @@ pub(super) fn text_line(line: &Line, out: &mut String) {
     push_millis(" queue=", Some(line.queue), out);
     push_millis(" first=", line.first_byte, out);
     push_millis(" total=", Some(line.total), out);
+    if let Some(position) = line.position {
+        out.push_str(" position=");
+        out.push_str(digits.format(position));
+    }
     out.push('\n');
 }
 

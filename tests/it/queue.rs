@@ -129,6 +129,7 @@ async fn who_leaves_in_the_queue_is_gone_from_it_and_no_backend_hears_of_it() {
     let lines = house.log.wait_for(1).await;
     assert_eq!(lines[0]["outcome"], "client_gone");
     assert!(lines[0]["queue_ms"].as_f64().unwrap() > 0.0, "{}", lines[0]);
+    assert_eq!(lines[0]["position"], 1);
     held.next.notify_one();
     assert_eq!(answered(runs).await.status, 200);
     assert_eq!(held.backend.seen().len(), 1);
