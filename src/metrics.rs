@@ -86,6 +86,8 @@ pub struct Gauges {
     pub queued: usize,
     /// Of whoever waits longest.
     pub longest_wait: Duration,
+    /// Of whoever is last.
+    pub expected_wait: Duration,
     pub is_draining: bool,
     pub alarms: usize,
     pub backends: Vec<BackendGauge>,

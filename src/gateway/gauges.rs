@@ -17,12 +17,14 @@ pub(super) fn look(live: &Live, state: &State) -> Gauges {
     let keys = live.memory.managed();
     let ledger = live.ledger.as_ref();
     let line = state.pool().line();
-    let (queued, longest) = line.with(|queue, now| (queue.queued(), queue.longest_wait(now)));
+    let (queued, longest, expected) = line
+        .with(|queue, now| (queue.queued(), queue.longest_wait(now), queue.longest_expected(now)));
     Gauges {
         began: now.checked_sub(live.began.elapsed()).unwrap_or(now),
         in_flight: live.limits.in_flight(),
         queued,
         longest_wait: Duration::from_micros(longest),
+        expected_wait: Duration::from_micros(expected),
         is_draining: live.draining.load(Ordering::Relaxed),
         alarms: open::alarms(live, state),
         backends: backends

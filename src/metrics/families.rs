@@ -144,6 +144,8 @@ families! {
         "requests that wait for their turn at a model server";
     LONGEST_WAIT "portcullis_longest_wait" Gauge Seconds [],
         "how long the one of them has waited that came first; 0 while none waits";
+    EXPECTED_WAIT "portcullis_expected_wait" Gauge Seconds [],
+        "how long it will be, about, until all of them have had their turn; 0 while none waits";
     DRAINING "portcullis_draining" Gauge Count [],
         "1 while the gate is about to stop";
     ALARMS "portcullis_alarms" Gauge Count [],

@@ -58,6 +58,7 @@ fn gauges() -> Gauges {
         in_flight: 7,
         queued: 8,
         longest_wait: Duration::from_millis(2_500),
+        expected_wait: Duration::from_millis(40_500),
         is_draining: true,
         alarms: 2,
         backends: vec![BackendGauge {
@@ -179,6 +180,7 @@ fn what_is_true_now_is_told() {
         ("portcullis_in_flight_requests", 7.0),
         ("portcullis_waiting_requests", 8.0),
         ("portcullis_longest_wait_seconds", 2.5),
+        ("portcullis_expected_wait_seconds", 40.5),
         ("portcullis_draining", 1.0),
         ("portcullis_alarms", 2.0),
         ("portcullis_backend_up{backend=\"big \\\"one\\\"\\n\"}", 1.0),

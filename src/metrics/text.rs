@@ -126,6 +126,8 @@ impl Page {
         out.gauge(&all::QUEUED, Some(gauges.queued as u64))?;
         let longest = gauges.longest_wait.as_secs_f64();
         out.begin(&all::LONGEST_WAIT)?.encode_gauge(&longest)?;
+        let expected = gauges.expected_wait.as_secs_f64();
+        out.begin(&all::EXPECTED_WAIT)?.encode_gauge(&expected)?;
         out.gauge(&all::DRAINING, Some(u64::from(gauges.is_draining)))?;
         out.gauge(&all::ALARMS, Some(gauges.alarms as u64))?;
         let backends = &gauges.backends;

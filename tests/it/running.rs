@@ -169,6 +169,7 @@ async fn who_runs_and_who_waits_is_told_to_viewers_and_to_whom_it_concerns() {
     assert_eq!(me(&house, "anna").await["waiting"], json!([]), "who runs does not wait");
     assert_eq!(metric(&house, "portcullis_waiting_requests").await, 2.0);
     assert!(metric(&house, "portcullis_longest_wait_seconds").await > 0.0);
+    assert!(metric(&house, "portcullis_expected_wait_seconds").await >= 1.0);
 
     let looks = desk_as(&house, "eye", "GET /api/v1/running?limit=1", "").await.json();
     assert_eq!((&looks["running"], &looks["waiting"]), (&json!(1), &json!(2)), "of all of them");

@@ -218,14 +218,18 @@ impl Queue {
     /// whoever asks for them again and again would keep the queue from its work.
     pub fn waits_of(&mut self, who: &str, now: Micros) -> Vec<Seen> {
         let Some(flow) = self.by_name.get(who).copied() else { return Vec::new() };
-        if self.queued <= FEW || self.told.as_ref().is_none_or(|(at, _)| now >= at + STALE) {
-            self.told = Some((now, self.positions()));
-        }
+        self.tell_positions(now);
         let lanes = self.flows.get(flow).into_iter().flat_map(|flow| &flow.lanes);
         let lanes = lanes.filter_map(|lane| self.lanes.get(*lane));
         let own = lanes.flat_map(|lane| &lane.queue).filter_map(|(_, id)| self.waiting.get(*id));
         let told = self.told.as_ref().map(|(_, positions)| positions);
         own.map(|it| self.wait(it, told.and_then(|all| all.get(&it.order)), now)).collect()
+    }
+
+    fn tell_positions(&mut self, now: Micros) {
+        if self.queued <= FEW || self.told.as_ref().is_none_or(|(at, _)| now >= at + STALE) {
+            self.told = Some((now, self.positions()));
+        }
     }
 
     fn waits(&self, now: Micros) -> Vec<Seen> {
@@ -261,6 +265,20 @@ impl Queue {
     pub fn longest_wait(&self, now: Micros) -> Micros {
         let waits = self.waiting.iter().filter(|(_, it)| it.turn == Turn::Waits);
         waits.map(|(_, it)| now.saturating_sub(it.since)).max().unwrap_or_default()
+    }
+
+    /// How long until whoever is last has its turn, about; 0 if nobody waits. Positions are as in
+    /// [`Self::waits_of`].
+    #[must_use]
+    pub fn longest_expected(&mut self, now: Micros) -> Micros {
+        self.tell_positions(now);
+        let told = self.told.as_ref().map(|(_, positions)| positions);
+        let waits = self.waiting.iter().filter(|(_, it)| it.turn == Turn::Waits);
+        let expected = waits.map(|(_, it)| {
+            let position = told.and_then(|all| all.get(&it.order)).copied();
+            self.expected(&it.ask, position.unwrap_or(self.queued))
+        });
+        expected.max().unwrap_or_default()
     }
 
     /// What a backend works on or has in memory.

@@ -327,6 +327,29 @@ fn what_ran_before_anybody_waited_is_not_held_against_anybody() {
 }
 
 #[test]
+fn how_long_a_wait_will_be_is_told_by_what_requests_took() {
+    for (took, at_least, at_most) in
+        [(SECOND, 4 * SECOND, 6 * SECOND), (30 * SECOND, 120 * SECOND, 180 * SECOND)]
+    {
+        let mut bed = Bed::with(&setup(1));
+        for _ in 0..8 {
+            let slot = bed.runs(ask("a", "m"));
+            bed.now += took;
+            bed.queue.end(slot, bed.now);
+        }
+        assert_eq!(bed.queue.longest_expected(bed.now), 0);
+        bed.runs(ask("a", "m"));
+        for _ in 0..4 {
+            bed.waits(ask("a", "m"));
+        }
+        // Of one more, and of the last that is there.
+        let expected = bed.queue.expected_wait(&ask("b", "m"));
+        assert!((at_least..=at_most).contains(&expected), "{expected} where each takes {took}");
+        assert_eq!(bed.queue.longest_expected(bed.now), 4 * took);
+    }
+}
+
+#[test]
 fn positions_tell_the_order_in_which_requests_begin() {
     let mut bed = Bed::with(&setup(1));
     let slot = bed.runs(ask("a", "m"));
