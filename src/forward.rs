@@ -16,7 +16,7 @@ use crate::call::{Call, Outgoing};
 use crate::client_addr::{ClientAddr, IpText};
 use crate::http1::{FieldLines, ResponseHead, push_field};
 use crate::limit::Ticket;
-use crate::pool::{Backend, Connection, Failed, Finding, Lease, Outbound, Pool};
+use crate::pool::{Backend, Choice, Connection, Failed, Finding, Lease, Outbound, Pool};
 use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
 use crate::traces::TRACEPARENT;
@@ -76,7 +76,8 @@ pub struct Answered {
 }
 
 /// Sends the call. It goes out a second time only if nothing of it went out the first time: over a new
-/// connection, or once to another backend, whose lease then takes the place of `lease`.
+/// connection, or once to another backend, whose lease then takes the place of `lease` when its turn
+/// has come there.
 ///
 /// # Errors
 /// 502, 503, 504, what broke the caller's own upload, and 401 for a key that was taken away meanwhile.
@@ -94,12 +95,20 @@ pub async fn send(
         };
         let Some(unsent) = missed.unsent else { return Err(missed.reject) };
         call.body = unsent;
-        lease.frees_its_slot();
-        let Some(other) = pool.instead(lease, admitted, call, origin.record.model_shown()).await
-        else {
-            return Err(missed.reject);
+        lease.leaves();
+        let model = origin.record.model_shown();
+        let other = match pool.instead(lease, admitted, call, model).await? {
+            Some(Choice::Later(wait)) => {
+                origin.record.waits(wait.position());
+                // Boxed, because every request would have the room for it.
+                let turn = Box::pin(wait.turn(origin.record.line.queue)).await;
+                origin.record.waited();
+                turn?
+            }
+            Some(Choice::Now(other)) => Some(other),
+            None => None,
         };
-        *lease = other;
+        *lease = other.ok_or(missed.reject)?;
         origin.record.leaves_for(lease.backend().name());
         // Boxed, because it is seldom needed.
         let again = Box::pin(once(call, (admitted, lease), rules, origin)).await;

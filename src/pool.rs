@@ -89,6 +89,8 @@ pub struct Lease {
     connect_timeout: Duration,
     /// Of what a backend works for.
     held: Option<Held>,
+    /// Among what the backend is busy with.
+    is_counted: bool,
     /// Of several backends each request shows how its own is.
     watch: Option<Watch>,
     is_watched: bool,
@@ -302,6 +304,14 @@ impl Lease {
         self.held = None;
     }
 
+    /// The backend will have nothing to do with the request.
+    pub fn leaves(&mut self) {
+        self.held = None;
+        if std::mem::take(&mut self.is_counted) {
+            self.backend.end();
+        }
+    }
+
     /// Keeps a connection whose answer has been read whole.
     pub fn give_back(&self, connection: Box<Connection>, now: Instant) {
         if self.is_watched {
@@ -327,7 +337,7 @@ fn is_out_of_files(error: &io::Error) -> bool {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.end();
+        self.leaves();
         if let Some(watch) = self.watch.take() {
             self.backend.unwatch(&watch, None);
         }

@@ -77,20 +77,24 @@ impl Pool {
 
     /// A place at another backend than that of `failed`, for a request that never began there; `None`
     /// where no other takes it.
+    ///
+    /// # Errors
+    /// 503 where as many wait there as may.
     pub async fn instead(
         &self,
         failed: &Lease,
         admitted: &Ticket,
         call: &Call<'_>,
         model: Option<&str>,
-    ) -> Option<Lease> {
+    ) -> Result<Option<Choice>, Reject> {
         if self.backends.len() < 2 || managed::may_change_models(call) {
-            return None;
+            return Ok(None);
         }
         let is_another = |it: &Backend| it.serial() != failed.backend.serial();
-        match Box::pin(self.choose_among(admitted, call, model, is_another)).await.ok()? {
-            Choice::Now(lease) => Some(lease),
-            Choice::Later(wait) => wait.turn(Duration::ZERO).await.ok()?,
+        match Box::pin(self.choose_among(admitted, call, model, is_another)).await {
+            Ok(choice) => Ok(Some(choice)),
+            Err(full @ Reject::QueueFull { .. }) => Err(full),
+            Err(_) => Ok(None),
         }
     }
 
@@ -215,6 +219,7 @@ impl Terms {
             backend: Arc::clone(backend),
             connect_timeout: self.connect_timeout,
             held,
+            is_counted: true,
             watch: self.is_watched.then(|| backend.watch()),
             is_watched: self.is_watched,
             change: None,

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use crate::house::{Answer, Backend, House, KEY, Seen, Step, get, ok_json, post, until};
 
 mod faults; // under load
+mod trouble; // one at a time
 
 /// What a stand-in has, which may change.
 type Names = Arc<Mutex<Vec<String>>>;

@@ -14,7 +14,7 @@ use portcullis::record::Log;
 use portcullis::server::Server;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -441,7 +441,7 @@ struct Records {
 pub struct Backend {
     pub address: SocketAddr,
     records: Arc<Mutex<Records>>,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 type Script = Arc<dyn Fn(&Seen) -> Vec<Step> + Send + Sync>;
@@ -459,12 +459,19 @@ impl Backend {
     }
 
     pub async fn scripted(script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static) -> Self {
+        Self::scripted_at(TcpListener::bind("127.0.0.1:0").await.unwrap(), script)
+    }
+
+    /// The same at a place that is there already.
+    pub fn scripted_at(
+        listener: TcpListener,
+        script: impl Fn(&Seen) -> Vec<Step> + Send + Sync + 'static,
+    ) -> Self {
         let script: Script = Arc::new(script);
-        Self::serving(move |socket, number, records| {
+        Self::serving_at(listener, move |socket, number, records| {
             let script = Arc::clone(&script);
             async move { converse(socket, number, &script, &records).await }
         })
-        .await
     }
 
     /// The same by https.
@@ -494,12 +501,32 @@ impl Backend {
     async fn serving<F: Future<Output = ()> + Send + 'static>(
         serve: impl Fn(TcpStream, usize, Arc<Mutex<Records>>) -> F + Send + Sync + 'static,
     ) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::serving_at(TcpListener::bind("127.0.0.1:0").await.unwrap(), serve)
+    }
+
+    fn serving_at<F: Future<Output = ()> + Send + 'static>(
+        listener: TcpListener,
+        serve: impl Fn(TcpStream, usize, Arc<Mutex<Records>>) -> F + Send + Sync + 'static,
+    ) -> Self {
         let address = listener.local_addr().unwrap();
         let records = Arc::new(Mutex::new(Records::default()));
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, serve, Arc::clone(&records)));
-        Self { address, records, _tasks: tasks }
+        Self { address, records, tasks }
+    }
+
+    /// Ends it as a process is ended: what it saw, and its place, kept from others, where connections
+    /// are refused until somebody listens again.
+    pub async fn end(mut self) -> (Vec<Seen>, TcpSocket) {
+        self.tasks.shutdown().await;
+        let place = until("its end", || {
+            let place = TcpSocket::new_v4().unwrap();
+            place.set_reuseaddr(true).unwrap();
+            place.bind(self.address).ok().map(|()| place)
+        });
+        let place = place.await;
+        assert!(TcpStream::connect(self.address).await.is_err());
+        (self.seen(), place)
     }
 
     pub fn seen(&self) -> Vec<Seen> {
