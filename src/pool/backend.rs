@@ -17,7 +17,7 @@ use super::line::Line;
 use super::listed::{Listed, Loaded};
 use super::lists::Lists;
 use super::own::{LISTED_FOR, LOADED_FOR};
-use super::queue::Setup;
+use super::queue::{Intake, Setup};
 use super::turn::bound;
 use super::{BackendFault, reach};
 use crate::config::{self, AtOnce, BackendKind, BackendUrl, Weight};
@@ -109,12 +109,16 @@ impl Live {
         }
     }
 
-    /// The line is to know whether it takes requests.
+    /// The line is to know whose requests it takes.
     fn tell(&self) {
         self.line.with(|queue, now| {
             // Looked at in here, so that who looks last is who tells last.
-            let is_open = !self.drained.load(Ordering::Relaxed) && self.health().is_in();
-            queue.set_open(self.place, is_open, now);
+            let intake = match self.drained.load(Ordering::Relaxed) {
+                true => Intake::Nothing,
+                false if self.health().is_in() => Intake::All,
+                false => Intake::LastResort,
+            };
+            queue.set_intake(self.place, intake, now);
         });
     }
 
@@ -280,11 +284,6 @@ impl Backend {
         self.live.place
     }
 
-    /// Whether requests wait for their turn there.
-    pub(super) fn is_queued_for(&self) -> bool {
-        self.parallel != AtOnce::Unbounded && self.is_in()
-    }
-
     /// As far as is known it works.
     pub(super) fn is_in(&self) -> bool {
         self.live.health().is_in()
@@ -390,6 +389,9 @@ impl Backend {
         };
         self.live.up.store(is_up, Ordering::Relaxed);
         if was_in == is_in {
+            if !is_in && !finding.is_good() {
+                self.live.line.with(|queue, _| queue.turn_away(self.live.place));
+            }
             return;
         }
         let backend = &*self.name;

@@ -27,7 +27,7 @@ mod room;
 mod shown;
 
 pub use parallel::Parallel;
-pub use shown::{Seen, SeenModel, Setup, Spot, whole_seconds};
+pub use shown::{Intake, Seen, SeenModel, Setup, Spot, whole_seconds};
 
 use flow::{Flow, Lane};
 use pick::Pick;
@@ -138,8 +138,7 @@ pub struct Queue {
 /// A backend, as far as its slots go.
 #[derive(Debug)]
 struct Backend {
-    /// Takes new requests.
-    is_open: bool,
+    intake: Intake,
     /// It is in no configuration any more.
     is_gone: bool,
     weight: u32,
@@ -342,7 +341,8 @@ impl Queue {
     pub fn tend(&mut self, now: Micros) {
         self.forget_overtaken();
         // Who came just as the last of its backends went.
-        self.strand(self.open());
+        let taking = self.that_take(|it| it != Intake::Nothing);
+        self.strand(|places| places & taking == 0);
         if self.queued > 0 {
             self.fill(Places::MAX, now);
         }
@@ -386,7 +386,7 @@ impl Queue {
     fn is_held_elsewhere(&self, model: &str, among: Places, than: usize) -> bool {
         places(among & !(1 << than))
             .filter_map(|place| self.backends.get(place))
-            .any(|backend| backend.is_open && backend.keeps(model))
+            .any(|backend| backend.is_open() && backend.keeps(model))
     }
 
     fn run(

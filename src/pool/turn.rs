@@ -122,12 +122,19 @@ impl Pool {
     ) -> Result<Choice, Reject> {
         let best = candidates.first().ok_or_else(none_takes_it)?;
         let terms = self.terms();
-        let Some(model) = model.filter(|_| best.is_queued_for() && best.works_for(admitted)) else {
+        let mut queued: Vec<_> = candidates.iter().filter(|it| it.is_in()).collect();
+        // One that is out goes before those that are well when it is to show how it is by now.
+        let is_trial = !queued.is_empty() && !queued.iter().any(|it| it.serial() == best.serial());
+        if queued.is_empty() {
+            queued.extend(candidates);
+        }
+        queued.retain(|it| it.is_bounded());
+        let has_turns = best.is_bounded() && !is_trial && best.works_for(admitted);
+        let Some(model) = model.filter(|_| has_turns) else {
             return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
-        let queued: Vec<_> = candidates.iter().filter(|it| it.is_queued_for()).collect();
         let asks = |queue: &Queue| ask(queue, (admitted, call), model, &queued);
-        let free = candidates.iter().find(|it| it.parallel() == AtOnce::Unbounded);
+        let free = candidates.iter().find(|it| !it.is_bounded());
         match (Line::enter(&self.line, asks), free) {
             (Entered::Runs(held), _) => terms.lease_of(held, candidates).map(Choice::Now),
             // Whoever takes any number keeps nobody waiting.
@@ -176,6 +183,11 @@ impl Pool {
 }
 
 impl Backend {
+    /// Whether requests wait for their turn there.
+    fn is_bounded(&self) -> bool {
+        self.parallel() != AtOnce::Unbounded
+    }
+
     /// Whether a slot of its own is taken: not for what it sends on, nor for what it does not have.
     fn works_for(&self, admitted: &Ticket) -> bool {
         let model = admitted.permit().model();

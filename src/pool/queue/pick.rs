@@ -1,7 +1,7 @@
 //! The decision: who is next at a backend.
 
 use super::room::Room;
-use super::{Class, GROUPING, Micros, Queue, RELUCTANCE, Waiting};
+use super::{Class, GROUPING, Intake, Micros, Queue, RELUCTANCE, Waiting};
 
 /// What is to be done with a backend's free slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,9 @@ const RELUCTANCE_MICROS: Micros = RELUCTANCE.as_secs() * 1_000_000;
 impl Queue {
     pub(super) fn pick(&mut self, place: usize, now: Micros) -> Pick {
         let Some(backend) = self.backends.get(place) else { return Pick::Nobody };
+        if !backend.is_open() {
+            return self.pick_of_those_without_another(place, now);
+        }
         let first = |class| backend.rooms.values().any(|room| room.first(class).is_some());
         if !first(Class::Batch) {
             if let Some(backend) = self.backends.get_mut(place) {
@@ -51,6 +54,30 @@ impl Queue {
             Pick::Nobody => self.pick_of(order[1], place, now),
             pick @ (Pick::Take(_) | Pick::Hold) => pick,
         }
+    }
+
+    /// At a backend that failed the first of those whom no other could serve, whatever their model.
+    fn pick_of_those_without_another(&self, place: usize, now: Micros) -> Pick {
+        let Some(backend) = self.backends.get(place) else { return Pick::Nobody };
+        let open = self.that_take(|it| it == Intake::All);
+        let is_meant =
+            |lane: usize| self.lanes.get(lane).is_some_and(|lane| lane.places & open == 0);
+        let has_room = backend.fits_beside();
+        let fits = |room: &Room, lane| match self.head_of(lane) {
+            Some(it) if room.running > 0 => {
+                !room.parallel.is_full(room.running, now, it.ask.streams)
+            }
+            Some(_) => has_room,
+            None => false,
+        };
+        let first = |class| {
+            let firsts = backend.rooms.values().filter_map(|room| {
+                room.first_of(class, is_meant).filter(|(.., lane)| fits(room, *lane))
+            });
+            firsts.min()
+        };
+        let first = first(Class::Interactive).or_else(|| first(Class::Batch));
+        first.map_or(Pick::Nobody, |(.., lane)| Pick::Take(lane))
     }
 
     /// What is owed to the less urgent pays for the next of them.

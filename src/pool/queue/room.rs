@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::charge::Pace;
-use super::{Backend, Class, Micros, Parallel};
+use super::{Backend, Class, Intake, Micros, Parallel};
 
 /// Models beyond this are forgotten while nobody wants them.
 const MOST_ROOMS: usize = 64;
@@ -51,9 +51,22 @@ impl Room {
     }
 
     pub(super) fn first(&self, class: Class) -> Option<(u64, u64, usize)> {
+        self.in_order(class).first().copied()
+    }
+
+    /// The first of those that are meant.
+    pub(super) fn first_of(
+        &self,
+        class: Class,
+        is_meant: impl Fn(usize) -> bool,
+    ) -> Option<(u64, u64, usize)> {
+        self.in_order(class).iter().find(|(.., lane)| is_meant(*lane)).copied()
+    }
+
+    fn in_order(&self, class: Class) -> &Heads {
         match class {
-            Class::Interactive => self.interactive.first().copied(),
-            Class::Batch => self.batch.first().copied(),
+            Class::Interactive => &self.interactive,
+            Class::Batch => &self.batch,
         }
     }
 
@@ -68,9 +81,14 @@ impl Backend {
         self.rooms.entry(Arc::clone(model)).or_insert_with(fresh)
     }
 
+    /// Who waits there may as well wait elsewhere.
+    pub(super) fn is_open(&self) -> bool {
+        self.intake == Intake::All
+    }
+
     /// A request of this model can start, and passes nobody who waits.
     pub(super) fn has_room_at_once(&self, model: &str, now: Micros) -> bool {
-        self.is_open
+        self.is_open()
             && !self.is_waited_for()
             && match self.rooms.get(model) {
                 Some(room) if room.running > 0 => !room.parallel.is_full(room.running, now, false),
@@ -98,7 +116,7 @@ impl Backend {
     }
 
     pub(super) fn is_wanted(&self) -> bool {
-        self.is_open && self.is_waited_for()
+        self.intake != Intake::Nothing && self.is_waited_for()
     }
 
     /// How busy it is, for comparison with others.

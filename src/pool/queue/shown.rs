@@ -64,6 +64,15 @@ pub struct SeenModel {
     pub is_learned: bool,
 }
 
+/// Whose requests a backend takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intake {
+    All,
+    /// It failed: of those alone that no other could serve.
+    LastResort,
+    Nothing,
+}
+
 /// A backend's settings, as far as the queue goes.
 #[derive(Debug, Clone)]
 pub struct Setup {
@@ -84,7 +93,7 @@ impl Queue {
         }
         let added = Backend {
             is_gone: false,
-            is_open: true,
+            intake: Intake::All,
             weight: setup.weight,
             parallel: setup.parallel.map_or_else(Parallel::default, Parallel::Fixed),
             models_at_once: setup.models_at_once,
@@ -105,7 +114,7 @@ impl Queue {
 
     /// A backend is not used any more; what runs there ends by itself.
     pub fn remove(&mut self, place: usize, now: Micros) {
-        self.set_open(place, false, now);
+        self.set_intake(place, Intake::Nothing, now);
         if let Some(backend) = self.backends.get_mut(place) {
             backend.is_gone = true;
         }
@@ -136,22 +145,28 @@ impl Queue {
         self.fill(1 << place, now);
     }
 
-    /// Whether a backend takes new requests. Who waits for one that does not, and for no other, is told.
-    pub fn set_open(&mut self, place: usize, is_open: bool, now: Micros) {
+    /// Whose requests a backend takes from now on. Who waits for one that does not take all any more,
+    /// and for no other, is told.
+    pub fn set_intake(&mut self, place: usize, intake: Intake, now: Micros) {
         let Some(backend) = self.backends.get_mut(place) else { return };
-        if backend.is_open == is_open {
+        if backend.intake == intake {
             return;
         }
-        backend.is_open = is_open;
-        if is_open {
+        backend.intake = intake;
+        if intake == Intake::All {
             // It may have been started anew, with other settings.
             for room in backend.rooms.values_mut().filter(|room| room.running == 0) {
                 room.parallel.begin_anew();
             }
             return self.fill(1 << place, now);
         }
-        let open = self.open();
-        self.strand(open);
+        self.turn_away(place);
+    }
+
+    /// Tells those who wait for this backend and have no other that takes all: it failed once more.
+    pub fn turn_away(&mut self, place: usize) {
+        let open = self.that_take(|it| it == Intake::All);
+        self.strand(|places| places & open == 0 && places & (1 << place) != 0);
     }
 
     /// What a backend has in memory, by its own word.
@@ -173,14 +188,14 @@ impl Queue {
         self.fill(1 << place, now);
     }
 
-    pub(super) fn open(&self) -> Places {
-        let open = self.backends.iter().enumerate().filter(|(_, backend)| backend.is_open);
-        open.fold(0, |set, (place, _)| set | 1 << place)
+    pub(super) fn that_take(&self, is_meant: impl Fn(Intake) -> bool) -> Places {
+        let meant = self.backends.iter().enumerate().filter(|(_, it)| is_meant(it.intake));
+        meant.fold(0, |set, (place, _)| set | 1 << place)
     }
 
-    /// Tells those who wait for none of these.
-    pub(super) fn strand(&mut self, open: Places) {
-        let lost = |it: &super::Waiting| it.turn == Turn::Waits && it.ask.places & open == 0;
+    /// Tells those who wait in vain, by their backends.
+    pub(super) fn strand(&mut self, is_vain: impl Fn(Places) -> bool) {
+        let lost = |it: &super::Waiting| it.turn == Turn::Waits && is_vain(it.ask.places);
         let ids: Vec<_> =
             self.waiting.iter().filter(|(_, it)| lost(it)).map(|(id, _)| id).collect();
         for id in ids {
@@ -364,8 +379,9 @@ impl Queue {
     /// How long until so many had their turn at the backends of a request.
     fn expected(&self, ask: &Ask, position: usize) -> Micros {
         let (mut slots, mut each) = (0_usize, 0);
-        for place in places(ask.places) {
-            let Some(backend) = self.backends.get(place).filter(|it| it.is_open) else { continue };
+        let open = ask.places & self.that_take(|it| it == Intake::All);
+        for place in places(if open == 0 { ask.places } else { open }) {
+            let Some(backend) = self.backends.get(place) else { continue };
             let room = backend.rooms.get(&ask.model);
             let parallel = room.map_or(&backend.parallel, |room| &room.parallel);
             slots = parallel.number().saturating_add(slots);

@@ -243,11 +243,38 @@ fn who_waits_for_a_backend_that_is_gone_is_told_unless_there_is_another() {
     bed.runs(ask("a", "m"));
     bed.runs(Ask { places: 2, ..ask("a", "m") });
     let (only, both) = (bed.waits(ask("b", "m")), bed.waits(Ask { places: 3, ..ask("c", "m") }));
-    bed.queue.set_open(0, false, bed.now);
+    bed.queue.set_intake(0, Intake::Nothing, bed.now);
     assert_eq!((bed.turn(only), bed.turn(both)), (Turn::Stranded, Turn::Waits));
-    bed.queue.set_open(1, false, bed.now);
+    bed.queue.set_intake(1, Intake::Nothing, bed.now);
     assert_eq!(bed.turn(both), Turn::Stranded);
     assert_eq!(bed.queue.queued(), 0);
+}
+
+#[test]
+fn a_backend_that_failed_has_its_line_for_those_alone_who_have_no_other() {
+    let mut bed = Bed::with(&setup(1));
+    bed.queue.add(&setup(1));
+    let both = |who: &str| Ask { places: 3, ..ask(who, "m") };
+    let first = bed.runs(Ask { preferred: 0, ..both("a") });
+    let other = bed.runs(Ask { places: 2, ..ask("a", "m") });
+    let waits = bed.waits(both("b"));
+    bed.queue.set_intake(0, Intake::LastResort, bed.now);
+    bed.queue.end(first, bed.now);
+    assert_eq!(bed.turn(waits), Turn::Waits, "it has another");
+    // Of those who have none as many go there as ever, and the others wait for what becomes of them.
+    let tries = bed.runs(ask("c", "m"));
+    let (next, last) = (bed.waits(ask("d", "m")), bed.waits(ask("e", "n")));
+    bed.queue.tend(bed.now);
+    bed.queue.end(tries, bed.now);
+    assert_eq!(bed.turn(last), Turn::Waits);
+    let Turn::Runs(next) = bed.turn(next) else { panic!("it has no turn") };
+    bed.queue.turn_away(0);
+    assert_eq!((bed.turn(last), bed.turn(waits)), (Turn::Stranded, Turn::Waits));
+    let late = bed.waits(ask("f", "m"));
+    bed.queue.set_intake(0, Intake::All, bed.now);
+    bed.queue.end(other, bed.now);
+    bed.queue.end(next, bed.now);
+    assert!(matches!((bed.turn(late), bed.turn(waits)), (Turn::Runs(_), Turn::Runs(_))));
 }
 
 #[test]
@@ -433,9 +460,14 @@ enum Step {
     Leave(usize),
     End(usize),
     FirstByte(usize),
-    Open(usize, bool),
+    Takes(usize, Intake),
+    Fails(usize),
     Loaded(usize, u8),
     Wait(u64),
+}
+
+fn intake() -> impl Strategy<Value = Intake> {
+    prop::sample::select(vec![Intake::All, Intake::LastResort, Intake::Nothing])
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -446,7 +478,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..20usize).prop_map(Step::Leave),
         3 => (0..20usize).prop_map(Step::End),
         2 => (0..20usize).prop_map(Step::FirstByte),
-        1 => (0..3usize, any::<bool>()).prop_map(|(place, open)| Step::Open(place, open)),
+        1 => (0..3usize, intake()).prop_map(|(place, intake)| Step::Takes(place, intake)),
+        1 => (0..3usize).prop_map(Step::Fails),
         1 => (0..3usize, 0..3u8).prop_map(|(place, model)| Step::Loaded(place, model)),
         2 => (0..30_000_000u64).prop_map(Step::Wait),
     ]
@@ -476,7 +509,8 @@ fn walk(steps: &[Step]) -> Queue {
             Step::End(at) if at < running.len() => queue.end(running.remove(at), now),
             Step::FirstByte(at) if at < running.len() => queue.first_byte(running[at], now),
             Step::Leave(_) | Step::End(_) | Step::FirstByte(_) => {}
-            Step::Open(place, open) => queue.set_open(place, open, now),
+            Step::Takes(place, intake) => queue.set_intake(place, intake, now),
+            Step::Fails(place) => queue.turn_away(place),
             Step::Loaded(place, model) => {
                 queue.set_loaded(place, &[Arc::from(format!("m{model}"))], now);
             }

@@ -161,3 +161,70 @@ async fn of_three_backends_two_are_gone_and_nothing_is_sent_more_than_once_again
     assert!(served > 0, "nobody was served");
     assert_eq!(from(&house.ask(chat_of("anna", 31)).await), "z", "by now it is known");
 }
+
+/// Two backends, of which the first alone has the model and was put out, and what it does from then on.
+async fn out_and_alone(script: fn() -> Vec<Step>, bell: Arc<Notify>) -> (House, [Backend; 2]) {
+    let breaks = Arc::new(AtomicBool::new(true));
+    let ill = Arc::clone(&breaks);
+    let first =
+        scripted(&names(&["a"]), &names(&["a"]), move |_| match ill.load(Ordering::Relaxed) {
+            true => vec![Step::Reset],
+            false => [vec![Step::Wait(Arc::clone(&bell))], script()].concat(),
+        })
+        .await;
+    let second = server("second", &names(&["b"]), &names(&["b"])).await;
+    let house = before(&[("x", &first), ("y", &second)], |config, _| {
+        config.backends[0].parallel = one_at_a_time();
+    })
+    .await;
+    heard(&house).await;
+    while is_up(&house, "x") {
+        assert_eq!(house.ask(chat("a")).await.status, 502);
+    }
+    breaks.store(false, Ordering::Relaxed);
+    (house, [first, second])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_can_go_nowhere_else_waits_in_line_before_a_backend_that_is_out() {
+    let bell = Arc::new(Notify::new());
+    let answers = || vec![Step::Send(ok_json(r#"{"from":"first"}"#).into())];
+    let (house, [first, second]) = out_and_alone(answers, Arc::clone(&bell)).await;
+    let asked = chats(&first);
+    let mut callers = vec![asks(&house, chat("a")).await];
+    first.wait_for_request(asked + 1).await;
+    for count in 1..=4 {
+        callers.push(asks(&house, chat("a")).await);
+        in_line(&house, count).await;
+    }
+    assert_eq!(chats(&first), asked + 1, "one at a time");
+    for _ in 0..5 {
+        bell.notify_one();
+        let answered = callers.remove(0).answer().await;
+        assert_eq!(from(&answered), "first");
+    }
+    assert!(is_up(&house, "x"));
+    assert_eq!(chats(&second), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_backend_that_is_out_is_told_as_soon_as_it_fails_again() {
+    let bell = Arc::new(Notify::new());
+    let (house, [first, _second]) = out_and_alone(|| vec![Step::Reset], Arc::clone(&bell)).await;
+    let asked = chats(&first);
+    let mut tries = asks(&house, chat("a")).await;
+    first.wait_for_request(asked + 1).await;
+    let mut callers = Vec::new();
+    for count in 1..=4 {
+        callers.push(asks(&house, chat("a")).await);
+        in_line(&house, count).await;
+    }
+    bell.notify_one();
+    assert_eq!(tries.answer().await.status, 502);
+    for caller in &mut callers {
+        let told = caller.answer().await;
+        assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
+        assert!(told.header("retry-after").is_some(), "{}", told.head);
+    }
+    assert_eq!(chats(&first), asked + 1);
+}

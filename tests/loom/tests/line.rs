@@ -10,7 +10,7 @@ use loom::thread;
 
 use portcullis_loom::limit::Course;
 use portcullis_loom::pool::line::{Entered, Held, Line, Waiting};
-use portcullis_loom::pool::queue::{Ask, Bounds, Class, Setup};
+use portcullis_loom::pool::queue::{Ask, Bounds, Class, Intake, Setup};
 
 fn line() -> Arc<Line> {
     let line = Arc::new(Line::new(Bounds { of_one: 10, in_all: 10, bytes_of_one: 1 << 20, models_of_one: 16 }));
@@ -80,7 +80,7 @@ fn who_is_told_that_no_backend_is_left_while_the_turn_comes_loses_no_slot() {
         let (held, mut waiting) = (runs(&line, "a"), waits(&line, "b"));
         let shuts = {
             let line = Arc::clone(&line);
-            thread::spawn(move || line.with(|queue, now| queue.set_open(0, false, now)))
+            thread::spawn(move || line.with(|queue, now| queue.set_intake(0, Intake::Nothing, now)))
         };
         let ends = thread::spawn(move || drop(held));
         let told = poll(&mut waiting);
@@ -89,7 +89,7 @@ fn who_is_told_that_no_backend_is_left_while_the_turn_comes_loses_no_slot() {
         let told = if told.is_pending() { poll(&mut waiting) } else { told };
         assert!(told.is_ready(), "it neither runs nor knows that it will not");
         drop((told, waiting));
-        line.with(|queue, now| queue.set_open(0, true, now));
+        line.with(|queue, now| queue.set_intake(0, Intake::All, now));
         is_as_new(&line);
     });
 }
