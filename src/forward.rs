@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write as _;
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -163,7 +164,7 @@ async fn once(
                 if status.is_success() && may_show_a_slot(call, &head) {
                     lease.answers();
                 }
-                lease.found(shown_by(status));
+                lease.found(shown_by(status, admitted));
                 return Ok(Answered { status, fields, connection });
             }
             Err(failed) => failed,
@@ -194,9 +195,17 @@ fn may_show_a_slot(call: &Call<'_>, head: &ResponseHead) -> bool {
     !call.streams() || head.framing.length().is_none()
 }
 
-/// 500 is what a caller can provoke, as by a template that does not parse.
-fn shown_by(status: StatusCode) -> Finding {
-    if matches!(status.as_u16(), 502..=504) { Finding::Failure } else { Finding::Answer }
+/// 508 comes of a way that leads back to a gate.
+fn shown_by(status: StatusCode, admitted: &Ticket) -> Finding {
+    match status.as_u16() {
+        500 => {
+            let mut hasher = DefaultHasher::new();
+            admitted.permit().who().name().as_str().hash(&mut hasher);
+            Finding::Error { to: hasher.finish() }
+        }
+        502..=504 | 508 => Finding::Failure,
+        _ => Finding::Answer,
+    }
 }
 
 /// The request as a backend sees it: rebuilt path, our Host, our forwarding headers, and nothing of

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 /// The first time out, and the longest.
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
-/// Failures one after the other that put it out: one may be the request's own fault.
+/// Failures one after the other that put it out: one may be the request's own fault, and of what a
+/// caller can provoke several of the same caller's.
 const FAILURES: u32 = 3;
 const SILENCES: u32 = 2;
 const PROBES: u32 = 2;
@@ -33,8 +34,13 @@ pub enum Finding {
     BrokeOff,
     /// No connection could be made.
     NoConnection,
-    /// It broke off before the first byte, or answered that it is broken (5xx).
+    /// It broke off before the first byte, or answered that it is broken (502, 503, 504, 508).
     Failure,
+    /// It answered 500, which a caller can provoke, as by a template that does not parse; `to` tells
+    /// callers apart.
+    Error {
+        to: u64,
+    },
     /// The first byte did not come in time.
     Silence,
     /// It answered a question of the gate's own.
@@ -55,6 +61,7 @@ impl fmt::Display for Finding {
             Self::BrokeOff => "one answer after the other breaks off",
             Self::NoConnection => "no connection can be made",
             Self::Failure => "one request after the other fails",
+            Self::Error { .. } => "one caller after the other is answered 500",
             Self::Silence => "requests get no first byte",
             Self::ProbeFailed => "it does not answer GET /api/version or /v1/models",
         })
@@ -82,6 +89,9 @@ pub(super) struct Health {
     breaks: u32,
     silences: u32,
     failed_probes: u32,
+    /// Each to another caller than the one before it, and to whom the last was.
+    errors: u32,
+    last_error: Option<u64>,
     /// How often in a row it was put out.
     times_out: u32,
     /// Requests that wait for their first byte, and since when nothing was heard while some did.
@@ -115,6 +125,8 @@ impl Default for Health {
             breaks: 0,
             silences: 0,
             failed_probes: 0,
+            errors: 0,
+            last_error: None,
             times_out: 0,
             waiting: 0,
             silent_since: None,
@@ -206,7 +218,8 @@ impl Health {
 
     /// What became of a request that began at `began`; `chance` is any number.
     pub(super) fn end(&mut self, finding: Finding, began: Instant, now: Instant, chance: u32) {
-        self.stop_waiting((finding == Finding::Answer).then_some(now));
+        let is_heard = matches!(finding, Finding::Answer | Finding::Error { .. });
+        self.stop_waiting(is_heard.then_some(now));
         if finding == Finding::Answer {
             let took = now.saturating_duration_since(began);
             self.slowest = took.max(self.slowest - self.slowest / 8);
@@ -221,7 +234,18 @@ impl Health {
             Standing::Out { hung: true, .. } | Standing::Tried { hung: true }
         );
         match finding {
-            Finding::Answer => self.is_well(now),
+            Finding::Answer => {
+                (self.errors, self.last_error) = (0, None);
+                self.is_well(now);
+            }
+            Finding::Error { to } => {
+                self.errors += u32::from(self.last_error.replace(to) != Some(to));
+                match self.errors >= FAILURES {
+                    true => self.put_out(false, now, chance),
+                    // It is there, and more is not known.
+                    false => self.is_well(now),
+                }
+            }
             Finding::Whole => self.breaks = 0,
             // That another one began says nothing: the next that breaks puts it out again.
             Finding::BrokeOff => {

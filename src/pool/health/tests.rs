@@ -38,6 +38,36 @@ fn one_failure_is_the_requests_own_and_several_in_a_row_are_not() {
 }
 
 #[test]
+fn what_one_caller_can_provoke_counts_only_of_several_callers_in_a_row() {
+    let (mut health, now) = (Health::default(), start());
+    for to in [1, 1, 1, 1, 1, 2, 2, 2] {
+        ask(&mut health, Finding::Error { to }, now);
+        assert!(health.is_in());
+    }
+    ask(&mut health, Finding::Answer, now);
+    for to in [1, 2, 2, 1] {
+        assert!(health.is_in());
+        ask(&mut health, Finding::Error { to }, now);
+    }
+    assert!(is_out(&health, now));
+    // One more, to whomever, is no sign that it is well, and an answer is.
+    let later = now + seconds(3);
+    health.find(Finding::ProbeAnswered, later, 0);
+    ask(&mut health, Finding::Error { to: 1 }, later);
+    assert!(is_out(&health, later));
+    let later = later + seconds(3);
+    health.find(Finding::ProbeAnswered, later, 0);
+    ask(&mut health, Finding::Answer, later);
+    assert!(health.is_in());
+    // Of one that was out for another reason it is an answer.
+    health.find(Finding::NoConnection, later, 0);
+    let later = later + seconds(9);
+    health.find(Finding::ProbeAnswered, later, 0);
+    ask(&mut health, Finding::Error { to: 1 }, later);
+    assert!(health.is_in());
+}
+
+#[test]
 fn answers_that_break_off_put_it_out_though_each_of_them_began() {
     let (mut health, now) = (Health::default(), start());
     for _ in 0..10 {
@@ -171,6 +201,8 @@ fn steps() -> impl Strategy<Value = Vec<(Step, u32)>> {
         Finding::BrokeOff,
         Finding::NoConnection,
         Finding::Failure,
+        Finding::Error { to: 1 },
+        Finding::Error { to: 2 },
         Finding::Silence,
     ]);
     let probe = prop::sample::select(vec![

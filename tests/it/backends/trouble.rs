@@ -57,6 +57,37 @@ async fn asks(house: &House, request: impl AsRef<[u8]>) -> Caller {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_backend_answers_puts_it_out_unless_one_caller_alone_may_have_provoked_it() {
+    for (status, callers, puts_out) in [
+        (500, &CALLERS[..1], false),
+        (500, &CALLERS[..2], true),
+        (501, &CALLERS[..], false),
+        (502, &CALLERS[..1], true),
+        (503, &CALLERS[..1], true),
+        (504, &CALLERS[..1], true),
+        (508, &CALLERS[..1], true),
+    ] {
+        let disk = names(&["a"]);
+        let head = format!("HTTP/1.1 {status} Oh\r\nContent-Length: 0\r\n\r\n");
+        let bad = scripted(&disk, &disk, move |_| vec![Step::Send(head.clone().into())]).await;
+        let good = server("good", &disk, &disk).await;
+        let house = before(&[("bad", &bad), ("good", &good)], |_, folder| {
+            std::fs::write(folder.path().join("api_keys.txt"), keys()).unwrap();
+        })
+        .await;
+        heard(&house).await;
+        // Nothing good is to come between.
+        house.gateway.state().pool().backend("good").unwrap().drain(true);
+        for number in 0..4 {
+            let told = house.ask(chat_of(callers[number % callers.len()], number)).await;
+            assert_eq!(told.status, status);
+        }
+        assert_eq!(!is_up(&house, "bad"), puts_out, "{status} to {callers:?}");
+        assert_eq!(chats(&good), 0, "nothing is sent twice");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_finds_nobody_there_waits_its_turn_at_another_that_is_busy() {
     let disk = names(&["a"]);
     let go_on = Arc::new(Notify::new());
