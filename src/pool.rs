@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use http::HeaderValue;
 
 use crate::access::Permit;
 use crate::call::Call;
@@ -99,15 +100,20 @@ pub struct Lease {
 }
 
 impl Pool {
-    /// Of the one before it keeps each backend that has not changed, with its connections.
+    /// Of the one before it keeps each backend that has not changed, with its connections. `via`
+    /// names this gate.
     ///
     /// # Errors
     /// See [`BackendFault`].
-    pub fn new(config: &Config, before: Option<&Self>) -> Result<Self, BackendFault> {
+    pub fn new(
+        config: &Config,
+        via: &HeaderValue,
+        before: Option<&Self>,
+    ) -> Result<Self, BackendFault> {
         let line = before.map_or_else(|| Arc::new(Line::new(BOUNDS)), |it| Arc::clone(&it.line));
         let known = before.map_or_else(Default::default, |before| before.backends.as_slice());
         let backends = config.backends.iter();
-        let backends = backends.map(|it| Backend::new(it, known, &line).map(Arc::new));
+        let backends = backends.map(|it| Backend::new(it, known, (&line, via)).map(Arc::new));
         Ok(Self {
             backends: backends.collect::<Result<_, _>>()?,
             aliases: Aliases::new(&config.aliases),

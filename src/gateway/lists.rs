@@ -34,7 +34,7 @@ pub(super) async fn merged(
     call: &Call<'_>,
     admitted: Ticket,
 ) -> Result<Response<Bytes>, Reject> {
-    let told = state.pool().lists(list, &state.forwarding().via).await?;
+    let told = state.pool().lists(list).await?;
     let entries: usize = told.iter().map(|(_, told)| told.entries.len()).sum();
     let narrows = admitted.permit().narrows(&call.asked);
     let (pool, is_short) = (Arc::clone(state.pool()), entries <= MERGED_AT_ONCE);

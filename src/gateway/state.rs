@@ -63,7 +63,8 @@ impl State {
     pub fn new(config: Config, before: Option<&Self>) -> Result<Self, StateError> {
         let files = Files::open(&config, before.map(|before| before.auth.files()));
         let tls = Tls::new(&config, before.and_then(|before| before.tls.as_deref()))?;
-        let pool = Pool::new(&config, before.map(|before| &*before.pool))?;
+        let forwarding = forwarding(&config, before)?;
+        let pool = Pool::new(&config, &forwarding.via, before.map(|before| &*before.pool))?;
         let (max, memory) = (config.max_body, config.max_body_memory);
         let grace = config.timeouts.body_grace;
         let bounds = match before.filter(|before| before.config.max_body_memory == memory) {
@@ -78,7 +79,7 @@ impl State {
             proxies: TrustedProxies::new(config.trusted_proxies.clone(), container_gateway()),
             bounds,
             pool: Arc::new(pool),
-            forwarding: forwarding(&config, before)?,
+            forwarding,
             tracer: tracer(&config.traces, before.and_then(|before| before.tracer.as_ref()))?,
             help_page: help_page(&config),
             config,

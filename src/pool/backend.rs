@@ -51,6 +51,8 @@ pub struct Backend {
     /// allowedHostsMiddleware].
     host: HeaderValue,
     preserve_host: bool,
+    /// Names this gate, so that a question which comes back to it is known.
+    via: HeaderValue,
     /// `Authorization`, in place of the caller's.
     key: Option<HeaderValue>,
     setup: Setup,
@@ -161,7 +163,7 @@ impl Backend {
     pub(super) fn new(
         written: &config::Backend,
         before: &[Arc<Self>],
-        line: &Arc<Line>,
+        (line, via): (&Arc<Line>, &HeaderValue),
     ) -> Result<Self, BackendFault> {
         let tls = match &written.url {
             BackendUrl::Https { host, .. } => {
@@ -198,6 +200,7 @@ impl Backend {
             tags: written.tags.clone(),
             host,
             preserve_host: written.preserve_host,
+            via: via.clone(),
             key,
             setup,
             live,
@@ -237,6 +240,7 @@ impl Backend {
             tags: Vec::new(),
             host: host.unwrap_or(HeaderValue::from_static("localhost")),
             preserve_host: false,
+            via: HeaderValue::from_static("1.1 portcullis"),
             key: None,
             live: Arc::new(Live::new(&line, place)),
             setup,
@@ -333,6 +337,11 @@ impl Backend {
     #[inline]
     pub fn preserves_host(&self) -> bool {
         self.preserve_host
+    }
+
+    /// How questions of the gate's own name it.
+    pub(super) fn via(&self) -> &HeaderValue {
+        &self.via
     }
 
     /// `Authorization` for it, if it wants one.

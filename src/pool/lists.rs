@@ -174,21 +174,16 @@ impl Pool {
         self.made.once(list, &told, make)
     }
 
-    /// What they tell, or told last if they are silent, in the order of the file. `via` stops a
-    /// question that comes back.
+    /// What they tell, or told last if they are silent, in the order of the file.
     ///
     /// # Errors
     /// 502, 503, 504 where nothing is known of any.
-    pub async fn lists(
-        &self,
-        list: List,
-        via: &HeaderValue,
-    ) -> Result<Vec<(Arc<Backend>, Arc<Told>)>, Reject> {
+    pub async fn lists(&self, list: List) -> Result<Vec<(Arc<Backend>, Arc<Told>)>, Reject> {
         let since = Instant::now();
         for patience in [PATIENCE, AT_FIRST] {
             let tellers = self.backends.iter().filter(|it| list.is_told_by(it));
             let telling = tellers.map(|it| async move {
-                let told = it.told(list, (since, patience), via).await;
+                let told = it.told(list, (since, patience)).await;
                 told.map(|told| (Arc::clone(it), told))
             });
             let told = join_all(telling).await;
@@ -215,15 +210,14 @@ impl Backend {
         self: &Arc<Self>,
         list: List,
         (since, patience): (Instant, Duration),
-        via: &HeaderValue,
     ) -> Result<Arc<Told>, Untold> {
         let lists = &self.live.lists;
-        let newest = tokio::time::timeout(patience, self.newest(list, since, via)).await;
+        let newest = tokio::time::timeout(patience, self.newest(list, since)).await;
         let why = match newest {
             Ok(Ok(told)) => return Ok(told),
             Ok(Err(why)) => why,
             Err(_) if lists.is_changed_since(lists.kept(list).last_asked()) => {
-                let newest = self.newest(list, since, via);
+                let newest = self.newest(list, since);
                 match tokio::time::timeout(AFTER_A_CHANGE, newest).await {
                     Ok(Ok(told)) => return Ok(told),
                     Ok(Err(why)) => why,
@@ -237,12 +231,7 @@ impl Backend {
     }
 
     /// What it tells to a question that was not put before `since`.
-    async fn newest(
-        self: &Arc<Self>,
-        list: List,
-        since: Instant,
-        via: &HeaderValue,
-    ) -> Result<Arc<Told>, Untold> {
+    async fn newest(self: &Arc<Self>, list: List, since: Instant) -> Result<Arc<Told>, Untold> {
         let kept = self.live.lists.kept(list);
         let mut rounds = kept.round.subscribe();
         loop {
@@ -253,7 +242,7 @@ impl Backend {
                 }
             }
             if kept.takes_turn() {
-                self.ask_aside(list, via.clone());
+                self.ask_aside(list);
             }
             // The sender lives as long as the backend.
             let _ = rounds.changed().await;
@@ -261,7 +250,7 @@ impl Backend {
     }
 
     /// Whoever waits may leave; the answer is good for the next.
-    fn ask_aside(self: &Arc<Self>, list: List, via: HeaderValue) {
+    fn ask_aside(self: &Arc<Self>, list: List) {
         let backend = Arc::clone(self);
         let mut asking = self.live.lists.asking.lock().unwrap_or_else(PoisonError::into_inner);
         while asking.try_join_next().is_some() {}
@@ -271,15 +260,15 @@ impl Backend {
                 asked: Instant::now(),
                 came: Err(Untold::Silent),
             };
-            let heard = tokio::time::timeout(LONGEST, backend.hear(list, &via)).await;
+            let heard = tokio::time::timeout(LONGEST, backend.hear(list)).await;
             let heard = heard.unwrap_or(Err((Untold::Silent, "it is silent".to_owned())));
             turn.kept.complain(&backend, list, heard.as_ref().err().map(|(_, why)| &**why));
             turn.came = heard.map_err(|(untold, _)| untold);
         });
     }
 
-    async fn hear(&self, list: List, via: &HeaderValue) -> Result<Vec<Entry>, (Untold, String)> {
-        let body = self.fetch(list.path(), via).await?;
+    async fn hear(&self, list: List) -> Result<Vec<Entry>, (Untold, String)> {
+        let body = self.fetch(list.path()).await?;
         let is_short = body.len() <= READ_AT_ONCE;
         let read = move || read::entries(list, &body);
         let entries = match is_short {
@@ -291,14 +280,14 @@ impl Backend {
     }
 
     /// Over a kept connection, or a new one.
-    async fn fetch(&self, path: &str, via: &HeaderValue) -> Result<Bytes, (Untold, String)> {
+    async fn fetch(&self, path: &str) -> Result<Bytes, (Untold, String)> {
         let mut head = format!("GET {path} HTTP/1.1\r\n").into_bytes();
         let mut push = |name: &header::HeaderName, value: &HeaderValue| {
             crate::http1::push_field(&mut head, name, value.as_bytes());
         };
         push(&header::HOST, self.host());
         push(&header::USER_AGENT, &HeaderValue::from_static("portcullis"));
-        push(&header::VIA, via);
+        push(&header::VIA, self.via());
         if let Some(key) = self.key() {
             push(&header::AUTHORIZATION, key);
         }

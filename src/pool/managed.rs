@@ -209,6 +209,8 @@ fn named(headers: &HeaderMap) -> Result<Option<&str>, Reject> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderValue;
+
     use super::*;
     use crate::config::Config;
     use crate::pool::BOUNDS;
@@ -223,7 +225,8 @@ mod tests {
             one.kind = if at == 0 { BackendKind::OpenAi } else { BackendKind::Ollama };
             one.tags = if at > 1 { vec!["lab".to_owned()] } else { Vec::new() };
             one.manage = manage && at == 3;
-            Arc::new(Backend::new(&one, &[], &Arc::new(Line::new(BOUNDS))).unwrap())
+            let (line, via) = (Arc::new(Line::new(BOUNDS)), HeaderValue::from_static("1.1 gate"));
+            Arc::new(Backend::new(&one, &[], (&line, &via)).unwrap())
         };
         ["cpp", "a", "b", "c"].into_iter().enumerate().map(of).collect()
     }

@@ -175,6 +175,9 @@ impl Backend {
     ) -> Result<(StatusCode, Box<Connection>), String> {
         let mut head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\n", self.url().authority());
         head.push_str("user-agent: portcullis\r\n");
+        if let Ok(via) = self.via().to_str() {
+            head.push_str(&format!("via: {via}\r\n"));
+        }
         if let Some(key) = self.key().and_then(|key| key.to_str().ok()) {
             head.push_str(&format!("authorization: {key}\r\n"));
         }

@@ -1,6 +1,6 @@
 //! Tests of the choice between backends; nobody listens there.
 
-use http::Method;
+use http::{HeaderValue, Method};
 use proptest::prelude::*;
 
 use super::*;
@@ -8,6 +8,8 @@ use crate::config;
 use crate::pool::BOUNDS;
 use crate::pool::health::Finding;
 use crate::pool::line::Line;
+
+const VIA: HeaderValue = HeaderValue::from_static("1.1 gate");
 
 /// A backend with these models on disk, if it told, and these in memory.
 async fn backend(name: &str, has: Option<&[&str]>, loaded: &[&str]) -> Arc<Backend> {
@@ -24,7 +26,7 @@ async fn of_kind(
     let mut written = config::Config::builtin().backends.remove(0);
     (written.name, written.kind) = (name.to_owned(), kind);
     written.weight = config::Weight::of_thousandths(weight).unwrap();
-    let backend = Backend::new(&written, &[], &Arc::new(Line::new(BOUNDS))).unwrap();
+    let backend = Backend::new(&written, &[], (&Arc::new(Line::new(BOUNDS)), &VIA)).unwrap();
     let now = Instant::now();
     if let Some(has) = has {
         let has = has.iter().map(|it| (model(it), false)).collect();

@@ -259,3 +259,31 @@ async fn who_waits_for_a_backend_that_is_out_is_told_as_soon_as_it_fails_again()
     }
     assert_eq!(chats(&first), asked + 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gate_that_is_its_own_backend_is_asked_for_nothing_that_another_has() {
+    let disk = names(&["a"]);
+    let good = server("good", &disk, &disk).await;
+    let house = before(&[("good", &good)], |_, _| {}).await;
+    let mut config = house.gateway.state().config().clone();
+    let mut own = config.backends[0].clone();
+    own.name = "own".to_owned();
+    own.url = format!("http://{}", house.address).parse().unwrap();
+    // With a key of its own it would be told every list.
+    let key = house.file("own-key");
+    std::fs::write(&key, crate::house::KEY).unwrap();
+    own.key_file = Some(key);
+    config.backends.insert(0, own);
+    house.gateway.reload(config).unwrap();
+    until("it is found out", || (!is_up(&house, "own")).then_some(())).await;
+    let model = ModelName::parse("a").unwrap();
+    let state = house.gateway.state();
+    let has = |name: &str| state.pool().backend(name).unwrap().has(&model);
+    until("the other's list", || has("good").filter(|it| *it)).await;
+    assert_eq!(has("own"), None, "it told a list that is another's");
+    for number in 0..20 {
+        let body =
+            format!(r#"{{"model":"a","messages":[{{"role":"user","content":"{number}"}}]}}"#);
+        assert_eq!(from(&house.ask(post("/api/chat", &body)).await), "good");
+    }
+}
