@@ -352,7 +352,37 @@ impl Drop for Lease {
 
 #[cfg(test)]
 mod tests {
+    use http::Method;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::call::Outgoing;
+
+    #[tokio::test]
+    async fn a_connection_that_is_never_idle_is_kept_for_a_minute() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        let backend = Backend::plain("a", url, None);
+        for (age, is_kept) in [(0, true), (55, true), (65, false)] {
+            let answers = async {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                socket.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+                socket
+            };
+            let asks = async {
+                let mut connection = backend.connect().await.unwrap();
+                let head = b"GET / HTTP/1.1\r\n\r\n".to_vec();
+                let mut request = Outbound::new(Method::GET, head, Outgoing::empty());
+                connection.exchange(&mut request, Duration::from_secs(20)).await.unwrap();
+                connection
+            };
+            let (_socket, connection) = tokio::join!(answers, asks);
+            let now = Instant::now() + Duration::from_secs(age);
+            backend.keep(connection, now);
+            assert_eq!(backend.take_idle(now).is_some(), is_kept, "after {age} s");
+        }
+    }
 
     #[test]
     fn a_gate_without_files_does_not_blame_the_backend() {

@@ -30,6 +30,8 @@ const KEEP_IDLE: Duration = Duration::from_secs(4);
 /// A connection that answered so short a time ago has not ended by an idle timer of the other side;
 /// then the runtime's word is enough, and a call to the kernel is spared.
 const JUST_USED: Duration = Duration::from_millis(1);
+/// A name may lead to another machine by now; one that is never idle would stay where it was.
+const OLDEST: Duration = Duration::from_secs(60);
 /// Idle connections beyond this are closed; more than this many at once are rare in front of a GPU.
 const MOST_IDLE: usize = 1024;
 
@@ -476,7 +478,7 @@ impl Backend {
 
     #[inline]
     pub(super) fn keep(&self, connection: Box<Connection>, now: Instant) {
-        if !connection.is_reusable() {
+        if !connection.is_reusable() || connection.age(now) > OLDEST {
             return;
         }
         let mut idle = self.idle();

@@ -29,6 +29,7 @@ pub struct Connection {
     /// Another request may follow that answer.
     stays: bool,
     due: Due,
+    opened: Instant,
 }
 
 /// A request as it goes over the wire; nothing of it is lost until a byte of it has gone.
@@ -137,6 +138,7 @@ impl Connection {
             framing: Framing::NOTHING,
             stays: false,
             due: Due::default(),
+            opened: Instant::now(),
         }
     }
 
@@ -266,6 +268,11 @@ impl Connection {
             }
             _ => Poll::Ready(Ok(())),
         }
+    }
+
+    #[inline]
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.opened)
     }
 
     #[inline]

@@ -19,12 +19,18 @@ pub(super) async fn reach(host: &str, port: u16) -> io::Result<TcpStream> {
             false => TcpStream::connect(SocketAddr::new(ip, port)).await,
         };
     }
-    let found: Vec<_> = lookup_host((host, port)).await?.collect();
-    let good: Vec<_> = found.iter().copied().filter(|it| !is_link_local(it.ip())).collect();
-    if good.is_empty() && !found.is_empty() {
-        return Err(refused(host));
+    let found = lookup_host((host, port)).await?.collect();
+    TcpStream::connect(allowed(host, found)?.as_slice()).await
+}
+
+/// What a name leads to, without what is refused.
+fn allowed(host: &str, mut found: Vec<SocketAddr>) -> io::Result<Vec<SocketAddr>> {
+    let is_known = !found.is_empty();
+    found.retain(|it| !is_link_local(it.ip()));
+    match is_known && found.is_empty() {
+        true => Err(refused(host)),
+        false => Ok(found),
     }
-    TcpStream::connect(good.as_slice()).await
 }
 
 fn refused(host: &str) -> io::Error {
@@ -43,5 +49,17 @@ mod tests {
         let error = reach("169.254.169.254", 80).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
         assert!(error.to_string().contains("link-local"), "{error}");
+    }
+
+    #[test]
+    fn of_what_a_name_leads_to_nothing_that_is_refused_is_tried() {
+        let addresses = |texts: &[&str]| texts.iter().map(|it| it.parse().unwrap()).collect();
+        let bad = ["169.254.169.254:80", "[fe80::1]:80", "[::ffff:169.254.169.254]:80"];
+        let mixed = ["169.254.169.254:80", "192.0.2.7:80", "[fe80::1]:80", "[2001:db8::1]:80"];
+        let good: Vec<SocketAddr> = addresses(&["192.0.2.7:80", "[2001:db8::1]:80"]);
+        assert_eq!(allowed("gpu", addresses(&mixed)).unwrap(), good);
+        let error = allowed("gpu", addresses(&bad)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+        assert!(error.to_string().starts_with("gpu is a link-local address"), "{error}");
     }
 }
