@@ -3,7 +3,7 @@
 
 use std::future::Future as _;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use loom::sync::Arc;
 use loom::thread;
@@ -54,6 +54,26 @@ fn is_as_new(line: &Arc<Line>) {
     line.with(|queue, now| assert!(queue.queued() == 0 && queue.seen(now).is_empty()));
 }
 
+/// Wakes a thread that waits for its turn.
+struct Bell(thread::Thread);
+
+impl Wake for Bell {
+    fn wake(self: std::sync::Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// The turn of who waits for as long as it takes; one that is lost is a deadlock, which loom tells.
+fn turn(mut waiting: Waiting) -> Held {
+    let bell = Waker::from(std::sync::Arc::new(Bell(thread::current())));
+    loop {
+        match Pin::new(&mut waiting).poll(&mut Context::from_waker(&bell)) {
+            Poll::Ready(held) => return held.unwrap(),
+            Poll::Pending => thread::park(),
+        }
+    }
+}
+
 fn poll(waiting: &mut Waiting) -> Poll<Result<Held, portcullis_loom::pool::line::Stranded>> {
     Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop()))
 }
@@ -101,11 +121,8 @@ fn of_two_who_wait_each_has_its_turn() {
         let held = runs(&line, "a");
         let others: Vec<_> = ["b", "c"]
             .map(|who| {
-                let mut waiting = waits(&line, who);
-                thread::spawn(move || match poll(&mut waiting) {
-                    Poll::Ready(held) => drop(held),
-                    Poll::Pending => drop(waiting),
-                })
+                let waiting = waits(&line, who);
+                thread::spawn(move || drop(turn(waiting)))
             })
             .into();
         drop(held);
