@@ -23,6 +23,8 @@ use tokio_rustls::server::TlsStream;
 
 /// Everything waits for at most this long, and for the thing itself.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// For what is promised within 100 ms; a busy machine gets five times as much.
+pub const SOON: Duration = Duration::from_millis(500);
 /// In every house's key file, named `anna`.
 pub const KEY: &str = "a-key-for-the-tests";
 /// `anna`'s password in every house's users' file, by a cheap bcrypt hash.

@@ -2,13 +2,15 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis::config::{AtOnce, Config, Pattern, Priority, Rule};
 use portcullis::pool::queue::Spot;
 use tokio::sync::Notify;
 
-use crate::house::{Answer, Backend, Caller, House, KEY, Seen, Step, chunk, stream_head, until};
+use crate::house::{
+    Answer, Backend, Caller, House, KEY, SOON, Seen, Step, chunk, stream_head, until,
+};
 
 mod early;
 
@@ -124,8 +126,10 @@ async fn who_leaves_in_the_queue_is_gone_from_it_and_no_backend_hears_of_it() {
     until("the first", || (held.backend.seen().len() == 1).then_some(())).await;
     let leaves = asks(&house, KEY, "leaves").await;
     wait_in_line(&house, 1).await;
+    let left = Instant::now();
     drop(leaves);
     wait_in_line(&house, 0).await;
+    assert!(left.elapsed() < SOON, "it was gone after {:?}", left.elapsed());
     let lines = house.log.wait_for(1).await;
     assert_eq!(lines[0]["outcome"], "client_gone");
     assert!(lines[0]["queue_ms"].as_f64().unwrap() > 0.0, "{}", lines[0]);
@@ -143,8 +147,10 @@ async fn who_leaves_while_a_model_works_frees_the_slot_for_the_next() {
     until("the first", || (held.backend.seen().len() == 1).then_some(())).await;
     let next = asks(&house, BERT, "next").await;
     wait_in_line(&house, 1).await;
+    let left = Instant::now();
     drop(leaves);
     until("the next", || (held.backend.seen().len() == 2).then_some(())).await;
+    assert!(left.elapsed() < SOON, "the slot was free after {:?}", left.elapsed());
     // One of them is of the request that nobody reads any more.
     held.next.notify_waiters();
     held.next.notify_one();

@@ -1,7 +1,7 @@
 //! Who runs and who waits, as the gate tells it; ending a request wherever it is; taking out a backend.
 
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis::config::{AtOnce, Pattern, Role, Roles};
@@ -9,7 +9,7 @@ use portcullis::store::{RowsQuery, Store, UsageEntry, UsageFilter};
 use serde_json::{Value, json};
 
 use crate::house::{
-    Answer, Backend, Caller, House, PATIENCE, Step, chunk, ok_json, stream_head, until,
+    Answer, Backend, Caller, House, PATIENCE, SOON, Step, chunk, ok_json, stream_head, until,
 };
 
 const TOKEN: &str = "{\"model\":\"m\",\"message\":{\"content\":\"a\"},\"done\":false}\n";
@@ -193,6 +193,28 @@ async fn who_runs_and_who_waits_is_told_to_viewers_and_to_whom_it_concerns() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tokens_per_second_are_those_since_the_first_byte() {
+    let backend = busy_backend().await;
+    let house = house(&backend).await;
+    let earliest = Instant::now();
+    let _runs = runs(&house, "anna", "m").await;
+    let latest = Instant::now();
+    assert_eq!(listed(&house, 1, 0).await[0]["tokens_per_second"], Value::Null, "too early to say");
+    let began = Instant::now();
+    loop {
+        let least = latest.elapsed();
+        let told = listed(&house, 1, 0).await.remove(0);
+        let most = earliest.elapsed();
+        if let Some(rate) = told["tokens_per_second"].as_f64() {
+            let (slowest, fastest) = (2.0 / most.as_secs_f64(), 2.0 / least.as_secs_f64());
+            assert!(rate >= slowest - 0.1 && rate <= fastest + 0.1, "{rate}: {told:#}");
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "{told:#}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_ended_in_the_queue_before_the_first_byte_and_in_the_stream() {
     let backend = busy_backend().await;
     let house = house(&backend).await;
@@ -214,12 +236,14 @@ async fn a_request_is_ended_in_the_queue_before_the_first_byte_and_in_the_stream
     assert_eq!((&line["outcome"], &line["backend"]), (&json!("stopped"), &Value::Null), "{line}");
     assert_eq!(backend.seen().len(), 1, "no backend ever saw it");
 
+    let began = Instant::now();
     assert_eq!(stop(&house, by("anna", "m")).await.status, 200);
+    backend.wait_for_closed(1).await;
+    assert!(began.elapsed() < SOON, "the backend was told after {:?}", began.elapsed());
     let told = streams.answer().await;
     assert_eq!((told.status, told.whole), (200, false), "in the stream");
     let last = told.text().lines().last().unwrap().to_owned();
     assert!(last.contains("whoever runs this gate ended the request"), "{last}");
-    backend.wait_for_closed(1).await;
     let line = line_of(&house, by("anna", "m")).await;
     assert_eq!((&line["outcome"], &line["status"]), (&json!("stopped"), &json!(200)), "{line}");
     let row = until("its row", || rows_of(&house, by("anna", "m")).into_iter().next()).await;

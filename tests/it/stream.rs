@@ -1,21 +1,23 @@
 //! Answers as they pass: token by token, broken off by either side, too slow, too fast.
 
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use portcullis::config::AtOnce;
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::house::{
-    Backend, House, KEY, Step, chunk, find, get, ok_json, post, stream_head, until,
+    Backend, House, KEY, SOON, Step, chunk, find, get, ok_json, post, stream_head, until,
 };
 
 const NDJSON: &str = "application/x-ndjson";
 const SSE: &str = "text/event-stream";
-/// The promise is 100 ms; a busy machine gets ten times as much.
-const SOON: Duration = Duration::from_secs(1);
 
 fn send(text: impl Into<Vec<u8>>) -> Step {
     Step::Send(text.into())
@@ -346,8 +348,8 @@ async fn no_backend_is_told_at_once_and_forgotten_when_it_comes() {
     assert_eq!(lines[0]["backend"], "ollama");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_backend_that_takes_no_connection_is_given_up() {
+/// An address where a connection is neither made nor refused, while what comes with it is kept.
+async fn taking_nobody() -> (SocketAddr, (TcpListener, Vec<TcpStream>)) {
     let place = TcpSocket::new_v4().unwrap();
     place.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = place.listen(1).unwrap();
@@ -355,12 +357,46 @@ async fn a_backend_that_takes_no_connection_is_given_up() {
     // A full queue lets further callers wait without an answer.
     let mut queue = Vec::new();
     for _ in 0..64 {
-        let connecting = tokio::net::TcpStream::connect(address);
+        let connecting = TcpStream::connect(address);
         match tokio::time::timeout(Duration::from_millis(300), connecting).await {
             Ok(socket) => queue.push(socket.unwrap()),
             Err(_) => break,
         }
     }
+    (address, (listener, queue))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_leaves_while_the_gate_connects_frees_the_slot() {
+    let (address, _full) = taking_nobody().await;
+    let nobody = Backend::ok().await;
+    let house = House::with(&nobody, |config, _| {
+        config.backends[0].url = format!("http://{address}").parse().unwrap();
+        config.backends[0].parallel = NonZeroU32::new(1).map(AtOnce::AtMost);
+    })
+    .await;
+    let line = Arc::clone(house.gateway.state().pool().line());
+    let counts = || line.with(|queue, now| (queue.seen(now).len(), queue.queued()));
+    let mut callers = Vec::new();
+    for expected in [(1, 0), (2, 1)] {
+        let mut caller = house.connect().await;
+        caller.send(post("/api/chat", "{\"model\":\"m\"}")).await;
+        until("its place", || (counts() == expected).then_some(())).await;
+        callers.push(caller);
+    }
+    for expected in [(1, 0), (0, 0)] {
+        let left = Instant::now();
+        drop(callers.remove(0));
+        until("the slot", || (counts() == expected).then_some(())).await;
+        assert!(left.elapsed() < SOON, "the slot was free after {:?}", left.elapsed());
+    }
+    let lines = house.log.wait_for(2).await;
+    assert!(lines.iter().all(|line| line["outcome"] == "client_gone"), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_takes_no_connection_is_given_up() {
+    let (address, _full) = taking_nobody().await;
     let nobody = Backend::ok().await;
     let house = House::with(&nobody, |config, _| {
         config.backends[0].url = format!("http://{address}").parse().unwrap();
