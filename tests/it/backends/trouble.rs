@@ -261,6 +261,55 @@ async fn who_waits_for_a_backend_that_is_out_is_told_as_soon_as_it_fails_again()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn where_all_are_gone_callers_are_told_at_once_and_when_to_come_again() {
+    let disk = names(&["a"]);
+    let (first, second) = (server("x", &disk, &disk).await, server("y", &disk, &disk).await);
+    let house = before(&[("x", &first), ("y", &second)], |_, _| {}).await;
+    heard(&house).await;
+    let (_, _gone_first) = first.end().await;
+    let (_, _gone_second) = second.end().await;
+    for _ in 0..5 {
+        let began = Instant::now();
+        let told = house.ask(chat("a")).await;
+        assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
+        assert!(told.header("retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    }
+    let ready = house.ask("GET /_portcullis/ready HTTP/1.1\r\nHost: g\r\n\r\n").await;
+    assert_eq!(ready.json()["backends_up"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_goes_or_fails_is_found_without_a_request() {
+    let disk = names(&["a"]);
+    let status = Arc::new(AtomicU16::new(200));
+    let says = Arc::clone(&status);
+    let (gone, well) = (server("x", &disk, &disk).await, server("z", &disk, &disk).await);
+    let failing = Backend::scripted(move |seen| {
+        let status = says.load(Ordering::Relaxed);
+        let body = r#"{"models":[],"version":"1"}"#;
+        let ok = ok_json(body).replace("200 OK", &format!("{status} So"));
+        lists(seen, &names(&["a"]), &names(&[]))
+            .filter(|_| status == 200)
+            .unwrap_or_else(|| vec![Step::Send(ok.into())])
+    })
+    .await;
+    let house = before(&[("x", &gone), ("y", &failing), ("z", &well)], |_, _| {}).await;
+    heard(&house).await;
+    status.store(500, Ordering::Relaxed);
+    let (_, place) = gone.end().await;
+    until("both to be out", || (!is_up(&house, "x") && !is_up(&house, "y")).then_some(())).await;
+    assert!(is_up(&house, "z"));
+    status.store(200, Ordering::Relaxed);
+    let back = Backend::scripted_at(place.listen(64).unwrap(), |seen| {
+        lists(seen, &names(&["a"]), &names(&[])).unwrap_or_default()
+    });
+    until("both to be back", || (is_up(&house, "x") && is_up(&house, "y")).then_some(())).await;
+    let asked = [&failing, &well, &back].map(chats);
+    assert_eq!(asked, [0; 3], "no request was needed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gate_that_is_its_own_backend_is_asked_for_nothing_that_another_has() {
     let disk = names(&["a"]);
     let good = server("good", &disk, &disk).await;
@@ -286,4 +335,156 @@ async fn a_gate_that_is_its_own_backend_is_asked_for_nothing_that_another_has() 
             format!(r#"{{"model":"a","messages":[{{"role":"user","content":"{number}"}}]}}"#);
         assert_eq!(from(&house.ask(post("/api/chat", &body)).await), "good");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_several_models_the_first_is_taken_that_is_at_a_backend_which_takes_requests() {
+    let (first, second) = (
+        server("first", &names(&["big"]), &names(&[])).await,
+        server("second", &names(&["small"]), &names(&[])).await,
+    );
+    let house = before(&[("x", &first), ("y", &second)], |config, _| {
+        config.aliases = vec![alias("best", &["big", "small"])];
+    })
+    .await;
+    heard(&house).await;
+    assert_eq!(from(&house.ask(chat("best")).await), "first");
+    let state = house.gateway.state();
+    state.pool().backend("x").unwrap().drain(true);
+    assert_eq!(from(&house.ask(chat("best")).await), "second");
+    state.pool().backend("x").unwrap().drain(false);
+    assert_eq!(from(&house.ask(chat("best")).await), "first");
+    let (_, _gone_first) = first.end().await;
+    until("it is known to be gone", || (!is_up(&house, "x")).then_some(())).await;
+    assert_eq!(from(&house.ask(chat("best")).await), "second");
+    let (_, _gone_second) = second.end().await;
+    until("this one too", || (!is_up(&house, "y")).then_some(())).await;
+    let told = house.ask(chat("best")).await;
+    assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
+    let models = |line: &serde_json::Value| line["model"].as_str().unwrap().to_owned();
+    let told: Vec<_> = house.log.wait_for(5).await.iter().map(models).collect();
+    assert_eq!(told, ["big", "small", "big", "small", "big"], "else the first that any has");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_a_reload_removes_ends_what_runs_and_its_waiters_go_elsewhere() {
+    let disk = names(&["a"]);
+    let go_on = Arc::new(Notify::new());
+    let wait = Arc::clone(&go_on);
+    let first = scripted(&disk, &disk, move |_| {
+        let begin = stream_head("application/x-ndjson") + &chunk("{\"n\":1}\n");
+        let end = chunk("{\"done\":true}\n") + "0\r\n\r\n";
+        vec![Step::Send(begin.into()), Step::Wait(Arc::clone(&wait)), Step::Send(end.into())]
+    })
+    .await;
+    let second = server("second", &names(&["b"]), &names(&[])).await;
+    let third = server("third", &disk, &names(&[])).await;
+    let house = before(&[("x", &first), ("y", &second)], |config, _| {
+        config.backends[0].parallel = one_at_a_time();
+    })
+    .await;
+    heard(&house).await;
+    let mut runs = asks(&house, chat("a")).await;
+    assert!(runs.sees("{\"n\":1}").await);
+    let mut waits = Vec::new();
+    for count in 1..=2 {
+        waits.push(asks(&house, chat("a")).await);
+        in_line(&house, count).await;
+    }
+    let mut config = house.gateway.state().config().clone();
+    let mut new = config.backends[1].clone();
+    new.name = "z".to_owned();
+    new.url = format!("http://{}", third.address).parse().unwrap();
+    config.backends.remove(0);
+    config.backends.push(new);
+    house.gateway.reload(config).unwrap();
+    assert_eq!(from(&house.ask(chat("a")).await), "third", "who comes now");
+    // Who came before has the configuration that it came with, and what is left of it.
+    go_on.notify_one();
+    assert!(runs.answer().await.whole, "what ran was not cut");
+    for caller in &mut waits {
+        go_on.notify_one();
+        let told: Answer = caller.answer().await;
+        assert!(told.status == 200 && told.whole, "{} {}", told.status, told.text());
+    }
+    assert_eq!((queued(&house), chats(&first)), (0, 3));
+    let line = Arc::clone(house.gateway.state().pool().line());
+    until("nothing of it is left", || {
+        line.with(|queue, now| queue.seen(now).is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_gives_its_callers_their_part_of_a_backends_time() {
+    let disk = names(&["a"]);
+    let order = Arc::new(Mutex::new(Vec::<&str>::new()));
+    let (bell, seen) = (Arc::new(Notify::new()), Arc::clone(&order));
+    let rings = Arc::clone(&bell);
+    let backend = Backend::scripted(move |it| {
+        let body = String::from_utf8_lossy(&it.body).into_owned();
+        let who = CALLERS.iter().find(|name| body.contains(**name));
+        seen.lock().unwrap().extend(who);
+        let answer = ok_json(r#"{"from":"it"}"#);
+        lists(it, &disk, &disk)
+            .unwrap_or_else(|| vec![Step::Wait(Arc::clone(&rings)), Step::Send(answer.into())])
+    })
+    .await;
+    let house = before(&[("x", &backend)], |config, folder| {
+        std::fs::write(folder.path().join("api_keys.txt"), keys()).unwrap();
+        config.backends[0].parallel = one_at_a_time();
+        let names = Some(vec![Pattern::new("bert")]);
+        let weight = Weight::of_thousandths(4000).unwrap();
+        config.rules.insert(0, Rule { names, weight, cloud: true, ..Rule::default() });
+    })
+    .await;
+    let mut callers = vec![asks(&house, chat_of("carl", "carl")).await];
+    until("the first", || (order.lock().unwrap().len() == 1).then_some(())).await;
+    for count in 1..=32 {
+        let name = if count % 2 == 0 { "anna" } else { "bert" };
+        callers.push(asks(&house, chat_of(name, name)).await);
+        in_line(&house, count).await;
+    }
+    // Each takes as long, about, so that the parts of time are parts of turns.
+    for served in 1..=20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        bell.notify_one();
+        until("the next", || (order.lock().unwrap().len() > served).then_some(())).await;
+    }
+    let order = order.lock().unwrap().clone();
+    let turns = |name| order.iter().filter(|it| **it == name).count();
+    // Four to one; an even share would be ten.
+    assert!(turns("bert") >= 12 && turns("anna") >= 1, "{order:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_whose_list_is_another_each_time_is_asked_no_more_than_others() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let changes = Backend::scripted(move |seen| {
+        let path = seen.line().split(' ').nth(1).unwrap().to_owned();
+        let number = count.fetch_add(1, Ordering::Relaxed);
+        let model = |name: String| format!(r#"{{"name":"{name}","model":"{name}"}}"#);
+        let mut models = vec![model("a".to_owned()), model(format!("only-{number}"))];
+        models.extend(number.is_multiple_of(2).then(|| model("sometimes".to_owned())));
+        let body = match path.as_str() {
+            "/api/tags" | "/api/ps" => format!(r#"{{"models":[{}]}}"#, models.join(",")),
+            "/api/version" => r#"{"version":"1"}"#.to_owned(),
+            _ => r#"{"from":"changes"}"#.to_owned(),
+        };
+        vec![Step::Send(ok_json(&body).into())]
+    })
+    .await;
+    let steady = server("steady", &names(&["b"]), &names(&[])).await;
+    let house = before(&[("x", &changes), ("y", &steady)], |_, _| {}).await;
+    heard(&house).await;
+    for _ in 0..100 {
+        // What it has each time is had from it, and of the rest it says itself what there is.
+        assert_eq!(from(&house.ask(chat("a")).await), "changes");
+        let told = house.ask(chat("sometimes")).await;
+        assert!(matches!(told.status, 200 | 404), "{}", told.status);
+        assert_eq!(from(&house.ask(chat("b")).await), "steady");
+    }
+    let asked = changes.asked_by_the_gate();
+    let asked = asked.iter().filter(|it| it.line().contains("/api/tags")).count();
+    assert!(asked < 20, "{asked} lists were asked for");
 }
