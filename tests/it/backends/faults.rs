@@ -1,7 +1,7 @@
 //! Each backend fails in its turn, each in another way, while callers go on asking. With `--nocapture` it
 //! prints what callers saw, and how long a backend that is well again is not asked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -18,7 +18,7 @@ const CALLERS: usize = 16;
 const ILL: Duration = Duration::from_millis(1500);
 
 const WELL: u8 = 0;
-/// As a process that was killed: every connection is reset, also for a list.
+/// Every connection is reset, also for a list.
 const KILLED: u8 = 1;
 /// Takes whatever comes and says nothing.
 const FROZEN: u8 = 2;
@@ -28,9 +28,11 @@ const SLOW: u8 = 3;
 const CORRUPT: u8 = 4;
 /// Its answers break off.
 const BREAKS: u8 = 5;
+/// Its process is gone, and with it whatever listened.
+const GONE: u8 = 6;
 
-const FAULTS: [u8; 5] = [KILLED, FROZEN, SLOW, CORRUPT, BREAKS];
-const NAMES: [&str; 5] = ["killed", "frozen", "slow", "corrupt", "breaks off"];
+const FAULTS: [u8; 6] = [KILLED, FROZEN, SLOW, CORRUPT, BREAKS, GONE];
+const NAMES: [&str; 6] = ["killed", "frozen", "slow", "corrupt", "breaks off", "gone"];
 
 const WORD: &str =
     "{\"model\":\"a\",\"message\":{\"role\":\"assistant\",\"content\":\"x\"},\"done\":false}\n";
@@ -40,28 +42,38 @@ const DONE: &str = "{\"model\":\"a\",\"done\":true,\"prompt_eval_count\":1,\"eva
 struct Ward {
     backends: Vec<Backend>,
     ills: Vec<Arc<AtomicU8>>,
+    /// What those saw that have gone.
+    seen: Vec<Seen>,
     /// Rings again and again, for the slow one.
     bell: Arc<Notify>,
 }
 
 impl Ward {
     async fn new() -> Self {
-        let disk = names(&["a"]);
         let bell = Arc::new(Notify::new());
         let (mut backends, mut ills) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             let ill = Arc::new(AtomicU8::new(WELL));
-            let (ails, rings, disk) = (Arc::clone(&ill), Arc::clone(&bell), Arc::clone(&disk));
-            let script = move |seen: &Seen| match ails.load(Ordering::Relaxed) {
-                KILLED => vec![Step::Reset],
-                FROZEN => vec![Step::AwaitClose],
-                CORRUPT => vec![Step::Send(b"\x00\x01garbage\r\n\r\n".to_vec()), Step::Close],
-                ill => super::lists(seen, &disk, &disk).unwrap_or_else(|| answer(ill, &rings)),
-            };
-            backends.push(Backend::scripted(script).await);
+            backends.push(Backend::scripted(script(&ill, &bell)).await);
             ills.push(ill);
         }
-        Self { backends, ills, bell }
+        Self { backends, ills, seen: Vec::new(), bell }
+    }
+
+    /// For a while it is so.
+    async fn ails(&mut self, place: usize, fault: u8) {
+        if fault == GONE {
+            let (seen, socket) = self.backends.remove(place).end().await;
+            self.seen.extend(seen);
+            tokio::time::sleep(ILL).await;
+            let script = script(&self.ills[place], &self.bell);
+            let again = Backend::scripted_at(socket.listen(1024).unwrap(), script);
+            self.backends.insert(place, again);
+            return;
+        }
+        self.ills[place].store(fault, Ordering::Relaxed);
+        tokio::time::sleep(ILL).await;
+        self.ills[place].store(WELL, Ordering::Relaxed);
     }
 
     async fn house(&self) -> House {
@@ -77,12 +89,26 @@ impl Ward {
     /// How often each chat came to a backend, by what it says.
     fn came(&self) -> HashMap<String, usize> {
         let mut came = HashMap::new();
-        for seen in self.backends.iter().flat_map(|backend| backend.seen()) {
+        let seen = self.backends.iter().flat_map(|backend| backend.seen());
+        for seen in seen.chain(self.seen.iter().cloned()) {
             let body: serde_json::Value = serde_json::from_slice(&seen.body).unwrap();
             let text = body["messages"][0]["content"].as_str().unwrap().to_owned();
             *came.entry(text).or_default() += 1;
         }
         came
+    }
+}
+
+fn script(
+    ill: &Arc<AtomicU8>,
+    bell: &Arc<Notify>,
+) -> impl Fn(&Seen) -> Vec<Step> + Send + Sync + use<> {
+    let (ill, bell, disk) = (Arc::clone(ill), Arc::clone(bell), names(&["a"]));
+    move |seen| match ill.load(Ordering::Relaxed) {
+        KILLED => vec![Step::Reset],
+        FROZEN => vec![Step::AwaitClose],
+        CORRUPT => vec![Step::Send(b"\x00\x01garbage\r\n\r\n".to_vec()), Step::Close],
+        ill => super::lists(seen, &disk, &disk).unwrap_or_else(|| answer(ill, &bell)),
     }
 }
 
@@ -99,6 +125,20 @@ fn answer(ill: u8, bell: &Arc<Notify>) -> Vec<Step> {
         BREAKS => vec![Step::Send(begin.into()), Step::Reset],
         _ => vec![Step::Send((begin + &end).into())],
     }
+}
+
+/// What became of those that did not get a whole answer, and of how many.
+fn failures(answers: &[(String, u16, bool, String)]) -> BTreeMap<&str, usize> {
+    let mut failures = BTreeMap::new();
+    for (_, status, whole, code) in answers {
+        let what = match (status, whole) {
+            (200, true) => continue,
+            (200, false) => "broken off",
+            _ => code,
+        };
+        *failures.entry(what).or_default() += 1;
+    }
+    failures
 }
 
 /// What callers were told, in order.
@@ -121,7 +161,7 @@ async fn ask_till_the_end(house: Arc<House>, told: Arc<Told>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_backend_fails_in_each_way_under_load_and_nothing_is_sent_twice() {
-    let ward = Ward::new().await;
+    let mut ward = Ward::new().await;
     let house = Arc::new(ward.house().await);
     let told = Arc::new(Told::default());
     let mut tasks = JoinSet::new();
@@ -137,17 +177,15 @@ async fn each_backend_fails_in_each_way_under_load_and_nothing_is_sent_twice() {
     }
     for (number, fault) in FAULTS.into_iter().enumerate() {
         let place = number % ward.ills.len();
-        let backend = &ward.backends[place];
         let first = told.answers.lock().unwrap().len();
-        ward.ills[place].store(fault, Ordering::Relaxed);
-        tokio::time::sleep(ILL).await;
-        ward.ills[place].store(WELL, Ordering::Relaxed);
+        ward.ails(place, fault).await;
+        let backend = &ward.backends[place];
         let answers = told.answers.lock().unwrap()[first..].to_vec();
-        let failed = answers.iter().filter(|(_, status, whole, _)| *status != 200 || !whole);
-        let failed = failed.count();
+        let failures = failures(&answers);
+        let failed = failures.values().sum::<usize>();
         assert!(answers.len() > CALLERS, "fault {fault}: others are served meanwhile");
         assert!(
-            failed < answers.len() / 10 && (failed == 0) == (fault == SLOW),
+            failed < answers.len() / 10 && (fault == GONE || (failed == 0) == (fault == SLOW)),
             "fault {fault}: {failed} of {} failed",
             answers.len()
         );
@@ -157,7 +195,8 @@ async fn each_backend_fails_in_each_way_under_load_and_nothing_is_sent_twice() {
         })
         .await;
         let (name, back) = (NAMES[number], well.elapsed().as_secs_f64());
-        println!("{name:12} {failed:4} of {:5} failed, back after {back:.1} s", answers.len());
+        let all = answers.len();
+        println!("{name:12} of {all:5} failed {failed:3} {failures:?}, back after {back:.1} s");
     }
     told.is_over.store(true, Ordering::Relaxed);
     until("the last answers", || {
