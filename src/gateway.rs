@@ -259,6 +259,7 @@ impl Gateway {
         if closes || self.is_draining() || !arrived.is_complete() {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
+        response.body_mut().settle_if_over().await;
         }
         response
     }

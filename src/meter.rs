@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use tokio::time::{Timeout, timeout};
 
 use crate::admin::Flow;
 use crate::http1::FieldLines;
@@ -25,6 +24,7 @@ mod early;
 mod events;
 mod frame;
 mod gathered;
+mod held;
 mod reader;
 mod scan;
 mod sieve;
@@ -35,8 +35,7 @@ pub use gathered::{Began, Gathered, Questioned, Speaking, Voice};
 pub use reader::{Counts, Reader};
 pub use sieve::Sieve;
 
-/// The longest that an answer's last bytes wait for its row.
-const PATIENCE: Duration = Duration::from_millis(20);
+use held::Held;
 
 /// The body of an answer: a backend's as it passes, or one of our own.
 #[derive(Debug)]
@@ -99,12 +98,6 @@ pub struct Metered {
     is_settled: bool,
     /// The last of the answer, which waits for its row.
     held: Option<Held>,
-}
-
-/// Goes when the row is written, or that takes too long.
-struct Held {
-    data: Bytes,
-    written: Pin<Box<Timeout<Written>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -226,21 +219,17 @@ impl Metered {
     /// Keeps the last bytes until the row is written; others go at once.
     fn hold(&mut self, data: Bytes, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
         if let Some(written) = self.settle(Outcome::Done) {
-            self.held = Some(Held { data, written: Box::pin(timeout(PATIENCE, written)) });
+            self.held = Some(Held::new(data, written));
             return self.poll_held(cx);
         }
         Poll::Ready(Some(Ok(data)))
     }
 
     fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
-        if let Some(held) = &mut self.held {
-            // Late or not, the caller waits no longer.
-            if !matches!(ready!(held.written.as_mut().poll(cx)), Ok(true)) {
-                self.record.count_late();
-            }
-        }
-        let held = self.held.take();
-        Poll::Ready(held.map(|held| Ok(held.data)))
+        let Some(held) = &mut self.held else { return Poll::Ready(None) };
+        let data = ready!(held.poll(&self.record, cx));
+        self.held = None;
+        Poll::Ready(Some(Ok(data)))
     }
 
     /// Charges what the request came to, once.
@@ -387,6 +376,30 @@ impl Answer {
 }
 
 impl Answer {
+    /// What is over before anything of it goes out, as an answer without a body, waits here for its row:
+    /// nobody asks it for its last bytes.
+    pub async fn settle_if_over(&mut self) {
+        let (record, written) = match self {
+            Self::Passing { metered, .. } if metered.state == State::Ended => {
+                let written = metered.settle(Outcome::Done);
+                (&mut metered.record, written)
+            }
+            Self::Own { record: Some(record), .. } => {
+                let written = record.post_untold();
+                (record, written)
+            }
+            Self::Passing { .. }
+            | Self::Own { .. }
+            | Self::Flowing { .. }
+            | Self::Gathered { .. }
+            | Self::Early(_) => return,
+        };
+        if let Some(written) = written {
+            // Boxed, because it is seldom needed.
+            Box::pin(Held::new(Bytes::new(), written).ends(record)).await;
+        }
+    }
+
     /// Whether it has to end, asked while the caller takes nothing of it; then it is to be dropped.
     pub fn has_to_end(&mut self, cx: &Context<'_>) -> bool {
         match self {

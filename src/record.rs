@@ -265,6 +265,13 @@ impl Record {
         account.post(row)
     }
 
+    /// Posts the row of what no answer of a model told of, once.
+    pub fn post_untold(&mut self) -> Option<Written> {
+        let outcome = self.outcome();
+        let usage = self.account.as_ref()?.untold(outcome)?;
+        self.post(outcome, usage)
+    }
+
     /// The answer goes out whole before its row is written.
     pub fn count_late(&self) {
         if let Some(account) = &self.account {
@@ -364,10 +371,8 @@ impl fmt::Display for Chain<'_> {
 impl Drop for Record {
     fn drop(&mut self) {
         self.line.outcome = self.outcome();
-        if let Some(untold) = self.account.as_ref().and_then(|it| it.untold(self.line.outcome)) {
-            // Nobody is left to wait for it.
-            drop(self.post(self.line.outcome, untold));
-        }
+        // Nobody is left to wait for it.
+        drop(self.post_untold());
         self.waited();
         self.line.total = self.started.elapsed();
         self.line.bytes_in = self.arrived.bytes();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -11,6 +11,7 @@ use http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::Cut;
+use super::held::Held;
 use crate::call::Outgoing;
 use crate::limit::Ticket;
 use crate::pool::{Connection, Lease};
@@ -74,13 +75,16 @@ pub struct Gathered {
     idle: Duration,
     lines: BytesMut,
     has_failed: bool,
+    /// The last lines, which wait for the row.
+    held: Option<Held>,
 }
 
 impl Gathered {
     /// `idle`: the longest silence of a backend between two bytes.
     #[must_use]
     pub fn of(questioned: Questioned, ticket: Ticket, idle: Duration) -> Self {
-        Self { questioned, ticket, idle, lines: BytesMut::new(), has_failed: false }
+        let lines = BytesMut::new();
+        Self { questioned, ticket, idle, lines, has_failed: false, held: None }
     }
 
     /// Whether its caller may not go on; then all backends are left.
@@ -99,6 +103,9 @@ impl Gathered {
         if self.has_to_end(record, cx) {
             return Poll::Ready(Some(Err(Cut)));
         }
+        if self.held.is_some() {
+            return self.poll_held(record, cx);
+        }
         for voice in &mut self.questioned.voices {
             if let Err(reject) = voice.poll(self.idle, &mut self.lines, cx) {
                 tracing::warn!(backend = &*voice.name, "a call to several failed: {reject}");
@@ -112,12 +119,34 @@ impl Gathered {
         if is_over {
             record.end(if self.has_failed { Outcome::BackendFailed } else { Outcome::Done });
         }
-        if !self.lines.is_empty() {
-            let lines = self.lines.split().freeze();
+        let lines = match self.lines.is_empty() {
+            true => Bytes::new(),
+            false => self.lines.split().freeze(),
+        };
+        if !lines.is_empty() {
             record.sent(lines.len());
-            return Poll::Ready(Some(Ok(lines)));
         }
-        if is_over { Poll::Ready(None) } else { Poll::Pending }
+        if is_over && let Some(written) = record.post_untold() {
+            self.held = Some(Held::new(lines, written));
+            return self.poll_held(record, cx);
+        }
+        match lines.is_empty() {
+            false => Poll::Ready(Some(Ok(lines))),
+            true if is_over => Poll::Ready(None),
+            true => Poll::Pending,
+        }
+    }
+
+    fn poll_held(
+        &mut self,
+        record: &Record,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, Cut>>> {
+        let Some(held) = &mut self.held else { return Poll::Ready(None) };
+        let lines = ready!(held.poll(record, cx));
+        self.held = None;
+        // Nothing at all is no piece.
+        Poll::Ready((!lines.is_empty()).then_some(Ok(lines)))
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::house::{Backend, House, KEY, PATIENCE, Step, chunk, find, ok_json, stream_head, until};
+use crate::ledger;
 
 mod hostile; // who breaks the rules, and who uses them up
 mod raw; // frame by frame
@@ -291,6 +292,52 @@ async fn a_stream_that_is_cancelled_frees_its_backend_and_no_other() {
     let answer = whole(timeout(PATIENCE, other).await.unwrap().unwrap()).await;
     assert_eq!(answer.text, "{}");
     assert_eq!(house.lines().await.len(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_stream_leaves_a_row_before_its_end_whole_or_cancelled_with_a_body_or_without() {
+    let token = "{\"response\":\"a\",\"done\":false}\n";
+    let last = "{\"response\":\"\",\"done\":true,\"prompt_eval_count\":5,\"eval_count\":2}\n";
+    let backend = Backend::scripted(move |seen| {
+        let begins = stream_head(NDJSON) + &chunk(token);
+        match (seen.line(), seen.body.as_slice()) {
+            (line, _) if line.contains("/api/copy") => {
+                vec![Step::Send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec())]
+            }
+            (_, body) if find(body, b"stays").is_some() => {
+                vec![Step::Send(begins.into()), Step::AwaitClose]
+            }
+            _ => vec![Step::Send((begins + &chunk(token) + &chunk(last) + "0\r\n\r\n").into())],
+        }
+    })
+    .await;
+    let house = House::with(&backend, |config, folder| {
+        config.h2c = true;
+        config.data_dir = Some(folder.path().join("data"));
+    })
+    .await;
+    let mut client = Client::connect(house.address).await;
+    for count in 1..=10 {
+        let body = "{\"model\":\"tiny\"}";
+        let answer = whole(client.asks(post("/api/generate").body(body).unwrap()).await).await;
+        assert_eq!(answer.text, token.repeat(2) + last);
+        let row = ledger::rows_in_time(&house, 2 * count - 1).await.pop().unwrap();
+        assert_eq!(answer.header("x-request-id"), Some(row.id.as_str()));
+        assert_eq!((row.usage.prompt, row.usage.completion, row.usage.estimated), (5, 2, false));
+        assert_eq!((row.status, row.outcome.as_str()), (200, "done"));
+        let body = "{\"source\":\"tiny\",\"destination\":\"b\"}";
+        let answer = whole(client.asks(post("/api/copy").body(body).unwrap()).await).await;
+        assert_eq!((answer.status, answer.text.as_str()), (200, ""));
+        ledger::rows_in_time(&house, 2 * count).await;
+    }
+    let stays = post("/api/generate").body("{\"model\":\"tiny\",\"prompt\":\"stays\"}").unwrap();
+    let mut body = client.asks(stays).await.into_body();
+    assert_eq!(next(&mut body).await.unwrap().unwrap(), token);
+    drop(body);
+    let cancelled = || ledger::rows(&house).into_iter().find(|it| it.outcome == "client_gone");
+    let row = until("a row of the cancelled one", cancelled).await;
+    assert_eq!((row.usage.completion, row.usage.estimated), (1, true));
+    assert_eq!(ledger::rows(&house).len(), 21);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,6 +10,8 @@ use tokio::sync::Notify;
 
 use crate::house::{Backend, House, Step, chunk, ok_json, post, stream_head, until};
 
+mod ends; // ends of every kind
+
 const NDJSON: &str = "application/x-ndjson";
 const PROMPT: &str = r#"{"model":"Tiny","prompt":"twelve bytes"}"#;
 const TOKEN: &str = "{\"model\":\"tiny\",\"response\":\"a\",\"done\":false}\n";
@@ -31,8 +33,9 @@ async fn house(backend: &Backend) -> House {
 }
 
 /// What the folder has, the oldest first.
-fn rows(house: &House) -> Vec<UsageEntry> {
-    let store = Store::open_existing(&house.file("data")).unwrap();
+pub fn rows(house: &House) -> Vec<UsageEntry> {
+    let folder = house.gateway.state().config().data_dir.clone().unwrap();
+    let store = Store::open_existing(&folder).unwrap();
     let query = RowsQuery {
         since: Timestamp::MIN,
         until: Timestamp::MAX,
@@ -46,7 +49,7 @@ fn rows(house: &House) -> Vec<UsageEntry> {
 }
 
 /// On a machine that stands still for 20 ms an answer goes without its row, and that is counted.
-async fn rows_in_time(house: &House, count: usize) -> Vec<UsageEntry> {
+pub async fn rows_in_time(house: &House, count: usize) -> Vec<UsageEntry> {
     let (seen, late) = (rows(house).len(), house.gateway.ledger().unwrap().late());
     assert!(seen == count || late > 0, "{seen} of {count}");
     until("the rows", || Some(rows(house)).filter(|rows| rows.len() == count)).await
@@ -302,7 +305,6 @@ async fn a_chat_of_openais_is_counted_though_its_caller_did_not_ask_and_does_not
     }
 }
 
-/// What comes to the caller of these pieces of a stream that was asked for its usage.
 /// The built-in model server tells what it came to as Ollama does.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_stand_in_says_is_counted_as_it_tells() {
@@ -324,6 +326,7 @@ async fn what_the_stand_in_says_is_counted_as_it_tells() {
     }
 }
 
+/// What comes to the caller of these pieces of a stream that was asked for its usage.
 async fn sifted(pieces: Vec<String>) -> String {
     let backend = Backend::scripted(move |seen| {
         assert!(!seen.head.to_ascii_lowercase().contains("accept-encoding"), "{}", seen.head);

@@ -10,7 +10,9 @@ use tokio::sync::Notify;
 
 use crate::house::{
     Answer, Backend, Caller, House, KEY, Seen, Step, chunk, get, ok_json, post, stream_head,
+    until,
 };
+use crate::ledger;
 
 /// A gate before these, under the names a, b, c.
 async fn before(backends: &[&Backend], change: impl FnOnce(&mut Config)) -> House {
@@ -440,6 +442,36 @@ async fn a_rule_has_models_managed_on_several_backends_and_each_line_says_on_whi
     assert_eq!((answer.status, answer.code().as_str()), (403, "forbidden"));
     assert_eq!(house.ask(pull("x-portcullis-backend: b\r\n")).await.status, 500);
     assert!(third.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_to_several_leaves_one_row_before_its_last_line_goes() {
+    let (first, second) = two().await;
+    let data = tempfile::tempdir().unwrap();
+    let house = before(&[&first, &second], |config| {
+        config.data_dir = Some(data.path().join("data"));
+        config.rules = managed_by(each(&["a", "b"]));
+    })
+    .await;
+    // A row that cannot be written is late, and only an answer that waits for it finds that out.
+    let (folder, aside) = (data.path().join("data"), data.path().join("aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    assert!(house.ask(pull("")).await.whole);
+    let counts = house.gateway.ledger().unwrap();
+    assert_eq!(counts.late(), 1);
+    std::fs::rename(&aside, &folder).unwrap();
+    until("the journal", || (counts.waiting() == 0).then_some(())).await;
+    let mut caller = house.connect().await;
+    for count in 2..=5 {
+        caller.send(pull("")).await;
+        let answer = caller.answer().await;
+        assert!(answer.whole && answer.text().lines().count() == 2, "{}", answer.text());
+        let row = ledger::rows_in_time(&house, count).await.pop().unwrap();
+        assert_eq!((row.operation.as_str(), row.backend.as_str()), ("pull", "a+b"));
+        assert_eq!((row.outcome.as_str(), row.status, row.usage.tokens()), ("done", 200, 0));
+        assert_eq!(row.bytes_out, answer.body.len() as u64);
+        assert!(row.backend_time > Duration::ZERO);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,6 +25,14 @@ mod ends;
 /// Far more than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+impl Written {
+    /// Of a row that is written when what comes with it says so.
+    pub(crate) fn pending() -> (oneshot::Sender<()>, Self) {
+        let (done, written) = oneshot::channel();
+        (done, Self(Some(written)))
+    }
+}
+
 struct Room {
     folder: TempDir,
     fault: Arc<Mutex<Fault>>,
