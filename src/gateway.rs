@@ -42,6 +42,7 @@ mod gauges;
 mod lists;
 mod loaded;
 mod login;
+mod me;
 mod notices;
 mod open;
 mod redirect;
@@ -54,6 +55,7 @@ pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
 use asker::Asker;
+use me::Looks;
 use notices::Notices;
 use several::Several;
 
@@ -145,6 +147,8 @@ struct Live {
     failed_logins: FailedLogins,
     /// What was used; there is none without a folder for it.
     ledger: Option<Arc<Ledger>>,
+    /// Into what callers used.
+    looks: Looks,
     began: Instant,
     /// Of the first socket of the network that callers come in by, whoever opened it.
     port: OnceLock<u16>,
@@ -190,6 +194,7 @@ impl Gateway {
             notices: Notices::default(),
             failed_logins: FailedLogins::default(),
             ledger,
+            looks: Looks::default(),
             began: Instant::now(),
             port: OnceLock::new(),
         };
@@ -254,12 +259,12 @@ impl Gateway {
                 asker.refuse(&reject, record)
             }
         };
+        response.body_mut().settle_if_over().await;
         asker.finish(response.headers_mut(), id);
         closes |= link.door.is_outdated(&state);
         if closes || self.is_draining() || !arrived.is_complete() {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
-        response.body_mut().settle_if_over().await;
         }
         response
     }
@@ -472,7 +477,7 @@ impl Visit<'_> {
             return Ok(Served::Own(answer));
         }
         let who = self.login(parts, &target, client, record).await?;
-        if let Some(answer) = open::to_callers(live, state, &who, parts, &target)? {
+        if let Some(answer) = open::to_callers(live, state, &who, parts, &target).await? {
             return Ok(Served::Own(answer));
         }
         let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;

@@ -1,19 +1,14 @@
-//! What the gate answers itself: the named list of what needs no login, and `/_portcullis/me`.
-
-use std::time::Instant;
+//! What the gate answers itself: the named list of what needs no login, and what is for callers.
 
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderValue, Method, Response, StatusCode, header};
-use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{Door, Live, State, cors};
+use super::{Door, Live, State, cors, me};
 use crate::api::Target;
 use crate::auth::Identity;
-use crate::limit::{Shown, Subject};
-use crate::pool::queue::{Seen, Spot, whole_seconds};
-use crate::reject::{Allowed, Reject};
+use crate::reject::Reject;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
@@ -57,7 +52,7 @@ pub(super) fn to_anybody(
 ///
 /// # Errors
 /// 404 for what else is asked for below `/_portcullis`, 405.
-pub(super) fn to_callers(
+pub(super) async fn to_callers(
     live: &Live,
     state: &State,
     who: &Identity,
@@ -67,42 +62,12 @@ pub(super) fn to_callers(
     match target.path.strip_prefix(OURS) {
         Some("/me") => {
             only_read(&parts.method)?;
-            let reach = state.rules().reach_of(who.clone());
-            let Allowed { by_rule, by_key } = reach.models_shown();
-            let both = by_rule.is_some();
-            let models = by_rule.or_else(|| by_key.clone());
-            let models = models.map_or_else(|| json!("all"), |patterns| json!(patterns));
-            let (now, wall) = (Instant::now(), Timestamp::now());
-            let Shown { limits, used } =
-                live.limits.spent(state.plan(), &Subject::of(&reach), now, wall);
-            let mut me = json!({
-                "name": who.name().as_str(), "role": who.role().to_string(), "models": models,
-                "limits": limits, "used": used, "waiting": waiting(state, who),
-            });
-            // A name has to be among both then.
-            if let (Some(by_key), Some(me)) = (by_key.filter(|_| both), me.as_object_mut()) {
-                me.insert("key_models".to_owned(), json!(by_key));
-            }
-            Ok(Some(json_answer(StatusCode::OK, &me)))
+            // Boxed, because it is seldom asked for.
+            Ok(Some(Box::pin(me::answer(live, state, who)).await))
         }
         Some(rest) if rest.is_empty() || rest.starts_with('/') => Err(Reject::UnknownEndpoint),
         Some(_) | None => Ok(None),
     }
-}
-
-/// A caller's own requests that wait for their turn, the next one first.
-fn waiting(state: &State, who: &Identity) -> Vec<Value> {
-    let line = state.pool().line();
-    let mut own = line.with(|queue, now| queue.waits_of(who.name().as_str(), now));
-    own.sort_by_key(Seen::position);
-    let told = |seen: &Seen| match seen.spot {
-        Spot::Waits { position, expected, .. } => Some(json!({
-            "id": String::from_utf8_lossy(&seen.course.id), "model": &*seen.model,
-            "position": position, "expected_s": whole_seconds(expected),
-        })),
-        Spot::Runs { .. } => None,
-    };
-    own.iter().filter_map(told).collect()
 }
 
 fn only_read(method: &Method) -> Result<(), Reject> {
@@ -143,7 +108,7 @@ fn help(page: Bytes) -> Response<Bytes> {
     response
 }
 
-fn json_answer(status: StatusCode, value: &Value) -> Response<Bytes> {
+pub(super) fn json_answer(status: StatusCode, value: &Value) -> Response<Bytes> {
     let mut response = answer(status, JSON, value.to_string().into());
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

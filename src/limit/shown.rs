@@ -11,11 +11,12 @@ use super::plan::{Bearing, Plan, Subject};
 use super::{Ask, Limits, bearing, model_of};
 use crate::config::{Limit, Measure, Models};
 
-/// Two objects with the same names: the numbers, and what is used of each.
+/// Objects with the same names: the numbers, and what is used and what is left of each.
 #[derive(Debug, Default)]
 pub struct Shown {
     pub limits: Map<String, Value>,
     pub used: Map<String, Value>,
+    pub left: Map<String, Value>,
 }
 
 /// One limit that bears on a request.
@@ -67,35 +68,42 @@ impl Limits {
             if let Some((limit, used)) = tightest {
                 shown.limits.insert(measure.as_str().to_owned(), json!(limit));
                 shown.used.insert(measure.as_str().to_owned(), json!(used));
+                let left = limit.saturating_sub(used);
+                shown.left.insert(measure.as_str().to_owned(), json!(left));
             }
         }
         let of_models: Vec<_> = plan.of_models(who).collect();
         if !of_models.is_empty() {
-            let each =
-                of_models.iter().map(|(limit, counts)| self.of_models(limit, counts, &moment));
-            let (limits, used): (Vec<_>, Vec<_>) = each.unzip();
-            shown.limits.insert("models".to_owned(), json!(limits));
-            shown.used.insert("models".to_owned(), json!(used));
+            let each: Vec<_> = of_models
+                .iter()
+                .map(|(limit, counts)| self.of_models(limit, counts, &moment))
+                .collect();
+            let column = |of: fn(&Shown) -> &Map<String, Value>| {
+                json!(each.iter().map(of).collect::<Vec<_>>())
+            };
+            shown.limits.insert("models".to_owned(), column(|it| &it.limits));
+            shown.used.insert("models".to_owned(), column(|it| &it.used));
+            shown.left.insert("models".to_owned(), column(|it| &it.left));
         }
         shown
     }
 
-    fn of_models(&self, limit: &Limit, counts: &[Bearing<'_>], moment: &Moment) -> (Value, Value) {
-        let head = || {
-            let mut head = Map::new();
-            head.insert("models".to_owned(), json!(limit.models.to_string()));
-            head.insert("per".to_owned(), json!(limit.per.as_str()));
-            head
-        };
-        let (mut limits, mut used) = (head(), head());
+    /// One that is about models; where each has a count of its own, nothing is told of these.
+    fn of_models(&self, limit: &Limit, counts: &[Bearing<'_>], moment: &Moment) -> Shown {
+        let mut head = Map::new();
+        head.insert("models".to_owned(), json!(limit.models.to_string()));
+        head.insert("per".to_owned(), json!(limit.per.as_str()));
+        let mut shown = Shown { limits: head.clone(), used: head.clone(), left: head };
         for (measure, number) in limit.allowance.iter() {
-            limits.insert(measure.as_str().to_owned(), json!(number));
+            shown.limits.insert(measure.as_str().to_owned(), json!(number));
             let each = counts.iter().filter_map(|it| self.number(it, measure, moment));
             if let Some(most) = each.map(|(_, used)| used).max() {
-                used.insert(measure.as_str().to_owned(), json!(most));
+                shown.used.insert(measure.as_str().to_owned(), json!(most));
+                let left = number.saturating_sub(most);
+                shown.left.insert(measure.as_str().to_owned(), json!(left));
             }
         }
-        (Value::Object(limits), Value::Object(used))
+        shown
     }
 
     /// The limit, and what is used of it.

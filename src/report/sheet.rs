@@ -55,7 +55,7 @@ impl Sheet {
         Value::Array(self.rows.iter().map(|row| self.object(row)).collect())
     }
 
-    fn object(&self, row: &[Cell]) -> Value {
+    pub(super) fn object(&self, row: &[Cell]) -> Value {
         let fields = self.columns.iter().zip(row);
         Value::Object(
             fields.map(|(name, cell)| ((*name).to_owned(), cell.to_json())).collect::<Map<_, _>>(),

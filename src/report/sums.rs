@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::tz::TimeZone;
+use serde_json::Value;
 
 use super::{Cell, Period, Sheet};
 use crate::api;
@@ -26,6 +27,14 @@ pub struct Sums {
     pub all: Vec<Cell>,
     /// Models that were used and have no price, where others have one.
     pub unpriced: BTreeSet<String>,
+}
+
+impl Sums {
+    /// Of all rows, as an object.
+    #[must_use]
+    pub fn all_to_json(&self) -> Value {
+        self.sheet.object(&self.all)
+    }
 }
 
 /// Behind the columns that are asked for.

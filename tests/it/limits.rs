@@ -1,12 +1,16 @@
 //! How much somebody may have, and how much at once: refusals, headers, and what is left.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use portcullis::config::{Config, Given, Measure, load};
-use portcullis::store::{Actor, KeyDetails, MOST_WAITING, Store};
+use portcullis::store::{Actor, KeyDetails, Ledger, MOST_WAITING, Store, UsageRow};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::house::{
-    Answer, Backend, Caller, House, KEY, Step, chunk, ok_json, post, stream_head, until,
+    Answer, Backend, Caller, House, KEY, PATIENCE, Step, chunk, get, ok_json, post, stream_head,
+    until,
 };
 use crate::usage;
 
@@ -112,6 +116,8 @@ async fn one_too_many_at_once_waits_until_another_has_left() {
     let told = me(&house).await;
     assert_eq!(told["limits"], json!({"concurrent": 2}));
     assert_eq!(told["used"], json!({"concurrent": 2}));
+    assert_eq!(told["left"], json!({"concurrent": 0}));
+    assert!(told.get("usage").is_none(), "nothing is kept: {told}");
     // Lists are no work.
     assert_eq!(house.get("/api/tags").await.status, 200);
     drop(first);
@@ -149,6 +155,8 @@ async fn of_several_limits_the_tightest_is_told_and_nothing_is_taken_of_the_othe
     let of_models = json!([{"models": "big*", "per": "model", "requests_per_minute": 2}]);
     assert_eq!(told["limits"], json!({"requests_per_minute": 4, "models": of_models}));
     assert_eq!(told["used"]["requests_per_minute"], 4);
+    let of_models = json!([{"models": "big*", "per": "model"}]);
+    assert_eq!(told["left"], json!({"requests_per_minute": 0, "models": of_models}));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,6 +180,60 @@ async fn who_has_no_limits_is_told_of_none_and_a_reload_forgets_nothing() {
     reload(3);
     assert_eq!(house.ask(chat("m")).await.status, 200, "another number counts at once");
     assert_eq!(me(&house).await["used"], json!({"requests_per_minute": 2}));
+    assert_eq!(me(&house).await["left"], json!({"requests_per_minute": 1}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_is_told_what_they_used_also_who_has_no_limit() {
+    let backend = of_seven_tokens().await;
+    let house = House::with(&backend, |config, own| {
+        config.data_dir = Some(own.path().join("data"));
+        let keys = format!("{KEY} # anna\nkey-of-bert # bert\n");
+        std::fs::write(config.api_keys.as_ref().unwrap(), keys).unwrap();
+        // What is told of a month begins with it.
+        let store = Arc::new(Store::open(&own.path().join("data")).unwrap());
+        let settings = usage::settings();
+        let ledger = Ledger::start(&store, settings).unwrap();
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let old = usage::row(1, "anna", "chat");
+        drop(ledger.post(UsageRow { time: old.time - year, ..old }));
+        assert!(ledger.flush(PATIENCE));
+    })
+    .await;
+    for _ in 0..3 {
+        assert_eq!(house.ask(chat("m")).await.status, 200);
+    }
+    let told = me(&house).await;
+    assert_eq!((&told["limits"], &told["left"]), (&json!({}), &json!({})));
+    for period in ["today", "month"] {
+        let sums = &told["usage"][period];
+        let tokens = (&sums["prompt_tokens"], &sums["completion_tokens"]);
+        assert_eq!((&sums["requests"], tokens), (&3.into(), (&9.into(), &12.into())), "{told}");
+        assert!(sums["estimated"] == 0 && sums["backend_seconds"].is_number(), "{told}");
+    }
+    let other = house.ask(get("/_portcullis/me").replace(KEY, "key-of-bert")).await.json();
+    assert_eq!(other["usage"]["month"]["requests"], 0, "{other}");
+    // However many ask, each is told, or told nothing.
+    let mut all = JoinSet::new();
+    for _ in 0..50 {
+        let mut caller = house.connect().await;
+        all.spawn(async move {
+            caller.send(get("/_portcullis/me")).await;
+            caller.answer().await.json()["usage"].clone()
+        });
+    }
+    let all = all.join_all().await;
+    let is_right = |it: &Value| it.is_null() || it["today"]["requests"] == 3;
+    assert!(all.iter().all(is_right) && all.iter().any(Value::is_object), "{all:?}");
+    // A ledger that has not everything tells nothing.
+    let (data, aside) = (house.file("data"), house.file("aside"));
+    std::fs::rename(&data, &aside).unwrap();
+    assert_eq!(house.ask(chat("m")).await.status, 200);
+    let ledger = house.gateway.ledger().unwrap();
+    until("trouble", || ledger.trouble()).await;
+    let told = me(&house).await;
+    assert!(told["usage"].is_null() && told.get("usage").is_some(), "{told}");
+    std::fs::rename(&aside, &data).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,7 +281,7 @@ async fn what_a_day_may_cost_is_known_after_a_restart_and_after_a_reload() {
     let refused = house.ask(chat("m")).await;
     assert_eq!((refused.status, refused.code().as_str()), (429, "quota_exhausted"));
     assert_eq!(me(&house).await["used"]["tokens_per_day"], 14);
-    house.shutdown(std::time::Duration::ZERO, std::time::Duration::ZERO).await;
+    house.shutdown(Duration::ZERO, Duration::ZERO).await;
 
     let again = House::with(&backend, limited(12)).await;
     assert_eq!(me(&again).await["used"]["tokens_per_day"], 14);
@@ -336,7 +398,7 @@ async fn whoever_asks_while_no_backend_can_be_reached_is_charged_nothing() {
         limits(config, folder);
         // An address that answers to nobody; the wait for it is the gate's own.
         config.backends[0].url = "http://192.0.2.1:9".parse().unwrap();
-        config.timeouts.connect = std::time::Duration::from_millis(1200);
+        config.timeouts.connect = Duration::from_millis(1200);
     })
     .await;
     assert_eq!(house.ask(chat("m")).await.status, 503);

@@ -177,7 +177,7 @@ are not here are `unknown`: for operators, and for users only where `extra_endpo
          | GET, HEAD | `/_portcullis/health` | no | the gate lives |\n\
          | GET, HEAD | `/_portcullis/ready` | no | it takes requests; 503 while it drains |\n\
          | GET, HEAD | `/_portcullis/help` | no | a page for people without a login |\n\
-         | GET, HEAD | `/_portcullis/me` | yes | who the caller is and what it may do |\n\
+         | GET, HEAD | `/_portcullis/me` | yes | who the caller is, what it may do, what it used and what is left |\n\
          | HEAD | `/` and, with `path_keys`, `/k/KEY/` | no | answered by the gate; the `ollama` program begins with it |\n\
          | OPTIONS | any, from a page of another site | no | CORS preflight |\n",
     );

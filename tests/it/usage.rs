@@ -40,14 +40,17 @@ pub fn row(number: u64, name: &str, operation: &'static str) -> UsageRow {
     }
 }
 
+pub fn settings() -> LedgerSettings {
+    let keep = Duration::from_secs(400 * 24 * 3600);
+    LedgerSettings { mode: LedgerMode::Journal, keep, zone: TimeZone::UTC }
+}
+
 /// With these rows in its store, and a key for `boss` and one for `eye`, who may look.
 async fn house(backend: &Backend, rows: Vec<UsageRow>) -> House {
     House::with(backend, |config, folder| {
         let data = folder.path().join("data");
         let store = Arc::new(Store::open(&data).unwrap());
-        let keep = Duration::from_secs(400 * 24 * 3600);
-        let settings = LedgerSettings { mode: LedgerMode::Journal, keep, zone: TimeZone::UTC };
-        let ledger = Ledger::start(&store, settings).unwrap();
+        let ledger = Ledger::start(&store, settings()).unwrap();
         for row in rows {
             drop(ledger.post(row));
         }
