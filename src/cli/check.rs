@@ -70,7 +70,7 @@ pub(super) fn examine(loaded: Loaded) -> (Findings, Option<State>) {
     findings.store(&loaded.config);
     findings.roles(&files, &loaded.config);
     findings.rules(&files, &loaded.config);
-    findings.prices(&loaded.config);
+    findings.models(&loaded.config);
     // The rest of what serving needs: the backend's key, its name.
     let state = State::new(loaded.config, None);
     let state = state.map_err(|error| findings.problems.push(Chain(&error).to_string()));
@@ -175,9 +175,11 @@ impl Findings {
     }
 
     /// Mostly a slip in the name of the model.
-    fn prices(&mut self, config: &Config) {
-        let says = |pattern| format!("[prices]: no model that was used is called {pattern}");
-        self.warnings.extend(against::prices_of_nothing(config).into_iter().map(says));
+    fn models(&mut self, config: &Config) {
+        for (place, pattern) in against::patterns_of_nothing(config) {
+            let says = format!("{place}: no model that was used is called {pattern}");
+            self.warnings.push(says);
+        }
     }
 
     fn usage(&mut self, state: &State, since: &str) {

@@ -249,6 +249,11 @@ fn check_tells_what_a_configuration_would_have_refused() {
     assert!(told.contains("usage: 0 of 0 requests"), "{told}");
     assert!(told.contains("no model that was used is called llama*"), "{told}");
     assert!(!told.contains("called gemma*"), "{told}");
+    let limits = "[[limit]]\nmodels = ['gemma3', 'lama*']\ntokens_per_day = 1000000\n\
+                  [[limit]]\nconcurrent = 1000\n";
+    let (is_good, told) = check(limits, "1m");
+    assert!(is_good && told.matches("no model that was used").count() == 1, "{told}");
+    assert!(told.contains(": no model that was used is called lama*"), "{told}");
     let (is_good, told) = check("", "soon");
     assert!(!is_good && told.contains("--against-usage: since: write it as 7d"), "{told}");
 }

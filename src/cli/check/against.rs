@@ -1,4 +1,4 @@
-//! What a configuration would have refused of what was used, and which prices are nobody's.
+//! What a configuration would have refused of what was used, and which models it names that nobody used.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use crate::access::{self, Provenance, Rules};
 use crate::api::{Asked, ENDPOINTS};
 use crate::auth::Identity;
-use crate::config::{Config, ModelName};
+use crate::config::{Config, Limit, ModelName, ModelPattern, Models};
 use crate::gateway::State;
 use crate::limit::Limits;
 use crate::reject::Reject;
@@ -253,9 +253,12 @@ fn plural(what: &str) -> String {
     }
 }
 
-/// Patterns of `[prices]` that are about no model that was ever used, as far as the store can be read.
-pub(super) fn prices_of_nothing(config: &Config) -> Vec<String> {
-    let Some(folder) = config.data_dir.as_ref().filter(|_| !config.prices.is_empty()) else {
+/// Patterns of `[prices]` and of limits that are about no model that was ever used, as far as the store can
+/// be read, each with where it stands.
+pub(super) fn patterns_of_nothing(config: &Config) -> Vec<(String, String)> {
+    let prices = config.prices.patterns().map(|pattern| ("[prices]".to_owned(), pattern));
+    let named: Vec<_> = prices.chain(config.limits.iter().flat_map(models_of)).collect();
+    let Some(folder) = config.data_dir.as_ref().filter(|_| !named.is_empty()) else {
         return Vec::new();
     };
     let query = UsageQuery {
@@ -269,10 +272,18 @@ pub(super) fn prices_of_nothing(config: &Config) -> Vec<String> {
     let used: Vec<_> = used.unwrap_or_default().into_iter().flat_map(|sum| sum.columns).collect();
     let names: Vec<_> =
         used.iter().flatten().filter_map(|name| ModelName::parse(name).ok()).collect();
-    let is_nobodys = |pattern: &&crate::config::ModelPattern| {
+    let is_nobodys = |(_, pattern): &(String, &ModelPattern)| {
         !names.is_empty() && !names.iter().any(|name| pattern.matches(name))
     };
-    config.prices.patterns().filter(is_nobodys).map(ToString::to_string).collect()
+    let nobodys = named.into_iter().filter(is_nobodys);
+    nobodys.map(|(place, pattern)| (place, pattern.to_string())).collect()
+}
+
+fn models_of(limit: &Limit) -> Vec<(String, &ModelPattern)> {
+    match &limit.models {
+        Models::All => Vec::new(),
+        Models::Only(patterns) => patterns.iter().map(|it| (limit.place.clone(), it)).collect(),
+    }
 }
 
 #[cfg(test)]
