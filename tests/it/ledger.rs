@@ -1,14 +1,14 @@
 //! One row for every request that a backend began, whoever ends it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis::stand_in::StandIn;
 use portcullis::store::{RowsQuery, Store, UsageEntry, UsageFilter};
 use tokio::sync::Notify;
 
-use crate::house::{Backend, House, Step, chunk, ok_json, post, stream_head, until};
+use crate::house::{Backend, House, Step, chunk, get, ok_json, post, stream_head, until};
 
 mod ends; // ends of every kind
 
@@ -202,6 +202,30 @@ async fn a_stream_that_a_shutdown_cuts_leaves_a_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+/// What a store costs that is held: nothing. The promise is 50 ms; a busy machine gets ten times as much.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_a_store_that_another_process_holds() {
+    let backend = Backend::scripted(|_| whole()).await;
+    let house = house(&backend).await;
+    let mut caller = house.connect().await;
+    let other = rusqlite::Connection::open(house.file("data").join("portcullis.db")).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    for _ in 0..20 {
+        let began = Instant::now();
+        caller.send(post("/api/generate", PROMPT)).await;
+        assert!(caller.answer().await.whole);
+        caller.send(get("/_portcullis/me")).await;
+        assert_eq!(caller.answer().await.status, 200);
+        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
+    }
+    let ledger = house.gateway.ledger().unwrap();
+    until("rows in the journal", || (ledger.waiting() == 0).then_some(())).await;
+    assert_eq!((ledger.lag(), ledger.lost()), (20, 0));
+    other.execute_batch("COMMIT").unwrap();
+    until("rows in the store", || (ledger.lag() == 0).then_some(())).await;
+    assert_eq!(rows(&house).len(), 20);
+}
+
 async fn what_no_backend_began_leaves_no_row_and_neither_do_lists() {
     let backend = Backend::scripted(|_| vec![send(ok_json("{\"models\":[]}"))]).await;
     let house = house(&backend).await;

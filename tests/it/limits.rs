@@ -15,7 +15,7 @@ use crate::house::{
 use crate::usage;
 
 /// The parts of a configuration that are about limits.
-fn with_limits(text: &str) -> impl FnOnce(&mut Config, &tempfile::TempDir) + use<> {
+pub fn with_limits(text: &str) -> impl FnOnce(&mut Config, &tempfile::TempDir) + use<> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("p.toml");
     std::fs::write(&file, format!("api_keys = 'k'\n{text}")).unwrap();
