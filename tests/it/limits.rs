@@ -6,6 +6,7 @@ use std::time::Duration;
 use portcullis::config::{Config, Given, Measure, load};
 use portcullis::store::{Actor, KeyDetails, Ledger, MOST_WAITING, Store, UsageRow};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::house::{
@@ -184,6 +185,40 @@ async fn who_has_no_limits_is_told_of_none_and_a_reload_forgets_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_runs_goes_on_when_its_limits_are_lowered_below_it() {
+    let next = Arc::new(Notify::new());
+    let ends = Arc::clone(&next);
+    let backend = Backend::scripted(move |seen| {
+        if seen.line().starts_with("GET ") {
+            return vec![Step::Send(ok_json("{\"models\":[]}").into_bytes())];
+        }
+        let line = "{\"message\":{\"content\":\"a\"},\"done\":false}\n";
+        let last = "{\"done\":true,\"prompt_eval_count\":30,\"eval_count\":50}\n";
+        let begins = stream_head("application/x-ndjson") + &chunk(line);
+        let rest = chunk(line) + &chunk(last) + "0\r\n\r\n";
+        vec![Step::Send(begins.into()), Step::Wait(Arc::clone(&ends)), Step::Send(rest.into())]
+    })
+    .await;
+    let house = House::with(&backend, with_limits("[[rule]]\ntokens_per_day = 1000\n")).await;
+    let mut running = runs(&house, chat("m")).await;
+    let mut config = house.gateway.state().config().clone();
+    let lower = "[[rule]]\ntokens_per_day = 10\nconcurrent = 1\nrequests_per_minute = 1\n";
+    with_limits(lower)(&mut config, &tempfile::tempdir().unwrap());
+    house.gateway.reload(config).unwrap();
+    // It counts for who comes next.
+    assert_eq!(house.ask(chat("m")).await.code(), "too_many_concurrent");
+    next.notify_one();
+    let answer = running.answer().await;
+    assert!(answer.whole && answer.text().contains("\"done\":true"), "{}", answer.text());
+    assert_eq!(house.ask(chat("m")).await.code(), "quota_exhausted");
+    let told = me(&house).await;
+    assert_eq!(
+        (&told["used"]["tokens_per_day"], &told["left"]["tokens_per_day"]),
+        (&80.into(), &0.into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everybody_is_told_what_they_used_also_who_has_no_limit() {
     let backend = of_seven_tokens().await;
     let house = House::with(&backend, |config, own| {
@@ -342,6 +377,9 @@ async fn while_nothing_can_be_kept_only_who_has_a_limit_waits() {
         drop(ledger.post(usage::row(number, "carl", "chat")));
     }
     assert!(ledger.is_full());
+    let ready = || house.ask("GET /_portcullis/ready HTTP/1.1\r\nHost: g\r\n\r\n");
+    until("trouble", || ledger.trouble()).await;
+    assert!(ready().await.json()["alarms"].as_u64().unwrap() >= 1, "whoever looks is told");
     let bert = || house.ask(chat("m").replace(KEY, "key-of-bert"));
     let refused = house.ask(chat("m")).await;
     assert_eq!((refused.status, refused.code().as_str()), (503, "overloaded"));
@@ -351,6 +389,9 @@ async fn while_nothing_can_be_kept_only_who_has_a_limit_waits() {
     until("room", || (!ledger.is_full()).then_some(())).await;
     assert_eq!(house.ask(chat("m")).await.status, 200);
     assert_eq!(ledger.lost(), 0);
+    until("no trouble", || ledger.trouble().is_none().then_some(())).await;
+    house.gateway.tend().await;
+    assert_eq!(ready().await.json()["alarms"], 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
