@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use crate::house::{Backend, House, Step, chunk, get, ok_json, post, stream_head, until};
 
+mod bytes; // the same bytes as came
 mod ends; // ends of every kind
 
 const NDJSON: &str = "application/x-ndjson";
@@ -201,7 +202,6 @@ async fn a_stream_that_a_shutdown_cuts_leaves_a_row() {
     assert_eq!((rows[0].outcome.as_str(), rows[0].usage.completion), ("drained", 1));
 }
 
-#[tokio::test(flavor = "multi_thread")]
 /// What a store costs that is held: nothing. The promise is 50 ms; a busy machine gets ten times as much.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_a_store_that_another_process_holds() {
@@ -226,6 +226,7 @@ async fn nobody_waits_for_a_store_that_another_process_holds() {
     assert_eq!(rows(&house).len(), 20);
 }
 
+#[tokio::test(flavor = "multi_thread")]
 async fn what_no_backend_began_leaves_no_row_and_neither_do_lists() {
     let backend = Backend::scripted(|_| vec![send(ok_json("{\"models\":[]}"))]).await;
     let house = house(&backend).await;

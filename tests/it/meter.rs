@@ -13,16 +13,17 @@ const NDJSON: &str = "application/x-ndjson";
 const SSE: &str = "text/event-stream";
 const JSON: &str = "application/json; charset=utf-8";
 /// What is taken for the prompt where the answer does not tell.
-const GUESS: u64 = 77;
+pub const GUESS: u64 = 77;
 
 /// A recorded answer: file, operation, type, and what the server counted.
-struct Recorded {
-    name: &'static str,
-    answer: &'static str,
-    operation: &'static str,
-    content_type: &'static str,
-    tokens: (u64, u64),
-    estimated: bool,
+#[derive(Clone, Copy)]
+pub struct Recorded {
+    pub name: &'static str,
+    pub answer: &'static str,
+    pub operation: &'static str,
+    pub content_type: &'static str,
+    pub tokens: (u64, u64),
+    pub estimated: bool,
 }
 
 macro_rules! recorded {
@@ -44,7 +45,7 @@ macro_rules! recorded {
 /// Without `llamacpp`, `vllm` or `lmstudio` in its name one is Ollama's, 0.20. Those that think are written
 /// in its forms: no model that is small enough for a test does.
 #[rustfmt::skip]
-fn recorded() -> Vec<Recorded> {
+pub fn recorded() -> Vec<Recorded> {
     vec![
         recorded!("generate.stream.ndjson", "generate", NDJSON, (10, 12)),
         recorded!("generate.whole.json", "generate", JSON, (10, 12)),
