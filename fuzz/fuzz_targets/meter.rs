@@ -5,7 +5,7 @@ use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use portcullis::meter::{Counts, Reader, Sieve};
 
-const KINDS: [(&str, &[u8]); 8] = [
+const KINDS: [(&str, &[u8]); 14] = [
     ("generate", b"application/x-ndjson"),
     ("chat", b"application/x-ndjson"),
     ("chat", b"application/json"),
@@ -14,6 +14,12 @@ const KINDS: [(&str, &[u8]); 8] = [
     ("responses", b"text/event-stream"),
     ("messages", b"text/event-stream"),
     ("embed", b"application/json"),
+    ("chat_completions", b"application/json"),
+    ("completions", b"application/json"),
+    ("responses", b"application/json"),
+    ("messages", b"application/json"),
+    ("v1_embeddings", b"application/json"),
+    ("transcriptions", b"text/plain"),
 ];
 
 fuzz_target!(|input: (u8, Vec<u8>, &[u8])| {

@@ -244,17 +244,41 @@ fn what_is_not_counted_has_no_reader() {
 #[test]
 fn a_line_of_eight_megabytes_is_read_without_being_kept() {
     let text = "a \\\"usage\\\" ".repeat(8_000_000 / 12);
-    let line = format!(r#"{{"response":"{text}","done":false}}"#);
-    let end = r#"{"done":true,"prompt_eval_count":3,"eval_count":4}"#;
-    let answer = format!("{line}\n{end}\n");
-    let mut reader = reader("generate", NDJSON);
-    let measured = allocation_counter::measure(|| {
-        for piece in answer.as_bytes().chunks(60_000) {
-            reader.see(piece);
-        }
-    });
-    assert_eq!(measured.count_total, 0);
-    assert_eq!((reader.finish().prompt, reader.finish().completion), (3, 4));
+    let usage = r#""usage":{"prompt_tokens":3,"completion_tokens":4}"#;
+    for (operation, content_type, answer) in [
+        (
+            "generate",
+            NDJSON,
+            format!(
+                "{{\"response\":\"{text}\",\"done\":false}}\n\
+                 {{\"done\":true,\"prompt_eval_count\":3,\"eval_count\":4}}\n"
+            ),
+        ),
+        (
+            "chat_completions",
+            SSE,
+            format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n\
+                 data: {{\"choices\":[],{usage}}}\n\ndata: [DONE]\n\n"
+            ),
+        ),
+        (
+            "chat_completions",
+            JSON,
+            format!("{{\"choices\":[{{\"message\":{{\"content\":\"{text}\"}}}}],{usage}}}"),
+        ),
+    ] {
+        let mut reader = reader(operation, content_type);
+        let measured = allocation_counter::measure(|| {
+            for piece in answer.as_bytes().chunks(60_000) {
+                reader.see(piece);
+            }
+        });
+        assert_eq!(measured.count_total, 0, "{content_type}");
+        let usage = reader.finish();
+        assert_eq!((usage.prompt, usage.completion), (3, 4), "{content_type}");
+        assert!(!usage.estimated && reader.is_over(), "{content_type}");
+    }
 }
 
 #[test]
@@ -610,9 +634,12 @@ proptest! {
         done in any::<bool>(),
         end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
         name in prop::sample::select(vec!["data: ", "data:", ": ping\n\ndata: ", "event: x\ndata: "]),
+        mark in any::<bool>(),
         lengths in prop::collection::vec(1..90_usize, 1..6),
     ) {
-        let mut answer: String = chunks.iter().map(|it| format!("{name}{it}\n\n")).collect();
+        let mark = if mark { "\u{feff}" } else { "" };
+        let events: String = chunks.iter().map(|it| format!("{name}{it}\n\n")).collect();
+        let mut answer = mark.to_owned() + &events;
         if done {
             answer.push_str("data: [DONE]\n\n");
         }
@@ -631,13 +658,15 @@ proptest! {
         usage in usage(),
         before in any::<bool>(),
         pretty in any::<bool>(),
+        mark in any::<bool>(),
         lengths in prop::collection::vec(1..90_usize, 1..6),
     ) {
+        let mark = if mark { "\u{feff}" } else { "" };
         let choices = format!(r#""choices":[{{"message":{{"content":{text}}}}}]"#);
         let usage = format!(r#""usage":{usage}"#);
         let (first, second) = if before { (&usage, &choices) } else { (&choices, &usage) };
         let blank = if pretty { "\n  " } else { "" };
-        let answer = format!("{{{blank}{first},{blank}{second}{blank}}}");
+        let answer = format!("{mark}{{{blank}{first},{blank}{second}{blank}}}");
         let reader = read("chat_completions", JSON, cut(answer.as_bytes(), &lengths));
         let slow = Slow::of("chat_completions", JSON, &answer);
         prop_assert_eq!(reader.finish(), slow.usage(), "{}", answer);
