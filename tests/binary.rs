@@ -21,6 +21,8 @@ use tempfile::TempDir;
 mod disk;
 #[path = "binary/explain.rs"]
 mod explain;
+#[path = "binary/journal.rs"]
+mod journal;
 #[path = "binary/keys.rs"]
 mod keys;
 #[path = "binary/ledger.rs"]

@@ -19,12 +19,12 @@ use crate::{House, PROGRAM, skip, text};
 const AGAIN: Duration = Duration::from_millis(10);
 
 /// A file system of its own with a megabyte of room.
-struct Disk {
+pub(crate) struct Disk {
     folder: TempDir,
 }
 
 impl Disk {
-    fn mount() -> Option<Self> {
+    pub(crate) fn mount() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", "size=1m", "none"]).arg(folder.path());
@@ -32,8 +32,12 @@ impl Disk {
         mounted.then_some(Self { folder })
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Until what this gives back is dropped: the store's own log gives room back now and then.
-    fn stays_full(&self) -> Full {
+    pub(crate) fn stays_full(&self) -> Full {
         let path = self.folder.path().join("filler");
         fill(&path);
         let (ends, is_over) = channel::<()>();
@@ -45,7 +49,7 @@ impl Disk {
         Full { ends: Some(ends), filling: Some(filling) }
     }
 
-    fn empty(&self) {
+    pub(crate) fn empty(&self) {
         fs::remove_file(self.folder.path().join("filler")).unwrap();
     }
 }
@@ -57,7 +61,7 @@ fn fill(path: &Path) {
 }
 
 /// Keeps a disk full.
-struct Full {
+pub(crate) struct Full {
     ends: Option<Sender<()>>,
     filling: Option<JoinHandle<()>>,
 }
@@ -84,7 +88,7 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
     let Some(disk) = Disk::mount() else {
         return skip("no small file system may be mounted, so none was filled");
     };
-    let mut gate = Managed::start(Some(&disk.folder.path().join("data")), None);
+    let mut gate = Managed::start(Some(&disk.path().join("data")), None);
     let (_, bot) = gate.desk.made("bot");
     assert_eq!((gate.me(&bot), gate.alarms()), (200, 0));
     let full = disk.stays_full();
@@ -112,23 +116,19 @@ fn on_a_full_disk_keys_serve_and_changes_are_refused_in_words_until_there_is_roo
     gate.desk.done(&["store", "check"]);
 }
 
-/// Calls of a running process that fail, until it is dropped.
-struct Fault {
+/// Calls of a running process that fail or take their time, until it is dropped.
+pub(crate) struct Fault {
     strace: Child,
     /// Open, because strace ends when nobody takes its words.
     _words: BufReader<ChildStderr>,
 }
 
 impl Fault {
-    fn on(pid: u32, calls: &str, error: &str, files: &[&Path]) -> Option<Self> {
+    /// `what` happens to these calls on these files, in strace's words: `error=EIO`.
+    pub(crate) fn on(pid: u32, calls: &str, what: &str, files: &[&Path]) -> Option<Self> {
         let mut strace = Command::new("strace");
         strace.args(["-f", "-o", "/dev/null", "-p", &pid.to_string()]);
-        strace.args([
-            "-e",
-            &format!("trace={calls}"),
-            "-e",
-            &format!("inject={calls}:error={error}"),
-        ]);
+        strace.args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{what}")]);
         for file in files {
             strace.arg("-P").arg(file);
         }
@@ -166,7 +166,7 @@ fn when_writing_or_flushing_fails_the_asker_hears_it_nothing_is_half_done_and_it
     .enumerate()
     {
         let pid = gate.gate.child.id();
-        let Some(fault) = Fault::on(pid, calls, error, &[&file, &log]) else {
+        let Some(fault) = Fault::on(pid, calls, &format!("error={error}"), &[&file, &log]) else {
             return skip("no strace that may trace the gate, so no call of it failed");
         };
         for (line, body) in [

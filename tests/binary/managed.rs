@@ -24,9 +24,15 @@ pub(crate) struct Desk {
 
 impl Managed {
     pub(crate) fn start(data: Option<&Path>, upstream: Option<&str>) -> Self {
+        Self::start_as(data, upstream, "")
+    }
+
+    /// With more in its configuration.
+    pub(crate) fn start_as(data: Option<&Path>, upstream: Option<&str>, more: &str) -> Self {
         let house = House::new();
         // Keys that were taken away are tried often.
-        fs::write(house.path("portcullis.toml"), "failed_attempts_per_minute = 0\n").unwrap();
+        let config = format!("failed_attempts_per_minute = 0\n{more}");
+        fs::write(house.path("portcullis.toml"), config).unwrap();
         let data = data.map_or_else(|| house.path("data"), Path::to_owned);
         let mut command = house.command(&["serve", "--listen", "127.0.0.1:0"]);
         command.args(["--admin", "127.0.0.1:0", "--upstream", upstream.unwrap_or(NOWHERE)]);
