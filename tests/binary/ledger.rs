@@ -3,20 +3,25 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use portcullis::store::{RowsQuery, Store, UsageFilter};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use crate::load::{Model, ends_whole, stream_with};
 use crate::{Gate, House, KEY, PATIENCE, after, tell};
 
 const STREAMS: usize = 40;
 const BEAT: Duration = Duration::from_millis(2);
+/// Tokens of every prompt.
+const PROMPT: u64 = 3;
 
 /// `PORTCULLIS_SLOW=1` for the fifty rounds of the promise, each after another pause.
 fn rounds() -> u64 {
@@ -33,10 +38,12 @@ fn what_was_received_whole_has_its_row_though_the_gate_was_killed() {
         model.spawn(serve_model(listener));
         let house = House::new();
         std::fs::write(house.path("keys"), format!("{KEY} # anna\n")).unwrap();
-        let whole = Arc::new(Mutex::new(HashMap::new()));
+        limit(&house, u64::from(u32::MAX));
+        let (whole, month) = (Arc::new(Mutex::new(HashMap::new())), this_month());
         for round in 0..rounds() {
             let before = whole.lock().unwrap().len();
             let mut gate = start(&house, &upstream);
+            assert_has_used(&gate, &whole, &month);
             let address: SocketAddr = gate.address.parse().unwrap();
             let mut callers = JoinSet::new();
             for _ in 0..STREAMS {
@@ -52,6 +59,14 @@ fn what_was_received_whole_has_its_row_though_the_gate_was_killed() {
             gate.child.wait().unwrap();
             while callers.join_next().await.is_some() {}
         }
+        let gate = start(&house, &upstream);
+        let used = assert_has_used(&gate, &whole, &month);
+        drop(gate);
+        limit(&house, used.max(1));
+        let refused = start(&house, &upstream).post("/api/generate", KEY, "{\"model\":\"tiny\"}");
+        if this_month() == month {
+            assert!(refused.0 == 429 && refused.1.contains("quota_exhausted"), "{}", refused.1);
+        }
         let whole = whole.lock().unwrap();
         let rows = rows(&house.path("data"));
         let ids: HashSet<_> = rows.iter().map(|row| row.0.as_str()).collect();
@@ -66,6 +81,26 @@ fn what_was_received_whole_has_its_row_though_the_gate_was_killed() {
         let (answers, rows) = (whole.len(), rows.len());
         tell(&format!("killed {} times: {answers} answers whole, {rows} rows", rounds()));
     });
+}
+
+fn limit(house: &House, number: u64) {
+    let limit = format!("[[rule]]\ntokens_per_month = {number}\n");
+    std::fs::write(house.path("portcullis.toml"), limit).unwrap();
+}
+
+/// As limits count it.
+fn this_month() -> String {
+    Timestamp::now().strftime("%Y-%m").to_string()
+}
+
+/// What a caller has used counts after the kill as before it, of every answer that came whole.
+fn assert_has_used(gate: &Gate, whole: &Mutex<HashMap<String, u64>>, month: &str) -> u64 {
+    let (_, me) = gate.get("/_portcullis/me", Some(KEY));
+    let me: Value = serde_json::from_str(me.split("\r\n\r\n").nth(1).unwrap()).unwrap();
+    let used = me["used"]["tokens_per_month"].as_u64().unwrap();
+    let least: u64 = whole.lock().unwrap().values().map(|tokens| tokens + PROMPT).sum();
+    assert!(used >= least || this_month() != month, "{used} of {least}");
+    used
 }
 
 fn start(house: &House, upstream: &str) -> Gate {
@@ -87,7 +122,7 @@ fn start(house: &House, upstream: &str) -> Gate {
 }
 
 /// Id, tokens and outcome of every row, after the store was found whole.
-fn rows(data: &Path) -> Vec<(String, u64, String)> {
+pub(crate) fn rows(data: &Path) -> Vec<(String, u64, String)> {
     let store = Store::open_existing(data).unwrap();
     assert_eq!(store.check().unwrap(), Vec::<String>::new());
     let mut rows = Vec::new();
@@ -136,7 +171,7 @@ async fn answer(mut socket: TcpStream, seed: usize) -> std::io::Result<()> {
             sleep(BEAT).await;
         }
         let line = format!(
-            "{{\"model\":\"tiny\",\"response\":\"\",\"done\":true,\"prompt_eval_count\":3,\
+            "{{\"model\":\"tiny\",\"response\":\"\",\"done\":true,\"prompt_eval_count\":{PROMPT},\
              \"eval_count\":{count}}}\n"
         );
         socket.write_all(chunk(&line).as_bytes()).await?;
@@ -179,5 +214,27 @@ fn note(answer: &[u8], whole: &Mutex<HashMap<String, u64>>) {
         let id = text.split("x-request-id: ").nth(1).unwrap().lines().next().unwrap();
         let before = whole.lock().unwrap().insert(id.to_owned(), tokens.parse().unwrap());
         assert_eq!(before, None, "an id was drawn twice");
+    }
+}
+
+#[test]
+fn a_stop_leaves_a_row_of_what_ended_in_time_and_of_what_it_cut() {
+    for (again, outcome) in [(false, "done"), (true, "drained")] {
+        let (house, model) = (House::new(), Model::start());
+        std::fs::write(house.path("keys"), format!("{KEY} # anna\n")).unwrap();
+        let mut gate = start(&house, &format!("http://{}", model.address));
+        let running = stream_with(KEY, gate.address.parse().unwrap());
+        gate.signal("TERM");
+        gate.says("stopping");
+        if again {
+            gate.signal("TERM");
+        } else {
+            model.ends.store(true, Ordering::SeqCst);
+        }
+        assert_eq!(ends_whole(running), !again);
+        assert_eq!(gate.wait(), Some(0));
+        let outcomes: Vec<_> =
+            rows(&house.path("data")).into_iter().map(|(_, _, outcome)| outcome).collect();
+        assert_eq!(outcomes, [outcome]);
     }
 }
