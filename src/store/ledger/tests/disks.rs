@@ -68,6 +68,27 @@ fn a_file_that_was_not_synced_is_not_trusted() {
     assert_outlives(Fault::NotSynced, LedgerMode::Durable);
 }
 
+/// What is logged on this thread.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 #[test]
 fn a_full_ledger_says_so_and_counts_what_it_loses() {
     let room = Room::new();
@@ -89,8 +110,12 @@ fn a_full_ledger_says_so_and_counts_what_it_loses() {
         post(&ledger);
     }
     assert_eq!(ledger.lost(), 0);
-    (0..7).for_each(|_| post(&ledger));
+    let said = Said::default();
+    let writer = said.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(subscriber, || (0..7).for_each(|_| post(&ledger)));
     assert_eq!(ledger.lost(), 7);
+    assert_eq!(said.text().matches("usage is lost").count(), 1, "{}", said.text());
     room.set(Fault::None);
     until(|| ledger.waiting() == 0);
     assert!(!ledger.is_full());
@@ -159,6 +184,45 @@ fn a_store_that_is_away_is_not_begun_anew() {
     // It looks for what is too old before it says so.
     until(|| ledger.trouble().is_none());
     assert_has(&store, 0..20);
+}
+
+#[test]
+fn rows_wait_for_a_store_that_was_damaged_and_go_into_the_backup_that_takes_its_place() {
+    let room = Room::new();
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    for number in 0..20 {
+        drop(ledger.post(row(number)));
+    }
+    assert!(ledger.flush(PATIENCE));
+    let backup = room.folder.path().join("backup.db");
+    store.backup(&backup).unwrap();
+    let file = room.path().join(files::DATABASE);
+    let beside = ["portcullis.db-wal", "portcullis.db-shm"].map(|name| room.path().join(name));
+    // After a change of somebody else's all of it is read anew.
+    let other = Connection::open(&file).unwrap();
+    other.execute("INSERT INTO usage_word (word) VALUES ('another')", []).unwrap();
+    drop(other);
+    for path in [&file, &beside[0]] {
+        // In place: it is the same file.
+        fs::write(path, vec![0xa5; fs::read(path).unwrap().len()]).unwrap();
+    }
+    for number in 20..40 {
+        drop(ledger.post(row(number)));
+    }
+    until(|| matches!(ledger.trouble(), Some(LedgerTrouble::Store(_))));
+    let told = ledger.trouble().unwrap().to_string();
+    assert!(told.contains("is damaged") || told.contains("is not a store"), "{told}");
+    assert_eq!((ledger.waiting(), ledger.lag(), ledger.lost()), (0, 20, 0));
+    drop((ledger, store));
+    assert_ne!(fs::metadata(&file).unwrap().len(), 0, "nothing is begun anew");
+    fs::rename(&backup, &file).unwrap();
+    beside.iter().filter(|path| path.exists()).for_each(|path| fs::remove_file(path).unwrap());
+    let store = room.store();
+    let ledger = room.ledger(&store, LedgerMode::Journal);
+    assert!(ledger.flush(PATIENCE));
+    assert_has(&store, 0..40);
+    assert_eq!(store.check().unwrap(), Vec::<String>::new());
 }
 
 #[test]
