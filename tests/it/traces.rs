@@ -1,8 +1,11 @@
 //! What a collector of traces is told, and how a trace goes on behind the gate.
 
+use std::time::Instant;
+
+use portcullis::config::{Role, Roles};
 use serde_json::Value;
 
-use crate::house::{Backend, House, KEY, Seen, ok_json, until};
+use crate::house::{Backend, Caller, House, KEY, PATIENCE, Seen, Step, ok_json, until};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
@@ -11,6 +14,8 @@ async fn house(backend: &Backend, collector: &Backend, sample: u32) -> House {
     House::with(backend, |config, _| {
         config.traces.endpoint = Some(endpoint.parse().unwrap());
         config.traces.sample = sample;
+        config.admin = Some("127.0.0.1:0".parse().unwrap());
+        config.roles = Roles::new(Role::Admin, Vec::new());
     })
     .await
 }
@@ -102,16 +107,43 @@ async fn who_is_not_to_be_traced_is_passed_on_as_is_and_told_to_nobody() {
     assert!(spans[0].get("parentSpanId").is_none(), "{}", spans[0]);
 }
 
+/// Spans that were lost, as the metrics count them.
+async fn lost(house: &House) -> usize {
+    let mut caller = Caller::connect(house.admin.unwrap()).await;
+    let head = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ";
+    caller.send(format!("{head}{KEY}\r\n\r\n")).await;
+    let answer = caller.answer().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let text = answer.text();
+    let line = text.lines().find_map(|it| it.strip_prefix("portcullis_traces_lost_spans_total "));
+    line.unwrap().parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_collector_that_fails_holds_up_nobody_and_is_counted() {
-    let backend = Backend::ok().await;
+async fn a_collector_that_fails_or_is_silent_holds_up_nobody_and_is_counted() {
     let failing = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
-    let collector = Backend::saying(failing).await;
-    let house = house(&backend, &collector, 1).await;
-    for _ in 0..3 {
+    for says in [Some(failing), None] {
+        let backend = Backend::ok().await;
+        let collector = Backend::scripted(move |_| match says {
+            Some(says) => vec![Step::Send(says.into())],
+            None => vec![Step::AwaitClose],
+        })
+        .await;
+        let house = house(&backend, &collector, 1).await;
         assert_eq!(house.ask(chat("")).await.status, 200);
+        collector.wait_for_request(1).await;
+        // Also while it has been asked and has not answered.
+        for _ in 0..2 {
+            assert_eq!(house.ask(chat("")).await.status, 200);
+        }
+        // Who is silent is given up after 5 s, one time after the other.
+        let wanted = if says.is_some() { 3 } else { 1 };
+        spans_of(&collector, wanted).await;
+        let started = Instant::now();
+        while lost(&house).await < wanted {
+            assert!(started.elapsed() < PATIENCE, "{} of {wanted}", lost(&house).await);
+        }
     }
-    spans_of(&collector, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
