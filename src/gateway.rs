@@ -472,24 +472,28 @@ impl Visit<'_> {
         let Self { live, state, link: Link { peer, door, .. }, .. } = self;
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
-        let target = call::strict(parts)?;
-        if let Some(answer) = self.to_anybody(parts, &target)? {
-            return Ok(Served::Own(answer));
-        }
-        let who = self.login(parts, &target, client, record).await?;
-        if let Some(answer) = open::to_callers(live, state, &who, parts, &target).await? {
-            return Ok(Served::Own(answer));
-        }
-        let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
-        record.asked(&asked);
-        let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
-        let entered = live.limits.enter(&entry, record.line.id.into(), asked.operation());
-        let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
-        aliases::replace(state, &mut call).await?;
-        record.names(call.model());
-        let (chosen, ground) = loaded::ground(state, entry, &call).await?;
-        let permit = access::authorize(chosen, &mut call, &ground)?;
-        let mut ticket = admission::ticket(self, (permit, entered), &call, record)?;
+        // What it is decided by is gone while the request waits and runs.
+        let (mut call, mut ticket) = {
+            let target = call::strict(parts)?;
+            if let Some(answer) = self.to_anybody(parts, &target)? {
+                return Ok(Served::Own(answer));
+            }
+            let who = self.login(parts, &target, client, record).await?;
+            if let Some(answer) = open::to_callers(live, state, &who, parts, &target).await? {
+                return Ok(Served::Own(answer));
+            }
+            let asked = Asked::find(&parts.method, &target.path, state.extra_endpoints())?;
+            record.asked(&asked);
+            let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
+            let entered = live.limits.enter(&entry, record.line.id.into(), asked.operation());
+            let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
+            aliases::replace(state, &mut call).await?;
+            record.names(call.model());
+            let (chosen, ground) = loaded::ground(state, entry, &call).await?;
+            let permit = access::authorize(chosen, &mut call, &ground)?;
+            let ticket = admission::ticket(self, (permit, entered), &call, record)?;
+            (call, ticket)
+        };
         if let Some(several) = Several::of(state, &ticket, &call) {
             let origin = Origin { client, scheme: door.scheme(), record };
             return Box::pin(several.served(state, (call, ticket), origin)).await;

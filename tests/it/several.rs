@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use crate::house::{
-    Answer, Backend, Caller, House, KEY, Seen, Step, chunk, get, ok_json, post, stream_head,
-    until,
+    Answer, Backend, Caller, House, KEY, Seen, Step, chunk, get, ok_json, post, stream_head, until,
 };
 use crate::ledger;
 
