@@ -10,6 +10,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
 
@@ -204,24 +206,33 @@ impl Gateway {
     }
 
     /// Answers one request. It always answers, and always leaves exactly one line.
-    pub async fn handle(
+    // No `async fn`, nor the next: each would have a room of its own for the request, and thousands wait.
+    pub fn handle(
         self: &Arc<Self>,
         link: &Link,
         parts: Box<Parts>,
         body: Incoming,
         arrived: Arc<Arrival>,
-    ) -> Response<Answer> {
-        let state = self.state();
+    ) -> impl Future<Output = Response<Answer>> {
+        let (state, request) = (self.state(), (parts, body, arrived));
         match state.config().heartbeat {
-            Duration::ZERO => self.answer(state, link, (parts, body, arrived), None).await,
+            Duration::ZERO => Either::Left(self.answer(state, link, request, None)),
             // Boxed, because it is off for most.
-            every => {
-                Box::pin(early::answer(self, state, link, (parts, body, arrived), every)).await
-            }
+            every => Either::Right(Box::pin(early::answer(self, state, link, request, every))),
         }
     }
 
-    async fn answer(
+    fn answer(
+        &self,
+        state: Arc<State>,
+        link: &Link,
+        request: Request,
+        promise: Option<&Promise>,
+    ) -> impl Future<Output = Response<Answer>> {
+        self.answered(state, link, request, promise).then(Answer::settled)
+    }
+
+    async fn answered(
         &self,
         state: Arc<State>,
         link: &Link,
@@ -259,7 +270,6 @@ impl Gateway {
                 asker.refuse(&reject, record)
             }
         };
-        response.body_mut().settle_if_over().await;
         asker.finish(response.headers_mut(), id);
         closes |= link.door.is_outdated(&state);
         if closes || self.is_draining() || !arrived.is_complete() {
@@ -473,12 +483,14 @@ impl Visit<'_> {
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
         // What it is decided by is gone while the request waits and runs.
-        let (mut call, mut ticket) = {
+        let mut call;
+        let mut ticket = {
             let target = call::strict(parts)?;
             if let Some(answer) = self.to_anybody(parts, &target)? {
                 return Ok(Served::Own(answer));
             }
-            let who = self.login(parts, &target, client, record).await?;
+            // Boxed, so that who waits later does not keep the room that this took.
+            let who = Box::pin(self.login(parts, &target, client, record)).await?;
             if let Some(answer) = open::to_callers(live, state, &who, parts, &target).await? {
                 return Ok(Served::Own(answer));
             }
@@ -486,13 +498,12 @@ impl Visit<'_> {
             record.asked(&asked);
             let entry = access::admit(state.rules(), who, &asked, state.provenance(parts))?;
             let entered = live.limits.enter(&entry, record.line.id.into(), asked.operation());
-            let mut call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
+            call = Call::take(asked, parts, body, state.bounds(), arrived).await?;
             aliases::replace(state, &mut call).await?;
             record.names(call.model());
             let (chosen, ground) = loaded::ground(state, entry, &call).await?;
             let permit = access::authorize(chosen, &mut call, &ground)?;
-            let ticket = admission::ticket(self, (permit, entered), &call, record)?;
-            (call, ticket)
+            admission::ticket(self, (permit, entered), &call, record)?
         };
         if let Some(several) = Several::of(state, &ticket, &call) {
             let origin = Origin { client, scheme: door.scheme(), record };

@@ -170,6 +170,7 @@ async fn the_first_credential_that_verifies_wins() {
     let both =
         format!("GET /k/{KEY}/api/tags HTTP/1.1\r\nHost: g\r\nAuthorization: {right}\r\n\r\n");
     assert_eq!(house.ask(both).await.status, 200);
+    house.log.wait_for(1).await;
     let key_after_all = authorized(&basic(b"anna:wrong"))
         .replace("Host: g", &format!("Host: g\r\nX-Api-Key: {KEY}"));
     assert_eq!(house.ask(key_after_all).await.status, 200);
@@ -389,7 +390,8 @@ async fn a_caller_is_told_who_they_are() {
     let house = House::new(&backend).await;
     let me = house.get("/_portcullis/me").await;
     let expected = serde_json::json!({
-        "name": "anna", "role": "operator", "models": "all", "limits": {}, "used": {}, "waiting": [],
+        "name": "anna", "role": "operator", "models": "all", "limits": {}, "used": {}, "left": {},
+        "waiting": [],
     });
     assert_eq!(me.json(), expected);
     assert_eq!(house.get("/_portcullis/me/").await.status, 400);
