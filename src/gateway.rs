@@ -482,14 +482,13 @@ impl Visit<'_> {
         let Self { live, state, link: Link { peer, door, .. }, .. } = self;
         let client = state.proxies().client_addr(PeerAddr::new(peer.ip()), &parts.headers);
         record.opened(client, &parts.method, parts.uri.path());
-        // What it is decided by is gone while the request waits and runs.
+        // In a block, and the login in a box: who waits has no room for what it was decided by.
         let mut call;
         let mut ticket = {
             let target = call::strict(parts)?;
             if let Some(answer) = self.to_anybody(parts, &target)? {
                 return Ok(Served::Own(answer));
             }
-            // Boxed, so that who waits later does not keep the room that this took.
             let who = Box::pin(self.login(parts, &target, client, record)).await?;
             if let Some(answer) = open::to_callers(live, state, &who, parts, &target).await? {
                 return Ok(Served::Own(answer));

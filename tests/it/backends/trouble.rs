@@ -348,18 +348,24 @@ async fn of_several_models_the_first_is_taken_that_is_at_a_backend_which_takes_r
     })
     .await;
     heard(&house).await;
-    assert_eq!(from(&house.ask(chat("best")).await), "first");
+    // One line after the other.
+    let ask = async |number| {
+        let answer = house.ask(chat("best")).await;
+        house.log.wait_for(number).await;
+        answer
+    };
+    assert_eq!(from(&ask(1).await), "first");
     let state = house.gateway.state();
     state.pool().backend("x").unwrap().drain(true);
-    assert_eq!(from(&house.ask(chat("best")).await), "second");
+    assert_eq!(from(&ask(2).await), "second");
     state.pool().backend("x").unwrap().drain(false);
-    assert_eq!(from(&house.ask(chat("best")).await), "first");
+    assert_eq!(from(&ask(3).await), "first");
     let (_, _gone_first) = first.end().await;
     until("it is known to be gone", || (!is_up(&house, "x")).then_some(())).await;
-    assert_eq!(from(&house.ask(chat("best")).await), "second");
+    assert_eq!(from(&ask(4).await), "second");
     let (_, _gone_second) = second.end().await;
     until("this one too", || (!is_up(&house, "y")).then_some(())).await;
-    let told = house.ask(chat("best")).await;
+    let told = ask(5).await;
     assert_eq!((told.status, told.code().as_str()), (503, "no_backend"));
     let models = |line: &serde_json::Value| line["model"].as_str().unwrap().to_owned();
     let told: Vec<_> = house.log.wait_for(5).await.iter().map(models).collect();
