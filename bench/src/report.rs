@@ -76,10 +76,7 @@ impl Report<'_> {
                  proxies show the same certificate (ECDSA P-256), and all callers offer TLS 1.3 \
                  with one key exchange and one cipher and never resume."
             }
-            Table::Ledger => {
-                "Other proxies are in [another table](RESULTS.md), from another run; instructions \
-                 for a request that leaves a row are in [instructions.txt](instructions.txt)."
-            }
+            Table::Ledger => "Other proxies are in [another table](RESULTS.md), from another run.",
         }
     }
 
