@@ -93,35 +93,45 @@ pub struct IpText {
 
 impl From<IpAddr> for IpText {
     fn from(ip: IpAddr) -> Self {
-        let mut text = [0; 45];
-        let mut rest = text.as_mut_slice();
+        let mut text = Self { text: [0; 45], length: 0 };
         match ip {
+            // Shorter than what the library does for both, and on every request's way.
             IpAddr::V4(ip) => {
-                for (place, octet) in ip.octets().iter().enumerate() {
-                    let dot: &[u8] = if place == 0 { b"" } else { b"." };
-                    // There is room for every address.
-                    let _ = rest.write_all(dot);
-                    let _ = rest.write_all(itoa::Buffer::new().format(*octet).as_bytes());
+                for (place, octet) in ip.octets().into_iter().enumerate() {
+                    if place > 0 {
+                        text.push(b'.');
+                    }
+                    if octet >= 100 {
+                        text.push(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        text.push(b'0' + octet / 10 % 10);
+                    }
+                    text.push(b'0' + octet % 10);
                 }
             }
             IpAddr::V6(ip) => {
+                let mut rest = text.text.as_mut_slice();
+                // There is room for every address.
                 let _ = write!(rest, "{ip}");
+                text.length = 45 - rest.len();
             }
         }
-        let length = 45 - rest.len();
-        Self { text, length }
+        text
     }
 }
 
 impl IpText {
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        self.text.get(..self.length).unwrap_or_default()
+    fn push(&mut self, byte: u8) {
+        if let Some(place) = self.text.get_mut(self.length) {
+            *place = byte;
+            self.length += 1;
+        }
     }
 
     #[must_use]
-    pub fn as_str(&self) -> &str {
-        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
+    pub fn as_bytes(&self) -> &[u8] {
+        self.text.get(..self.length).unwrap_or_default()
     }
 }
 
@@ -269,7 +279,11 @@ mod tests {
             "::ffff:255.255.255.255",
         ] {
             let ip: IpAddr = text.parse().unwrap();
-            assert_eq!(IpText::from(ip).as_str(), ip.to_string(), "{text}");
+            assert_eq!(IpText::from(ip).as_bytes(), ip.to_string().as_bytes(), "{text}");
+        }
+        for octet in 0..=u8::MAX {
+            let ip = IpAddr::from([octet, 9, 10, u8::MAX - octet]);
+            assert_eq!(IpText::from(ip).as_bytes(), ip.to_string().as_bytes());
         }
     }
 

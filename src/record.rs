@@ -389,7 +389,7 @@ impl Drop for Record {
 #[derive(Debug, Clone)]
 pub struct Log {
     lines: Outlet,
-    write: fn(&Line, &mut String),
+    write: fn(&Line, &mut Vec<u8>),
     shared: Arc<Shared>,
 }
 
@@ -423,7 +423,7 @@ impl Log {
     /// # Errors
     /// Where no thread can be started.
     pub fn start(sink: impl Write + Send + 'static, format: LogFormat) -> io::Result<Self> {
-        let write: fn(&Line, &mut String) = match format {
+        let write: fn(&Line, &mut Vec<u8>) = match format {
             LogFormat::Text => text_line,
             LogFormat::Json => json_line,
         };
@@ -432,7 +432,7 @@ impl Log {
     }
 
     fn post(&self, line: &Line) {
-        let mut text = String::with_capacity(USUAL_LINE);
+        let mut text = Vec::with_capacity(USUAL_LINE);
         (self.write)(line, &mut text);
         self.lines.post(&text);
     }

@@ -351,7 +351,7 @@ struct Posted(Outlet);
 
 impl io::Write for Posted {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.post(&String::from_utf8_lossy(bytes));
+        self.0.post(bytes);
         Ok(bytes.len())
     }
 

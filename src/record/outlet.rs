@@ -33,7 +33,7 @@ struct Shared {
 
 #[derive(Default)]
 struct Waiting {
-    text: String,
+    text: Vec<u8>,
     /// Posts so far, and those of them that have been written.
     posted: u64,
     written: u64,
@@ -55,7 +55,7 @@ impl Outlet {
     }
 
     /// Never waits for the sink. All of `text` is kept, or nothing.
-    pub fn post(&self, text: &str) {
+    pub fn post(&self, text: &[u8]) {
         let shared = &self.0.0;
         let mut waiting = shared.waiting();
         if waiting.text.len() + text.len() > MOST_WAITING {
@@ -63,7 +63,7 @@ impl Outlet {
             return;
         }
         let first = waiting.text.is_empty();
-        waiting.text.push_str(text);
+        waiting.text.extend_from_slice(text);
         waiting.posted += 1;
         drop(waiting);
         if first {
@@ -111,7 +111,7 @@ impl Shared {
     }
 
     /// Waits for text and swaps it into `text`; the posts so far, or `None` at the end.
-    fn take(&self, text: &mut String) -> Option<u64> {
+    fn take(&self, text: &mut Vec<u8>) -> Option<u64> {
         let waiting = self.waiting();
         let nothing = |it: &mut Waiting| it.text.is_empty() && !it.closed;
         let waiting = self.came.wait_while(waiting, nothing);
@@ -132,10 +132,10 @@ impl Shared {
 }
 
 fn write_all(name: &'static str, shared: &Shared, mut sink: impl Write) {
-    let mut text = String::new();
+    let mut text = Vec::new();
     while let Some(posts) = shared.take(&mut text) {
         // Nobody is left to tell when the sink is broken.
-        let _ = sink.write_all(text.as_bytes()).and_then(|()| sink.flush());
+        let _ = sink.write_all(&text).and_then(|()| sink.flush());
         text.clear();
         text.shrink_to(KEPT);
         let wrote = Instant::now();

@@ -1,6 +1,7 @@
 //! How a line is written: for people, and as JSON.
 
 use std::cell::RefCell;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -37,7 +38,7 @@ struct JsonLine<'a> {
     position: Option<usize>,
 }
 
-pub(super) fn json_line(line: &Line, out: &mut String) {
+pub(super) fn json_line(line: &Line, out: &mut Vec<u8>) {
     let json = JsonLine {
         time: rfc3339(line.time),
         id: line.id.as_str(),
@@ -60,82 +61,80 @@ pub(super) fn json_line(line: &Line, out: &mut String) {
         position: line.position,
     };
     // Strings, numbers and nulls always serialize.
-    out.push_str(&serde_json::to_string(&json).unwrap_or_default());
-    out.push('\n');
+    let _ = serde_json::to_writer(&mut *out, &json);
+    out.push(b'\n');
 }
 
-pub(super) fn text_line(line: &Line, out: &mut String) {
+pub(super) fn text_line(line: &Line, out: &mut Vec<u8>) {
     let mut digits = itoa::Buffer::new();
     push_time(line.time, out);
-    word(line.id.as_str(), out);
+    word(line.id.as_bytes(), out);
     match line.client {
-        Some(client) => word(IpText::from(client).as_str(), out),
-        None => word("-", out),
+        Some(client) => word(IpText::from(client).as_bytes(), out),
+        None => word(b"-", out),
     }
-    plain(line.name.as_ref().map_or("-", Name::as_str), out);
-    word(line.credential.map_or("-", Credential::as_str), out);
+    match &line.name {
+        Some(Name::Given(name)) => plain(name, out),
+        Some(Name::OfKey(name)) => word(name, out),
+        None => word(b"-", out),
+    }
+    word(line.credential.map_or("-", Credential::as_str).as_bytes(), out);
     plain(line.method.as_ref().map_or("-", Method::as_str), out);
     plain(&line.path, out);
-    word(line.operation.unwrap_or("-"), out);
+    word(line.operation.unwrap_or("-").as_bytes(), out);
     plain(line.model.as_deref().unwrap_or("-"), out);
     plain(line.backend.as_deref().unwrap_or("-"), out);
-    word(digits.format(line.status), out);
-    word(line.outcome.code().unwrap_or("-"), out);
-    word(line.outcome.kind(), out);
+    word(digits.format(line.status).as_bytes(), out);
+    word(line.outcome.code().unwrap_or("-").as_bytes(), out);
+    word(line.outcome.kind().as_bytes(), out);
     if let Outcome::Refused(code) = line.outcome {
-        out.push(':');
-        out.push_str(code);
+        out.push(b':');
+        out.extend_from_slice(code.as_bytes());
     }
-    out.push_str(" in=");
-    out.push_str(digits.format(line.bytes_in));
-    out.push_str(" out=");
-    out.push_str(digits.format(line.bytes_out));
-    push_millis(" queue=", Some(line.queue), out);
-    push_millis(" first=", line.first_byte, out);
-    push_millis(" total=", Some(line.total), out);
+    out.extend_from_slice(b" in=");
+    out.extend_from_slice(digits.format(line.bytes_in).as_bytes());
+    out.extend_from_slice(b" out=");
+    out.extend_from_slice(digits.format(line.bytes_out).as_bytes());
+    push_millis(b" queue=", Some(line.queue), out);
+    push_millis(b" first=", line.first_byte, out);
+    push_millis(b" total=", Some(line.total), out);
     if let Some(position) = line.position {
-        out.push_str(" position=");
-        out.push_str(digits.format(position));
+        out.extend_from_slice(b" position=");
+        out.extend_from_slice(digits.format(position).as_bytes());
     }
-    out.push('\n');
+    out.push(b'\n');
 }
 
 /// A word that holds nothing to escape.
-fn word(value: &str, out: &mut String) {
-    out.push(' ');
-    out.push_str(value);
+fn word(value: &[u8], out: &mut Vec<u8>) {
+    out.push(b' ');
+    out.extend_from_slice(value);
 }
 
 /// One word: what would break a line or a column, or a terminal, is escaped.
-fn plain(value: &str, out: &mut String) {
-    out.push(' ');
+fn plain(value: &str, out: &mut Vec<u8>) {
     let value = short(value);
     if value.bytes().all(|b| b.is_ascii_graphic() && b != b'\\') {
-        out.push_str(value);
-        return;
+        return word(value.as_bytes(), out);
     }
+    out.push(b' ');
     for c in value.chars() {
-        if c == ' ' || c == '\\' || c.is_control() {
-            out.extend(c.escape_unicode());
-        } else {
-            out.push(c);
-        }
+        // Writing into a vector cannot fail.
+        let _ = match c == ' ' || c == '\\' || c.is_control() {
+            true => write!(out, "{}", c.escape_unicode()),
+            false => write!(out, "{c}"),
+        };
     }
 }
 
 /// With one decimal.
-fn push_millis(field: &str, time: Option<Duration>, out: &mut String) {
-    out.push_str(field);
-    let Some(time) = time else {
-        out.push('-');
-        return;
-    };
+fn push_millis(field: &[u8], time: Option<Duration>, out: &mut Vec<u8>) {
+    out.extend_from_slice(field);
+    let Some(time) = time else { return out.push(b'-') };
     let tenths = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).saturating_add(50) / 100;
     let mut digits = itoa::Buffer::new();
-    out.push_str(digits.format(tenths / 10));
-    out.push('.');
-    out.push_str(digits.format(tenths % 10));
-    out.push_str("ms");
+    out.extend_from_slice(digits.format(tenths / 10).as_bytes());
+    out.extend_from_slice(&[b'.', b'0' + (tenths % 10) as u8, b'm', b's']);
 }
 
 pub(super) fn short(text: &str) -> &str {
@@ -147,13 +146,13 @@ pub(super) fn short(text: &str) -> &str {
 }
 
 pub(super) fn rfc3339(time: SystemTime) -> String {
-    let mut text = String::new();
+    let mut text = Vec::new();
     push_time(time, &mut text);
-    text
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// RFC 3339 with milliseconds; what stands before those is worked out once a second and thread.
-pub(super) fn push_time(time: SystemTime, out: &mut String) {
+fn push_time(time: SystemTime, out: &mut Vec<u8>) {
     thread_local! {
         static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
     }
@@ -163,14 +162,14 @@ pub(super) fn push_time(time: SystemTime, out: &mut String) {
             *second = time.as_second();
             *text = format!("{time:.0}");
         }
-        out.push_str(text.trim_end_matches('Z'));
+        out.extend_from_slice(text.trim_end_matches('Z').as_bytes());
     });
     let mut digits = itoa::Buffer::new();
     // Never less than three digits, of which the first goes.
     let millis = digits.format(1_000 + time.subsec_millisecond().max(0));
-    out.push('.');
-    out.push_str(millis.get(1..).unwrap_or_default());
-    out.push('Z');
+    out.push(b'.');
+    out.extend_from_slice(millis.get(1..).unwrap_or_default().as_bytes());
+    out.push(b'Z');
 }
 
 pub(super) fn millis(duration: Duration) -> f64 {

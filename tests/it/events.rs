@@ -253,7 +253,7 @@ async fn what_a_stuck_log_dropped_is_counted_and_said() {
     let stuck = Stuck::default();
     let outlet = Outlet::start("the stuck outlet of the tests", stuck.clone()).unwrap();
     for number in 0..POSTED {
-        outlet.post(&format!("{number:0>199}\n"));
+        outlet.post(format!("{number:0>199}\n").as_bytes());
     }
     stuck.open();
     let said = |events: &Lines| {
