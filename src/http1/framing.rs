@@ -82,10 +82,10 @@ impl Framing {
     /// As [`Framing::next`].
     pub fn settle(&mut self, inbox: &mut Inbox) -> Result<(), BadFraming> {
         if let Self::Chunked(chunk, dropped) = self
-            && *chunk == Chunk::DataEnd
-            && inbox.held().starts_with(b"\r\n0")
+            && *chunk == Chunk::Size
+            && inbox.held().starts_with(b"0")
         {
-            while matches!(chunk, Chunk::DataEnd | Chunk::Size | Chunk::Trailers) {
+            while matches!(chunk, Chunk::Size | Chunk::Trailers) {
                 if step(chunk, dropped, inbox)?.is_none() {
                     break;
                 }
@@ -113,7 +113,14 @@ fn chunked(chunk: &mut Chunk, dropped: &mut usize, inbox: &mut Inbox) -> Result<
                 if *left == 0 {
                     *chunk = Chunk::DataEnd;
                 }
+                if *chunk == Chunk::DataEnd && inbox.held().starts_with(b"\r\n") {
+                    inbox.skip(2);
+                    *chunk = Chunk::Size;
+                }
                 return Ok(piece);
+            }
+            Chunk::Size | Chunk::DataEnd | Chunk::Trailers if inbox.is_empty() => {
+                return Ok(Piece::Wanting);
             }
             Chunk::Size | Chunk::DataEnd | Chunk::Trailers => {
                 if step(chunk, dropped, inbox)?.is_none() {
@@ -173,11 +180,13 @@ fn whole_line(inbox: &Inbox) -> Result<Option<&[u8]>, BadFraming> {
 
 /// Hex digits, then perhaps an extension, which is dropped; and the extension's length.
 fn size_of(line: &[u8]) -> Result<(u64, usize), BadFraming> {
-    let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    let digit = |b: &u8| char::from(*b).to_digit(16);
+    let digits = line.iter().map_while(digit).count();
     let (digits, extension) = line.split_at(digits);
-    let size = std::str::from_utf8(digits).ok().filter(|digits| (1..=15).contains(&digits.len()));
-    let size = size.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    let size = size.ok_or(BadFraming("a chunk's size is not a number"))?;
+    if !(1..=15).contains(&digits.len()) {
+        return Err(BadFraming("a chunk's size is not a number"));
+    }
+    let size = digits.iter().filter_map(digit).fold(0, |size, digit| size << 4 | u64::from(digit));
     let blank = extension.trim_ascii_start();
     if !blank.is_empty() && !blank.starts_with(b";") {
         return Err(BadFraming("something other than an extension follows a chunk's size"));
