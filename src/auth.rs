@@ -57,6 +57,15 @@ impl Name {
             Self::OfKey(name) => std::str::from_utf8(name).unwrap_or_default(),
         }
     }
+
+    /// For who keeps it.
+    #[must_use]
+    pub fn shared(&self) -> Arc<str> {
+        match self {
+            Self::Given(name) => Arc::clone(name),
+            Self::OfKey(_) => self.as_str().into(),
+        }
+    }
 }
 
 impl From<&str> for Name {
@@ -449,7 +458,8 @@ impl Auth {
     }
 
     fn identity(&self, name: Name, credential: Credential) -> Identity {
-        let role = self.roles.role_of(name.as_str());
+        let named = || self.roles.role_of(name.as_str());
+        let role = self.roles.of_everybody().unwrap_or_else(named);
         let endpoints = Endpoints::All;
         Identity { name, whole: None, role, credential, endpoints, grant: None }
     }

@@ -33,6 +33,9 @@ const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// Most heads of requests, in bytes.
 const USUAL_HEAD: usize = 768;
 
+/// For what the gate adds to an answer's fields, in bytes.
+const ROOM_FOR_OURS: usize = 64;
+
 /// How requests leave, from the configuration.
 #[derive(Debug)]
 pub struct Forwarding {
@@ -141,21 +144,24 @@ async fn once(
     let upload = call.body.upload();
     let narrows = admitted.permit().narrows(&call.asked);
     let mut request = outbound(call, narrows, (lease.backend(), rules), origin)?;
-    let mut kept = lease.kept(Instant::now());
+    let mut now = Instant::now();
+    let mut kept = lease.kept(now);
     loop {
         let fresh = kept.is_none();
         let mut connection = match kept.take() {
             Some(kept) => kept,
             // Boxed, because it is seldom needed and large.
             None => match Box::pin(lease.connect()).await {
-                Ok(connection) => connection,
+                Ok(connection) => {
+                    now = Instant::now();
+                    connection
+                }
                 Err(reject @ Reject::NoBackend(_)) => {
                     return Err(Missed { reject, unsent: request.unsent() });
                 }
                 Err(reject) => return Err(reject.into()),
             },
         };
-        let now = Instant::now();
         origin.record.begins(now);
         admitted.begin(now, origin.record.prompt_estimate());
         let failed = match connection.exchange(&mut request, rules.first_byte).await {
@@ -391,7 +397,7 @@ fn inbound(head: &ResponseHead) -> FieldLines {
     // Beside a transfer coding a length does not count, nor where nothing may follow.
     let lengthless = head.status == StatusCode::NO_CONTENT
         || head.fields.all(b"transfer-encoding").next().is_some();
-    let mut passed = FieldLines::with_room(head.fields.bytes());
+    let mut passed = FieldLines::with_room(head.fields.bytes() + ROOM_FOR_OURS);
     for (name, value) in head.fields.iter() {
         let is_length = name.eq_ignore_ascii_case(b"content-length");
         let is_named = || named.iter().any(|it| it.eq_ignore_ascii_case(name));

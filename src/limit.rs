@@ -103,8 +103,10 @@ impl Limits {
         entered: Entered,
         ask: impl FnOnce() -> Ask<'a>,
     ) -> Result<Ticket, Reject> {
-        let who = Subject::of(permit.reach());
-        let charges = if plan.is_free(&who) { None } else { self.take(plan, &who, &ask())? };
+        let charges = match plan.is_free(Subject::own_of(permit.reach())) {
+            true => None,
+            false => self.take(plan, &Subject::of(permit.reach()), &ask())?,
+        };
         Ok(Ticket { permit, entered, charges })
     }
 

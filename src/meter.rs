@@ -10,7 +10,6 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::admin::Flow;
@@ -380,12 +379,7 @@ impl Answer {
 impl Answer {
     /// What is over before anything of it goes out, as an answer without a body, waits here for its row:
     /// nobody asks it for its last bytes.
-    pub async fn settled(mut response: Response<Self>) -> Response<Self> {
-        response.body_mut().settle_if_over().await;
-        response
-    }
-
-    async fn settle_if_over(&mut self) {
+    pub async fn settle_if_over(&mut self) {
         let (record, written) = match self {
             Self::Passing { metered, .. } if metered.state == State::Ended => {
                 let written = metered.settle(Outcome::Done);
@@ -405,6 +399,12 @@ impl Answer {
             // Boxed, because it is seldom needed.
             Box::pin(Held::new(Bytes::new(), written).ends(record)).await;
         }
+    }
+
+    /// Its last bytes are here, and go as soon as its row is written.
+    #[must_use]
+    pub fn waits_for_its_row(&self) -> bool {
+        matches!(self, Self::Passing { metered, .. } if metered.held.is_some())
     }
 
     /// Whether it has to end, asked while the caller takes nothing of it; then it is to be dropped.

@@ -137,6 +137,12 @@ impl Roles {
         }
     }
 
+    /// That of each name, where none is written.
+    #[must_use]
+    pub fn of_everybody(&self) -> Option<Role> {
+        (self.exact.is_empty() && self.patterns.is_empty()).then_some(self.default)
+    }
+
     /// By exact name, then by pattern (of two, the lesser role), then the default.
     #[must_use]
     pub fn role_of(&self, name: &str) -> Role {

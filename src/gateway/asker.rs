@@ -15,6 +15,8 @@ use crate::reject::{Dialect, REQUEST_ID, Reject, Told};
 /// Says which of a request's parameters a policy changed.
 const POLICY: HeaderName = HeaderName::from_static("x-portcullis-policy");
 
+const SERVER: HeaderValue = HeaderValue::from_static("portcullis");
+
 /// See the top of the file.
 pub(super) struct Asker<'a> {
     pub(super) state: &'a State,
@@ -60,11 +62,28 @@ impl Asker<'_> {
         refusal.map(|data| Answer::Own { data, record: Some(record) })
     }
 
-    pub(super) fn finish(&self, headers: &mut HeaderMap, id: RequestId) {
+    pub(super) fn finish(&self, response: &mut Response<Answer>, id: RequestId) {
+        if let Answer::Passing { fields, .. } = response.body_mut() {
+            // Among the backend's own, which takes less than a map.
+            fields.push(REQUEST_ID.as_str().as_bytes(), id.as_bytes());
+            fields.push(header::SERVER.as_str().as_bytes(), SERVER.as_bytes());
+            self.open_up(response.headers_mut());
+        } else {
+            self.sign(response.headers_mut(), id);
+        }
+    }
+
+    /// What the gate says in every answer's head.
+    pub(super) fn sign(&self, headers: &mut HeaderMap, id: RequestId) {
         if let Ok(id) = HeaderValue::from_bytes(id.as_bytes()) {
             headers.insert(REQUEST_ID, id);
         }
-        headers.insert(header::SERVER, HeaderValue::from_static("portcullis"));
+        headers.insert(header::SERVER, SERVER);
+        self.open_up(headers);
+    }
+
+    /// To whom a browser may show it.
+    fn open_up(&self, headers: &mut HeaderMap) {
         if let Door::Admin = self.door {
             return admin::with_safe_headers(headers);
         }

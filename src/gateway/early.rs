@@ -39,6 +39,6 @@ pub(super) fn allow(
     let mut headers = HeaderMap::new();
     tell_of(ticket, &mut headers);
     let asker = Asker { state: visit.state, parts, door: &visit.link.door };
-    asker.finish(&mut headers, id);
+    asker.sign(&mut headers, id);
     promise.give(call.streams_as(), headers);
 }

@@ -100,10 +100,10 @@ impl Plan {
         self.roles.role_of(account)
     }
 
-    /// Whether nothing is limited for this caller, whatever the model.
+    /// Whether nothing is limited for a caller whose `own` limits are these, whatever the model.
     #[must_use]
-    pub fn is_free(&self, who: &Subject<'_>) -> bool {
-        self.limits.is_empty() && who.by_rule.is_empty() && who.by_key.is_empty()
+    pub fn is_free(&self, own: [&Allowance; 2]) -> bool {
+        self.limits.is_empty() && own.into_iter().all(Allowance::is_empty)
     }
 
     /// Every limit that bears on a request for this model.
@@ -199,7 +199,7 @@ impl Plan {
 impl<'a> Subject<'a> {
     #[must_use]
     pub fn of(reach: &'a Reach) -> Self {
-        let who = reach.who();
+        let (who, [by_rule, by_key]) = (reach.who(), Self::own_of(reach));
         let grant = who.grant();
         Self {
             name: who.name().as_str(),
@@ -208,9 +208,22 @@ impl<'a> Subject<'a> {
             key: grant.map(|grant| grant.key_name.as_str()),
             key_id: grant.and_then(|grant| grant.key_id.as_ref()).map(KeyId::as_str),
             is_recalled: false,
-            by_rule: &reach.rule().allowance,
-            by_key: grant.map_or(&NOTHING, |grant| &grant.allowance),
+            by_rule,
+            by_key,
         }
+    }
+
+    /// The limits of the rule and of the key.
+    #[must_use]
+    pub fn own(&self) -> [&'a Allowance; 2] {
+        [self.by_rule, self.by_key]
+    }
+
+    /// As [`Subject::own`], without asking who it is.
+    #[must_use]
+    pub fn own_of(reach: &'a Reach) -> [&'a Allowance; 2] {
+        let grant = reach.who().grant();
+        [&reach.rule().allowance, grant.map_or(&NOTHING, |grant| &grant.allowance)]
     }
 }
 

@@ -58,7 +58,7 @@ impl Limits {
         let almanac = Almanac::of(wall, plan.zone());
         let moment = Moment { now, almanac, is_work: true, spends: true };
         let mut shown = Shown::default();
-        if plan.is_free(who) {
+        if plan.is_free(who.own()) {
             return shown;
         }
         let all = plan.bearing(who, None);

@@ -7,6 +7,7 @@ use super::text::short;
 use super::{Line, Outcome};
 use crate::access::Permit;
 use crate::api::Class;
+use crate::auth::Name;
 use crate::call::Call;
 use crate::config::ModelName;
 use crate::store::{Ledger, Usage, UsageRow, Written};
@@ -116,7 +117,7 @@ impl Account {
             time: line.time,
             id: line.id.0,
             client: line.client,
-            name: line.name.as_ref().map_or_else(|| "-".into(), |name| name.as_str().into()),
+            name: line.name.as_ref().map_or_else(|| "-".into(), Name::shared),
             key: self.key.clone(),
             model: self.model.clone(),
             operation: line.operation.unwrap_or("-"),

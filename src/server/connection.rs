@@ -360,6 +360,9 @@ impl Sending {
     fn poll(&mut self, wire: &Wire, due: &mut Due, cx: &mut Context<'_>) -> Poll<Sent> {
         loop {
             let waiting = self.gather(cx).is_pending();
+            if waiting && self.goes_as_one() && !wire.is_gone(cx) {
+                return Poll::Pending;
+            }
             match self.stall.poll_flush(wire, &mut self.outbox, due, cx) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Sent::ToNobody),
                 Poll::Ready(Ok(())) if let Some(ended) = self.ended => return Poll::Ready(ended),
@@ -373,6 +376,13 @@ impl Sending {
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// A short answer that is here, and waits for its row: its head goes with it, in one write.
+    fn goes_as_one(&self) -> bool {
+        self.ending == Ending::Length
+            && self.outbox.is_untouched()
+            && self.answer.waits_for_its_row()
     }
 
     /// Takes from the answer until that ends, or there is enough to send.

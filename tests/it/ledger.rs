@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use portcullis::stand_in::StandIn;
 use portcullis::store::{RowsQuery, Store, UsageEntry, UsageFilter};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::Notify;
 
 use crate::house::{Backend, House, Step, chunk, get, ok_json, post, stream_head, until};
@@ -87,6 +88,21 @@ async fn an_answer_that_came_whole_has_its_row_before_its_end_is_told() {
     assert_eq!(row.bytes_out, (2 * TOKEN.len() + LAST.len()) as u64);
     assert!(row.is_inference && row.first_token.is_some() && row.first_byte <= row.first_token);
     assert!(row.backend_time <= row.total && row.usage.load == Some(Duration::from_millis(1)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_answer_goes_with_its_head_though_it_waits_for_its_row() {
+    let answer = r#"{"model":"tiny","response":"a","done":true,"eval_count":2}"#;
+    let backend = Backend::saying(ok_json(answer)).await;
+    let house = house(&backend).await;
+    let mut caller = house.connect().await;
+    let mut buffer = [0; 4096];
+    for _ in 0..20 {
+        caller.send(post("/api/generate", PROMPT)).await;
+        let read = caller.socket.read(&mut buffer).await.unwrap();
+        let came = std::str::from_utf8(&buffer[..read]).unwrap();
+        assert!(came.starts_with("HTTP/1.1 200 ") && came.ends_with(answer), "{came}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -104,7 +104,7 @@ impl Bench<'_> {
             let name = name.as_deref().unwrap_or_default();
             let who = self.asker(name, key.as_deref())?;
             let reach = self.rules.reach_of(who.clone());
-            has_limits |= !self.state.plan().is_free(&subject(&reach, name, key.as_deref()));
+            has_limits |= !self.state.plan().is_free(subject(&reach, name, key.as_deref()).own());
             if let Some(group) = self.refused(&sum, who) {
                 tried.refuse(group, sum.tally.requests);
                 barred.insert(sum.columns);
