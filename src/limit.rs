@@ -175,9 +175,9 @@ impl Ticket {
     }
 
     /// What was used in the place of what was held; once.
-    pub fn settle(&mut self, usage: &Usage, backend_time: Duration, now: Instant) {
+    pub fn settle(&mut self, usage: &Usage, backend_time: Duration, now: impl FnOnce() -> Instant) {
         if let Some(charges) = &mut self.charges {
-            charges.settle(usage.tokens(), backend_time, now);
+            charges.settle(usage.tokens(), backend_time, now());
         }
     }
 

@@ -238,7 +238,7 @@ impl Metered {
             return None;
         }
         let usage = self.reader.take().map(|reader| reader.finish()).unwrap_or_default();
-        self.ticket.settle(&usage, self.record.backend_time(), Instant::now());
+        self.ticket.settle(&usage, self.record.backend_time(), Instant::now);
         self.record.post(outcome, usage)
     }
 
