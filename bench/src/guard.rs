@@ -109,7 +109,8 @@ impl Stored {
     fn text(made_with: &str, found: &[(&str, u64)]) -> String {
         let mut text = format!(
             "# Instructions of the gate for one request with a key, for one with a password that\n\
-             # was verified before, for one that is signed, and for one streamed chunk.\n\
+             # was verified before, for one that is signed, for one streamed chunk, and for one of an\n\
+             # answer whose tokens are not counted.\n\
              # `bench guard --bless` writes this.\n\
              {MADE_WITH}{made_with}\n"
         );
@@ -135,8 +136,9 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let dir = Folder::new()?;
     let backend = Backend::start().context("the backend does not start")?;
     let bed = Bed { dir: &dir.0, portcullis, backend: &backend };
-    let once = |by| Work { by, requests: REQUESTS, chunks: CHUNKS };
+    let once = |by| Work { by, requests: REQUESTS, chunks: CHUNKS, opaque: false };
     let (key, password, signature) = (once(By::Key), once(By::Password), once(By::Signature));
+    let opaque = Work { opaque: true, ..key };
     let more_requests = |work: Work| Work { requests: 3 * REQUESTS, ..work };
     let with_key = bed.instructions(key)?;
     let each = |more: u64, less: u64, times: usize| more.saturating_sub(less) / times as u64;
@@ -162,6 +164,14 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
             "streamed chunk",
             each(bed.instructions(Work { chunks: 3 * CHUNKS, ..key })?, with_key, 2 * CHUNKS),
         ),
+        (
+            "uncounted chunk",
+            each(
+                bed.instructions(Work { chunks: 3 * CHUNKS, ..opaque })?,
+                bed.instructions(opaque)?,
+                2 * CHUNKS,
+            ),
+        ),
     ])
 }
 
@@ -181,6 +191,8 @@ struct Work {
     by: By,
     requests: usize,
     chunks: usize,
+    /// Of a type whose tokens are not counted.
+    opaque: bool,
 }
 
 struct Bed<'a> {
@@ -218,7 +230,7 @@ impl Bed<'_> {
         for number in 0..work.requests {
             caller.version(number)?;
         }
-        caller.stream(work.chunks, self.backend)
+        caller.stream(&backend::chat(work.chunks, work.opaque), work.chunks, self.backend)
     }
 }
 
@@ -262,8 +274,7 @@ impl Caller {
         Ok(())
     }
 
-    fn stream(&mut self, chunks: usize, backend: &Backend) -> anyhow::Result<()> {
-        let body = backend::chat(chunks);
+    fn stream(&mut self, body: &str, chunks: usize, backend: &Backend) -> anyhow::Result<()> {
         self.send(&format!(
             "POST /api/chat HTTP/1.1\r\n{}Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
             self.login,

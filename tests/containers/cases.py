@@ -265,6 +265,9 @@ def with_users(world):
         )
         files_of_all_kinds(name, project, project.users, USER, lambda user: new_user(project, user))
         check(f"{name}: `ollama` beside the gate works as before")(lambda: beside(world))
+        check(f"{name}: an Ollama that is made anew and gets another address is found again")(
+            lambda: moved(project)
+        )
         check(f"{name}: nothing but the volume may be written")(lambda: read_only(project))
         check(f"{name}: `docker stop` lets a running stream end, and the gate ends with 0")(
             lambda: drained(project)
@@ -355,6 +358,29 @@ def of_another_owner(project, file, known, another):
 def beside(world):
     shown = world.docker("exec", "ollama", "/bin/ollama", "list")
     expect(MODEL in shown, f"`ollama list` in the container shows {shown}")
+
+
+def moved(project):
+    """The name stays, the address does not; the gate runs on."""
+    docker, began = project.world.docker, project.inspect()["State"]["StartedAt"]
+    [(network, before)] = addresses(project)
+    docker("rm", "--force", "ollama")
+    squatter = ("--name", "portcullis-test-squatter", "--network", network, "--entrypoint", "sleep")
+    try:
+        docker("run", "--detach", *squatter, "ollama/ollama", "300")
+        project.up()
+        project.wait(USER)
+        after = addresses(project)
+        expect(after[0][1] != before, f"it has the same address: {after}")
+        project.expect(USER, 200, "after it moved", "/api/generate", ASK)
+        expect(project.inspect()["State"]["StartedAt"] == began, "the gate was started anew")
+    finally:
+        docker("rm", "--force", "portcullis-test-squatter", good=False)
+
+
+def addresses(project):
+    networks = project.inspect("ollama")["NetworkSettings"]["Networks"]
+    return [(name, network["IPAddress"]) for name, network in networks.items()]
 
 
 def read_only(project):

@@ -51,15 +51,17 @@ pub(crate) fn line(number: usize, of: usize) -> String {
     )
 }
 
-/// A chat whose answer has that many chunks.
-pub(crate) fn chat(chunks: usize) -> String {
+/// A chat whose answer has that many chunks, and a type that nobody can count tokens of if it is `opaque`.
+pub(crate) fn chat(chunks: usize, opaque: bool) -> String {
+    let says = if opaque { OPAQUE } else { "Hello" };
     format!(
-        "{{\"model\":\"{MODEL}\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hello\"}}],\
+        "{{\"model\":\"{MODEL}\",\"messages\":[{{\"role\":\"user\",\"content\":\"{says}\"}}],\
          \"stream\":true,\"options\":{{{ASKED}{chunks:07}}}}}"
     )
 }
 
 const ASKED: &str = "\"num_predict\":1";
+const OPAQUE: &str = "Hello, opaque one";
 
 fn serve(stream: TcpStream, steps: &Mutex<Receiver<()>>) -> io::Result<()> {
     stream.set_nodelay(true)?;
@@ -67,7 +69,11 @@ fn serve(stream: TcpStream, steps: &Mutex<Receiver<()>>) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some((first, body)) = request(&mut reader)? {
         if first.starts_with("POST /api/chat ") {
-            stream_answer(&mut writer, chunks_asked(&body)?, steps)?;
+            let kind = match body.contains(OPAQUE) {
+                true => "application/octet-stream",
+                false => "application/x-ndjson",
+            };
+            stream_answer(&mut writer, kind, chunks_asked(&body)?, steps)?;
         } else {
             let answer = format!(
                 "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{VERSION}",
@@ -81,11 +87,13 @@ fn serve(stream: TcpStream, steps: &Mutex<Receiver<()>>) -> io::Result<()> {
 
 fn stream_answer(
     writer: &mut TcpStream,
+    kind: &str,
     chunks: usize,
     steps: &Mutex<Receiver<()>>,
 ) -> io::Result<()> {
-    writer.write_all(
-        b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n",
+    write!(
+        writer,
+        "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
     )?;
     let steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
     for number in 1..=chunks {
