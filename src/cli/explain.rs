@@ -57,6 +57,9 @@ pub(super) fn run(options: &Options) -> ExitCode {
         }
         Some(reject) => {
             say(&refusal(&reject));
+            if let Some(remedy) = reject.remedy() {
+                say(&format!("what would allow it: {remedy}"));
+            }
             ExitCode::FAILURE
         }
     }

@@ -333,6 +333,9 @@ fn advice(name: &str) -> String {
                 "there is no key {shown}; {later}, if you mean that, comes with a later version"
             )
         }
+        None if in_table(name).0 == Some("roles") => {
+            format!("there is no key {shown}; a role has its names: admin = [\"anna\"]")
+        }
         None => {
             format!("there is no key {shown}; `portcullis init` writes a file with all of them")
         }

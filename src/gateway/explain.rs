@@ -61,10 +61,9 @@ async fn walk(
     if let Some(real) = call.model().filter(|real| !model.ends_with(&**real)) {
         tell("alias", format!("stands for the model {real}"));
     }
-    let shown = models_of(&entry);
+    tell("model", models_of(&entry));
     let (chosen, ground) = loaded::ground(state, entry, &call).await?;
     let permit = access::authorize(chosen, &mut call, &ground)?;
-    tell("model", shown);
     let changed = permit.changed().and_then(|changed| changed.to_str().ok());
     tell("policy", changed.unwrap_or("changes nothing").to_owned());
     if permit.narrows(&call.asked) {

@@ -111,8 +111,7 @@ fn of_model(ModelDenied { model, stands_for, who, lack, .. }: &ModelDenied) -> S
             format!("`ollama pull {model}` at a backend, or an [[alias]] of that name")
         }
         Lack::Pattern => format!(
-            "{model} among the `models` of the rule for {who}, and of the key if it names any; \
-             `portcullis explain` tells which rule that is"
+            "{model} among the `models` of the rule for {who}, and of the key if it names any"
         ),
     }
 }

@@ -37,7 +37,13 @@ fn a_request_is_explained_stage_by_stage() {
     assert!(text(&alias).contains("stands for the model gemma3:1b"), "{}", text(&alias));
     let bad = chat("bad.json");
     assert_eq!(bad.status.code(), Some(1), "{}", text(&bad));
-    assert!(text(&bad).contains("403 model_forbidden: anna may not use llama3"), "{}", text(&bad));
+    for part in [
+        "model     allowed are gemma3*",
+        "403 model_forbidden: anna may not use llama3",
+        "what would allow it: llama3 among the `models`",
+    ] {
+        assert!(text(&bad).contains(part), "{}", text(&bad));
+    }
 
     let made = house.run(&[
         "key",

@@ -60,6 +60,7 @@ fn an_unknown_key_names_the_nearest_known_one() {
         ("key_file = 'x'", "backend.key_file stands under [[backend]]"),
         ("operator = ['anna']", "roles.operator stands under [roles]"),
         ("admins = ['anna']", "did you mean admin?"),
+        ("[roles]\nanna = 'admin'", "a role has its names: admin = [\"anna\"]"),
         ("completely_different = 1", "portcullis init"),
         ("'a\\u001bb' = 1", "there is no key"),
     ] {
