@@ -379,6 +379,13 @@ impl Backend {
         Watch { began, is_trial: self.live.health().begin(began) }
     }
 
+    /// The same for the one request that shows how it is; `None` where another one is on its way.
+    pub(super) fn try_out(&self) -> Option<Watch> {
+        let began = Instant::now();
+        let begins = self.live.health().begin_trial(began);
+        begins.then_some(Watch { began, is_trial: true })
+    }
+
     /// What became of a request that was watched.
     pub(super) fn unwatch(&self, watch: &Watch, finding: Option<Finding>) {
         match finding {

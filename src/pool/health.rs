@@ -208,6 +208,11 @@ impl Health {
         is_trial
     }
 
+    /// The request goes to it that shows how it is, if there is to be one. Whether it does.
+    pub(super) fn begin_trial(&mut self, now: Instant) -> bool {
+        self.may_be_tried(now) && self.begin(now)
+    }
+
     /// A request does not wait any more, without anything having been found out: its caller left.
     pub(super) fn leave(&mut self, was_trial: bool, now: Instant) {
         self.stop_waiting(None);

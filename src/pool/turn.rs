@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::choice::Wanted;
 use super::line::{Entered, Held, Line, Stranded, Waiting};
 use super::queue::{Ask, Class as Urgency, Queue};
-use super::{Backend, Lease, Pool, managed, refusal};
+use super::{Backend, Lease, Pool, Watch, managed, refusal};
 use crate::api::Class;
 use crate::call::Call;
 use crate::config::{AtOnce, Priority};
@@ -124,12 +124,20 @@ impl Pool {
         let terms = self.terms();
         let mut queued: Vec<_> = candidates.iter().filter(|it| it.is_in()).collect();
         // One that is out goes before those that are well when it is to show how it is by now.
-        let is_trial = !queued.is_empty() && !queued.iter().any(|it| it.serial() == best.serial());
+        if !queued.is_empty() && !queued.iter().any(|it| it.serial() == best.serial()) {
+            let Some(watch) = best.try_out() else {
+                // Somebody was a moment earlier.
+                let others = candidates.get(1..).unwrap_or_default();
+                return self.enter(others, (admitted, call), model);
+            };
+            let held = self.pass(best, admitted, call);
+            return Ok(Choice::Now(terms.watched_lease(best, held, Some(watch))));
+        }
         if queued.is_empty() {
             queued.extend(candidates);
         }
         queued.retain(|it| it.is_bounded());
-        let has_turns = best.is_bounded() && !is_trial && best.works_for(admitted);
+        let has_turns = best.is_bounded() && best.works_for(admitted);
         let Some(model) = model.filter(|_| has_turns) else {
             return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
@@ -226,13 +234,22 @@ impl Terms {
     }
 
     fn lease(self, backend: &Arc<Backend>, held: Option<Held>) -> Lease {
+        self.watched_lease(backend, held, self.is_watched.then(|| backend.watch()))
+    }
+
+    fn watched_lease(
+        self,
+        backend: &Arc<Backend>,
+        held: Option<Held>,
+        watch: Option<Watch>,
+    ) -> Lease {
         backend.begin();
         Lease {
             backend: Arc::clone(backend),
             connect_timeout: self.connect_timeout,
             held,
             is_counted: true,
-            watch: self.is_watched.then(|| backend.watch()),
+            watch,
             is_watched: self.is_watched,
             change: None,
         }

@@ -113,8 +113,10 @@ fn one_request_shows_how_it_is_and_the_others_wait_for_that() {
     ask(&mut health, Finding::NoConnection, now);
     let later = now + seconds(3);
     health.find(Finding::ProbeAnswered, later, 0);
-    assert!(health.begin(later));
+    assert!(health.begin_trial(later));
     assert!(is_out(&health, later));
+    assert!(!health.begin_trial(later), "one at a time");
+    assert_eq!(health.waiting, 1);
     // It left: another one may.
     health.leave(true, later);
     assert!(health.begin(later) && is_out(&health, later));
