@@ -5,7 +5,8 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header, response};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header, response};
 
 use super::Outbox;
 
@@ -52,11 +53,24 @@ impl FieldLines {
 
     /// Names and values, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let lines = self.lines.split(|b| *b == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
-        lines.filter_map(|line| {
-            let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
-            Some((name, value.strip_prefix(b": ")?))
-        })
+        fields_of(&self.lines)
+    }
+
+    /// The same as a map, whose values stay where they are.
+    #[must_use]
+    pub fn into_map(self) -> HeaderMap {
+        let lines = Bytes::from(self.lines);
+        let mut map = HeaderMap::with_capacity(16);
+        for (name, value) in fields_of(&lines) {
+            let name = HeaderName::from_bytes(name);
+            if let (Ok(name), Ok(value)) =
+                (name, HeaderValue::from_maybe_shared(lines.slice_ref(value)))
+            {
+                // A backend that answered with thousands of fields was refused long ago.
+                let _ = map.try_append(name, value);
+            }
+        }
+        map
     }
 
     #[must_use]
@@ -80,6 +94,19 @@ impl FieldLines {
     pub fn kind(&self) -> &[u8] {
         self.lines.get(self.kind.clone()).unwrap_or_default()
     }
+}
+
+fn fields_of(lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut from = 0;
+    let lines = memchr::memchr_iter(b'\n', lines).filter_map(move |end| {
+        let line = lines.get(from..end);
+        from = end + 1;
+        line?.strip_suffix(b"\r")
+    });
+    lines.filter_map(|line| {
+        let (name, value) = line.split_at_checked(memchr::memchr(b':', line)?)?;
+        Some((name, value.strip_prefix(b": ")?))
+    })
 }
 
 /// What of a request decides the form of its answer.
@@ -205,7 +232,7 @@ pub fn with_date<T>(tell: impl FnOnce(&str) -> T) -> T {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, Response};
+    use http::Response;
 
     use super::*;
 
@@ -303,6 +330,15 @@ mod tests {
         assert!(!passed.is_encoded());
         passed.push(b"Content-Encoding", b"gzip");
         assert!(passed.is_encoded());
+        let map = passed.into_map();
+        assert_eq!(map.len(), 8);
+        assert_eq!(map.get_all("x-a").iter().count(), 1);
+        assert_eq!(
+            (map["y"].as_bytes(), map["z"].as_bytes()),
+            (&b"a: b"[..], "caf\u{e9}: \t".as_bytes())
+        );
+        let encodings: Vec<_> = map.get_all("content-encoding").iter().collect();
+        assert_eq!(encodings, ["Identity", "gzip"]);
     }
 
     #[test]

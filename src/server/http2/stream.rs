@@ -11,7 +11,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http::{header, response};
 use http_body::Body;
 use tokio::sync::oneshot;
@@ -22,6 +22,7 @@ use super::Caller;
 use crate::http1::{Arrival, FieldLines, with_date};
 use crate::incoming::{Incoming, StreamBody};
 use crate::meter::Answer;
+use crate::reject::REQUEST_ID;
 
 /// Nobody waits for an answer any more, or takes it. Dropping the stream tells the other side.
 #[derive(Debug)]
@@ -117,8 +118,7 @@ async fn send(
 ) -> Result<(), Gone> {
     let (mut parts, mut answer) = response.into_parts();
     let fields = answer.take_fields();
-    complete(&mut parts, &fields, answer.size_hint().exact());
-    drop(fields);
+    complete(&mut parts, fields, answer.size_hint().exact());
     let bodiless = *asked_with == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
     let ends = bodiless || answer.is_end_stream();
     let stream = respond.send_response(Response::from_parts(parts, ()), ends)?;
@@ -149,36 +149,27 @@ async fn send(
 }
 
 /// Adds the backend's fields to ours, and what HTTP/2 wants said and not said.
-fn complete(parts: &mut response::Parts, passed: &FieldLines, length: Option<u64>) {
+fn complete(parts: &mut response::Parts, passed: FieldLines, length: Option<u64>) {
     let headers = &mut parts.headers;
     // Streams do not close connections, and nothing else is said of one (RFC 9113, 8.2.2).
     headers.remove(header::CONNECTION);
-    let ours = std::mem::replace(headers, fields(passed));
+    let (has_date, has_length) = (passed.has_date(), passed.has_length());
+    let ours = std::mem::replace(headers, passed.into_map());
     for (name, value) in &ours {
         // A backend that answered with thousands of fields was refused long ago.
         let _ = headers.try_append(name, value.clone());
     }
-    if !passed.has_date()
-        && let Ok(date) = with_date(HeaderValue::from_str)
-    {
+    if let Some(id) = headers.get_mut(REQUEST_ID) {
+        // It never comes again, and would only crowd the table of what may (RFC 7541, 7.1.3).
+        id.set_sensitive(true);
+    }
+    if !has_date && let Ok(date) = with_date(HeaderValue::from_str) {
         headers.insert(header::DATE, date);
     }
-    let is_told = passed.has_length() || matches!(parts.status.as_u16(), 204 | 304);
+    let is_told = has_length || matches!(parts.status.as_u16(), 204 | 304);
     if let Some(length) = length.filter(|_| !is_told) {
         headers.insert(header::CONTENT_LENGTH, length.into());
     }
-}
-
-fn fields(passed: &FieldLines) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(16);
-    for (name, value) in passed.iter() {
-        if let (Ok(name), Ok(value)) =
-            (HeaderName::from_bytes(name), HeaderValue::from_bytes(value))
-        {
-            let _ = headers.try_append(name, value);
-        }
-    }
-    headers
 }
 
 /// An answer on its way to a caller who may take it slowly, but not never.
