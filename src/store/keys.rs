@@ -22,7 +22,11 @@ const COLUMNS: &str = "id, form, digest, name, owner, role, models, cloud, expir
 
 /// The same for the keys in memory, of which nobody asks what for, who made them and when they were used.
 const COLUMNS_HELD: &str = "id, form, digest, name, owner, role, models, cloud, expires, networks, '', \
-     state, created, '', rotated_to, overlap_until, NULL, NULL, limits";
+     state, created, '', rotated_to, overlap_until, NULL, NULL, limits, \
+     owner IS NULL AND models IS NULL AND cloud IS NULL AND expires IS NULL AND networks IS NULL \
+     AND rotated_to IS NULL AND overlap_until IS NULL AND limits = ''";
+/// The last of these: whether [`plain_key_of`] sees all, as of most keys; there may be a million.
+const PLAIN: usize = 19;
 
 /// Which keys, the oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -302,7 +306,8 @@ impl Store {
             let mut statement = transaction.prepare(&sql)?;
             let mut rows = statement.query([since])?;
             while let Some(row) = rows.next()? {
-                each(key_of(row).map_or_else(|_| odd_row(row), |key| Read::Key(Box::new(key))));
+                let key = if row.get(PLAIN)? { plain_key_of(row) } else { key_of(row) };
+                each(key.map_or_else(|_| odd_row(row), |key| Read::Key(Box::new(key))));
             }
             generation(transaction)
         })
@@ -512,12 +517,8 @@ fn generation(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
 
 /// A row that this version does not understand is no key that lets anybody in.
 fn key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
-    let text = |at| row.get_ref(at)?.as_str_or_null().map_err(|_| odd(at));
-    let required = |at| text(at)?.ok_or_else(|| odd(at));
-    let time = |at| -> rusqlite::Result<Option<Timestamp>> {
-        let second: Option<i64> = row.get(at)?;
-        second.map(|second| Timestamp::from_second(second).map_err(|_| odd(at))).transpose()
-    };
+    let (text, required) = (|at| text(row, at), |at| required(row, at));
+    let time = |at| time(row, at);
     let list = |at| -> rusqlite::Result<Option<Vec<String>>> {
         text(at)?.map(|text| serde_json::from_str(text).map_err(|_| odd(at))).transpose()
     };
@@ -528,23 +529,18 @@ fn key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
     let networks = list(9)?.map(|nets| nets.iter().map(|net| net.parse()).collect());
     let (to, overlap_until) = (text(14)?, time(15)?);
     let (at, from) = (time(16)?, text(17)?);
+    let plain = plain_key_of(row)?;
     Ok(ManagedKey {
-        id: required(0)?.parse().map_err(|_| odd(0))?,
-        form: KeyForm::of(required(1)?).ok_or_else(|| odd(1))?,
-        digest: row.get(2)?,
         details: KeyDetails {
-            name: required(3)?.to_owned(),
             owner: text(4)?.map(str::to_owned),
-            role: text(5)?.map(str::parse).transpose().map_err(|_| odd(5))?,
             models: models.transpose()?,
             cloud: row.get(7)?,
             expires: time(8)?,
             networks: networks.transpose().map_err(|_| odd(9))?,
             limits: required(18)?.parse().map_err(|_| odd(18))?,
             note: required(10)?.to_owned(),
+            ..plain.details
         },
-        state: KeyState::of(required(11)?).ok_or_else(|| odd(11))?,
-        created: time(12)?.ok_or_else(|| odd(12))?,
         created_by: required(13)?.to_owned(),
         rotated: match (to, overlap_until) {
             (Some(to), Some(overlap_until)) => {
@@ -554,7 +550,40 @@ fn key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
             (Some(_), None) | (None, Some(_)) => return Err(odd(14)),
         },
         used: at.zip(from).and_then(|(at, from)| Some(KeyUse { at, from: from.parse().ok()? })),
+        ..plain
     })
+}
+
+/// A key as if it had no terms of its own.
+fn plain_key_of(row: &Row<'_>) -> rusqlite::Result<ManagedKey> {
+    Ok(ManagedKey {
+        id: required(row, 0)?.parse().map_err(|_| odd(0))?,
+        form: KeyForm::of(required(row, 1)?).ok_or_else(|| odd(1))?,
+        digest: row.get(2)?,
+        details: KeyDetails {
+            name: required(row, 3)?.to_owned(),
+            role: text(row, 5)?.map(str::parse).transpose().map_err(|_| odd(5))?,
+            ..KeyDetails::default()
+        },
+        state: KeyState::of(required(row, 11)?).ok_or_else(|| odd(11))?,
+        created: time(row, 12)?.ok_or_else(|| odd(12))?,
+        created_by: String::new(),
+        rotated: None,
+        used: None,
+    })
+}
+
+fn text<'a>(row: &'a Row<'_>, at: usize) -> rusqlite::Result<Option<&'a str>> {
+    row.get_ref(at)?.as_str_or_null().map_err(|_| odd(at))
+}
+
+fn required<'a>(row: &'a Row<'_>, at: usize) -> rusqlite::Result<&'a str> {
+    text(row, at)?.ok_or_else(|| odd(at))
+}
+
+fn time(row: &Row<'_>, at: usize) -> rusqlite::Result<Option<Timestamp>> {
+    let second: Option<i64> = row.get(at)?;
+    second.map(|second| Timestamp::from_second(second).map_err(|_| odd(at))).transpose()
 }
 
 /// One bad row is no reason not to see the others.

@@ -35,6 +35,8 @@ const KEEP_USES: Duration = Duration::from_secs(60);
 /// Refused keys are told once in this time each, and so many at once.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 const MOST_TOLD: usize = 1000;
+/// Keys that are put in their places together.
+const BATCH: usize = 1 << 16;
 
 /// What is held of one key.
 #[derive(Debug)]
@@ -211,16 +213,36 @@ fn take(keys: &mut Keys, odd: &mut HashSet<String>, read: Read) {
     }
 }
 
+/// Puts new keys in their places, in the order of these: of many in any order each would have to wait for
+/// memory.
+fn fill(keys: &mut Keys, batch: &mut Vec<(Digest, Arc<Held>)>) {
+    let places = keys.capacity().next_power_of_two() as u64 - 1;
+    batch.sort_unstable_by_key(|(digest, _)| digest.number() & places);
+    for (digest, held) in batch.drain(..) {
+        keys.insert(digest, held);
+    }
+}
+
 impl KeyRing {
     /// Reads every key.
     ///
     /// # Errors
     /// Where the store cannot be read.
     pub fn open(store: Arc<Store>) -> Result<Self, StoreError> {
-        let mut keys =
-            Keys::with_capacity_and_hasher(store.count_keys()?, BuildHasherDefault::default());
+        let count = store.count_keys()?;
+        let mut keys = Keys::with_capacity_and_hasher(count, BuildHasherDefault::default());
         let mut trouble = Trouble::default();
-        let generation = store.changed_since(0, |read| take(&mut keys, &mut trouble.odd, read))?;
+        let mut batch = Vec::with_capacity(count.min(BATCH));
+        let generation = store.changed_since(0, |read| match read {
+            Read::Key(key) => {
+                batch.push((Digest(key.digest), Arc::new(Held::of(*key))));
+                if batch.len() == BATCH {
+                    fill(&mut keys, &mut batch);
+                }
+            }
+            Read::Odd { .. } => take(&mut keys, &mut trouble.odd, read),
+        })?;
+        fill(&mut keys, &mut batch);
         let stamp = LiveFile::open(&store.folder().join(STAMP), 0, |text| {
             let number = read_stamp(text);
             Parsed {
@@ -542,8 +564,14 @@ impl Eq for Digest {}
 
 impl Hash for Digest {
     fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.number());
+    }
+}
+
+impl Digest {
+    fn number(&self) -> u64 {
         let [a, b, c, d, e, f, g, h, ..] = self.0;
-        state.write_u64(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
