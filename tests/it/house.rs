@@ -173,8 +173,14 @@ impl Lines {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 
+    /// In the order in which requests came: of two on connections of their own the line of the first may be
+    /// written last, though its answer was there before.
     pub fn all(&self) -> Vec<serde_json::Value> {
-        self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        let lines = self.text();
+        let mut lines: Vec<serde_json::Value> =
+            lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.sort_by_key(|line| line["id"].as_str().map(str::to_owned));
+        lines
     }
 
     /// Waits until there are so many lines.
