@@ -10,6 +10,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
@@ -205,7 +206,7 @@ impl Gateway {
     }
 
     /// Answers one request. It always answers, and always leaves exactly one line.
-    // No `async fn`: it would have a room of its own for the request, and thousands wait.
+    // No `async fn`, nor the next: each would have a room of its own for the request, and thousands wait.
     pub fn handle(
         self: &Arc<Self>,
         link: &Link,
@@ -221,7 +222,17 @@ impl Gateway {
         }
     }
 
-    async fn answer(
+    fn answer(
+        &self,
+        state: Arc<State>,
+        link: &Link,
+        request: Request,
+        promise: Option<&Promise>,
+    ) -> impl Future<Output = Response<Answer>> {
+        self.answered(state, link, request, promise).then(Answer::settled)
+    }
+
+    async fn answered(
         &self,
         state: Arc<State>,
         link: &Link,
@@ -265,7 +276,6 @@ impl Gateway {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
-        response.body_mut().settle_if_over().await;
         response
     }
 

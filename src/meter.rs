@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::admin::Flow;
@@ -379,7 +380,12 @@ impl Answer {
 impl Answer {
     /// What is over before anything of it goes out, as an answer without a body, waits here for its row:
     /// nobody asks it for its last bytes.
-    pub async fn settle_if_over(&mut self) {
+    pub async fn settled(mut response: Response<Self>) -> Response<Self> {
+        response.body_mut().settle_if_over().await;
+        response
+    }
+
+    async fn settle_if_over(&mut self) {
         let (record, written) = match self {
             Self::Passing { metered, .. } if metered.state == State::Ended => {
                 let written = metered.settle(Outcome::Done);
