@@ -4,8 +4,8 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Backend;
 use super::health::Fitness;
+use super::{Backend, Watch};
 use crate::api::{Asked, Class};
 use crate::call::Call;
 use crate::config::{BackendKind, ModelName};
@@ -120,6 +120,22 @@ pub(super) fn candidates(
         }
     }
     Err(Nobody::IsThere)
+}
+
+/// From the one on that gets the request, and the watch over it where that one is out while others are
+/// well, and is to show by this request how it is. One at a time does: whoever comes a moment later goes
+/// to the next.
+pub(super) fn tried(mut candidates: &[Arc<Backend>]) -> (&[Arc<Backend>], Option<Watch>) {
+    while let [best, others @ ..] = candidates
+        && others.iter().any(|it| it.is_in())
+        && !best.is_in()
+    {
+        match best.try_out() {
+            Some(watch) => return (candidates, Some(watch)),
+            None => candidates = others,
+        }
+    }
+    (candidates, None)
 }
 
 /// And whether it is out.

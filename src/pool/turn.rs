@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::choice::Wanted;
+use super::choice::{Wanted, tried};
 use super::line::{Entered, Held, Line, Stranded, Waiting};
 use super::queue::{Ask, Class as Urgency, Queue};
 use super::{Backend, Lease, Pool, Watch, managed, refusal};
@@ -120,27 +120,22 @@ impl Pool {
         (admitted, call): (&Ticket, &Call<'_>),
         model: Option<&str>,
     ) -> Result<Choice, Reject> {
+        let (candidates, trial) = tried(candidates);
         let best = candidates.first().ok_or_else(none_takes_it)?;
         let terms = self.terms();
-        let mut queued: Vec<_> = candidates.iter().filter(|it| it.is_in()).collect();
-        // One that is out goes before those that are well when it is to show how it is by now.
-        if !queued.is_empty() && !queued.iter().any(|it| it.serial() == best.serial()) {
-            let Some(watch) = best.try_out() else {
-                // Somebody was a moment earlier.
-                let others = candidates.get(1..).unwrap_or_default();
-                return self.enter(others, (admitted, call), model);
-            };
+        if trial.is_some() {
             let held = self.pass(best, admitted, call);
-            return Ok(Choice::Now(terms.watched_lease(best, held, Some(watch))));
+            return Ok(Choice::Now(terms.watched_lease(best, held, trial)));
         }
-        if queued.is_empty() {
-            queued.extend(candidates);
-        }
-        queued.retain(|it| it.is_bounded());
         let has_turns = best.is_bounded() && best.works_for(admitted);
         let Some(model) = model.filter(|_| has_turns) else {
             return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
+        let mut queued: Vec<_> = candidates.iter().filter(|it| it.is_in()).collect();
+        if queued.is_empty() {
+            queued.extend(candidates);
+        }
+        queued.retain(|it| it.is_bounded());
         let asks = |queue: &Queue| ask(queue, (admitted, call), model, &queued);
         let free = candidates.iter().find(|it| !it.is_bounded());
         match (Line::enter(&self.line, asks), free) {

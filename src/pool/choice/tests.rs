@@ -1,5 +1,7 @@
 //! Tests of the choice between backends; nobody listens there.
 
+use std::time::Duration;
+
 use http::{HeaderValue, Method};
 use proptest::prelude::*;
 
@@ -150,6 +152,31 @@ async fn whoever_is_out_is_asked_only_where_nobody_else_can_be() {
     assert_eq!(order(&backends, "a"), Err(Nobody::IsThere));
     backends[0].drain(false);
     assert_eq!(order(&backends, "a").unwrap(), ["x"]);
+}
+
+#[tokio::test]
+async fn of_those_that_come_at_once_one_shows_how_a_backend_is_and_the_others_go_on() {
+    let has: Option<&[&str]> = Some(&["a"]);
+    let backends = [backend("x", has, &[]).await, backend("y", has, &[]).await];
+    let long_ago = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+    let goes_to = |(rest, watch): (&[Arc<Backend>], Option<Watch>)| {
+        (rest.iter().map(|it| it.name().to_string()).collect::<Vec<_>>(), watch)
+    };
+    backends[0].live.health().find(Finding::NoConnection, long_ago, 0);
+    backends[0].find(Finding::ProbeAnswered);
+    // Both were put in this order before either of them went.
+    let (first, watch) = goes_to(tried(&backends));
+    assert_eq!((first, watch.is_some()), (vec!["x".to_owned(), "y".to_owned()], true));
+    let (second, none) = goes_to(tried(&backends));
+    assert_eq!((second, none.is_none()), (vec!["y".to_owned()], true));
+    // Where nobody is well there is nobody to go to instead.
+    backends[1].find(Finding::NoConnection);
+    let (both, none) = goes_to(tried(&backends));
+    assert_eq!((both.len(), none.is_none()), (2, true));
+    // It left without an answer: another shows it.
+    backends[0].unwatch(&watch.unwrap(), None);
+    backends[1].find(Finding::Answer);
+    assert!(tried(&backends).1.is_some());
 }
 
 #[tokio::test]
