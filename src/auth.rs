@@ -1,5 +1,6 @@
 //! Credentials to an [`Identity`]: passwords, keys and signatures, all at once on one port.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -111,10 +112,18 @@ impl Identity {
         self.grant.as_ref()
     }
 
-    /// Whether a rule is about it; what the rule does not say is about everybody.
+    /// The first rule that is about it.
     #[must_use]
-    pub fn is_meant_by(&self, rule: &Rule, groups: &[Group]) -> bool {
+    pub fn own_rule<'a, R: Borrow<Rule>>(&self, rules: &'a [R], groups: &[Group]) -> Option<&'a R> {
+        if rules.is_empty() {
+            return None;
+        }
         let name = self.account().as_str();
+        rules.iter().find(|rule| self.is_meant_by((*rule).borrow(), name, groups))
+    }
+
+    /// What the rule does not say is about everybody.
+    fn is_meant_by(&self, rule: &Rule, name: &str, groups: &[Group]) -> bool {
         let is_member = |name_of_group: &String| {
             let group = groups.iter().find(|group| group.name == *name_of_group);
             group.iter().flat_map(|group| &group.members).any(|member| member.matches(name))

@@ -32,7 +32,7 @@ impl Rules {
     /// What this caller may do: by the first rule that matches.
     #[must_use]
     pub fn reach_of(&self, who: Identity) -> Reach {
-        let rule = self.rules.iter().find(|rule| who.is_meant_by(rule, &self.groups));
+        let rule = who.own_rule(&self.rules, &self.groups);
         let rule = Arc::clone(rule.unwrap_or(&self.otherwise));
         Reach { who, rule, hides_models: self.hides_models }
     }

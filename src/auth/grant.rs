@@ -116,8 +116,7 @@ impl Fronts {
 
     /// The header that the caller's own rule names: the first that is about it.
     fn header_of(&self, who: &Identity) -> Option<&HeaderName> {
-        let own = self.rules.iter().find(|rule| who.is_meant_by(rule, &self.groups));
-        own.and_then(|rule| rule.acts_for.as_ref())
+        who.own_rule(&self.rules, &self.groups).and_then(|rule| rule.acts_for.as_ref())
     }
 }
 

@@ -43,36 +43,42 @@ impl FromStr for Role {
 
 /// A name, or one with `*` for any run of characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct Pattern {
+    text: String,
+    is_exact: bool,
+}
 
 impl Pattern {
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self(text.to_owned())
+        Self { text: text.to_owned(), is_exact: !text.contains('*') }
     }
 
     pub(super) fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     pub(super) fn is_exact(&self) -> bool {
-        !self.0.contains('*')
+        self.is_exact
     }
 
     /// Whether it matches all that the other matches, as far as can be seen from both.
     #[must_use]
     pub(super) fn covers(&self, other: &Self) -> bool {
         // A star within the other stands for what a star here may match, and for itself.
-        self.matches(&other.0)
+        self.matches(&other.text)
     }
 
     /// Takes time in proportion to both lengths, whatever the pattern.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        let mut parts = self.0.split('*');
+        if self.is_exact {
+            return self.text == name;
+        }
+        let mut parts = self.text.split('*');
         let first = parts.next().unwrap_or_default();
         let Some(mut rest) = name.strip_prefix(first) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
+        let last = parts.next_back().unwrap_or_default();
         for part in parts {
             let Some(at) = rest.find(part) else { return false };
             rest = rest.get(at + part.len()..).unwrap_or_default();
@@ -83,7 +89,7 @@ impl Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
+        f.pad(&self.text)
     }
 }
 
@@ -102,7 +108,7 @@ impl Roles {
         let mut roles = Self { default, exact: BTreeMap::new(), patterns: Vec::new() };
         for (pattern, role) in named {
             if pattern.is_exact() {
-                let held = roles.exact.entry(pattern.0).or_insert(role);
+                let held = roles.exact.entry(pattern.text).or_insert(role);
                 *held = role.min(*held);
             } else {
                 roles.patterns.push((pattern, role));
@@ -119,15 +125,15 @@ impl Roles {
     /// Where one name would have two roles.
     pub(super) fn add(&mut self, pattern: Pattern, role: Role) -> Result<(), String> {
         let by_pattern = || self.patterns.iter().find(|(known, _)| *known == pattern);
-        let held = self.exact.get(&pattern.0).or_else(|| by_pattern().map(|(_, role)| role));
+        let held = self.exact.get(&pattern.text).or_else(|| by_pattern().map(|(_, role)| role));
         match held {
             Some(held) if *held != role => {
-                let name = shown(&pattern.0);
+                let name = shown(&pattern.text);
                 Err(format!("{name} is named as {held} already; a name has one role"))
             }
             Some(_) => Ok(()),
             None if pattern.is_exact() => {
-                self.exact.insert(pattern.0, role);
+                self.exact.insert(pattern.text, role);
                 Ok(())
             }
             None => {
