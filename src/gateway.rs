@@ -10,7 +10,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use futures_util::future::Either;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
@@ -206,7 +205,7 @@ impl Gateway {
     }
 
     /// Answers one request. It always answers, and always leaves exactly one line.
-    // No `async fn`, nor the next: each would have a room of its own for the request, and thousands wait.
+    // No `async fn`: it would have a room of its own for the request, and thousands wait.
     pub fn handle(
         self: &Arc<Self>,
         link: &Link,
@@ -222,17 +221,7 @@ impl Gateway {
         }
     }
 
-    fn answer(
-        &self,
-        state: Arc<State>,
-        link: &Link,
-        request: Request,
-        promise: Option<&Promise>,
-    ) -> impl Future<Output = Response<Answer>> {
-        self.answered(state, link, request, promise).then(Answer::settled)
-    }
-
-    async fn answered(
+    async fn answer(
         &self,
         state: Arc<State>,
         link: &Link,
@@ -276,7 +265,11 @@ impl Gateway {
             // What is left of an unread body could be taken for the next request.
             response.headers_mut().insert(header::CONNECTION, CLOSE);
         }
-        response
+        match response.body_mut().settle_if_over() {
+            None => response,
+            // Boxed, because it is seldom needed.
+            Some(row) => Box::pin(Answer::behind(row, response)).await,
+        }
     }
 
     /// Answers one request of a caller for whom there is no place: what needs no login, and to all

@@ -378,33 +378,33 @@ impl Answer {
 }
 
 impl Answer {
-    /// What is over before anything of it goes out, as an answer without a body, waits here for its row:
-    /// nobody asks it for its last bytes.
-    pub async fn settled(mut response: Response<Self>) -> Response<Self> {
-        response.body_mut().settle_if_over().await;
-        response
-    }
-
-    async fn settle_if_over(&mut self) {
-        let (record, written) = match self {
+    /// The row of what is over before anything of it goes out, as an answer without a body: nobody asks
+    /// it for its last bytes.
+    pub fn settle_if_over(&mut self) -> Option<Written> {
+        match self {
             Self::Passing { metered, .. } if metered.state == State::Ended => {
-                let written = metered.settle(Outcome::Done);
-                (&mut metered.record, written)
+                metered.settle(Outcome::Done)
             }
-            Self::Own { record: Some(record), .. } => {
-                let written = record.post_untold();
-                (record, written)
-            }
+            Self::Own { record: Some(record), .. } => record.post_untold(),
             Self::Passing { .. }
             | Self::Own { .. }
             | Self::Flowing { .. }
             | Self::Gathered { .. }
-            | Self::Early(_) => return,
-        };
-        if let Some(written) = written {
-            // Boxed, because it is seldom needed.
-            Box::pin(Held::new(Bytes::new(), written).ends(record)).await;
+            | Self::Early(_) => None,
         }
+    }
+
+    /// What is over goes behind its row.
+    pub async fn behind(row: Written, mut answer: Response<Self>) -> Response<Self> {
+        let record = match answer.body_mut() {
+            Self::Passing { metered, .. } => Some(&mut metered.record),
+            Self::Own { record, .. } => record.as_mut(),
+            Self::Flowing { .. } | Self::Gathered { .. } | Self::Early(_) => None,
+        };
+        if let Some(record) = record {
+            Held::new(Bytes::new(), row).ends(record).await;
+        }
+        answer
     }
 
     /// Its last bytes are here, and go as soon as its row is written.

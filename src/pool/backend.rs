@@ -475,9 +475,8 @@ impl Backend {
     pub(super) fn take_idle(&self, now: Instant) -> Option<Box<Connection>> {
         loop {
             let (connection, since) = self.idle().pop()?;
-            let idle = now.duration_since(since);
-            let is_silent = connection.is_silent(idle < JUST_USED);
-            if idle < KEEP_IDLE && is_silent {
+            let is_silent = connection.is_silent(now < since + JUST_USED);
+            if is_silent && now < since + KEEP_IDLE {
                 return Some(connection);
             }
         }
@@ -485,7 +484,7 @@ impl Backend {
 
     #[inline]
     pub(super) fn keep(&self, connection: Box<Connection>, now: Instant) {
-        if !connection.is_reusable() || connection.age(now) > OLDEST {
+        if !connection.is_reusable() || connection.is_older(OLDEST, now) {
             return;
         }
         let mut idle = self.idle();

@@ -271,8 +271,8 @@ impl Connection {
     }
 
     #[inline]
-    pub(super) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.opened)
+    pub(super) fn is_older(&self, than: Duration, now: Instant) -> bool {
+        now > self.opened + than
     }
 
     #[inline]
