@@ -220,7 +220,7 @@ impl ModelPattern {
     }
 
     pub(super) fn is_everything(&self) -> bool {
-        self.0.as_str() == "*"
+        self.0.as_str().bytes().all(|byte| byte == b'*')
     }
 
     pub(super) fn is_exact(&self) -> bool {
@@ -458,6 +458,7 @@ mod tests {
             ("registry.ollama.ai/library/gemma3:12b", "gemma3:12b"),
             ("hf.co/bartowski/*", "HF.co/bartowski/Qwen:Q4_K_M"),
             ("*", "hf.co/a/b:c"),
+            ("**", "hf.co/a/b:c"),
             ("*:1b", "gemma3:1b"),
             ("gpt-oss:*", "gpt-oss:20b-cloud"),
             ("gpt-oss:20b:cloud", "gpt-oss:20b-cloud"),
