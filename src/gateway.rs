@@ -242,23 +242,8 @@ impl Gateway {
         } else {
             held_off(pin!(visit.serve(&parts, body, Arc::clone(&arrived), &mut record))).await
         };
-        let mut closes = false;
-        let mut response = match came {
-            Ok(Served::Passed(passed)) => asker.pass(*passed, record),
-            Ok(Served::Own(answer)) => own(answer, record),
-            Ok(Served::Flowing(answer)) => {
-                record.line.status = answer.status().as_u16();
-                answer.map(|flow| Answer::Flowing { flow, record })
-            }
-            Ok(Served::Gathered(answer)) => {
-                record.line.status = answer.status().as_u16();
-                answer.map(|gathered| Answer::Gathered { gathered, record })
-            }
-            Err(reject) => {
-                closes |= reject.closes();
-                asker.refuse(&reject, record)
-            }
-        };
+        // Given away whole: looked at here, it would have its room for as long as a request waits.
+        let (mut response, mut closes) = asker.respond(came, record);
         asker.finish(&mut response, id);
         closes |= link.door.is_outdated(&state);
         if closes || self.is_draining() || !arrived.is_complete() {

@@ -3,7 +3,7 @@
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 
-use super::{Door, Passed, State, cors};
+use super::{Door, Passed, Served, State, cors, own};
 use crate::admin;
 use crate::api;
 use crate::forward;
@@ -29,7 +29,29 @@ impl Asker<'_> {
         Dialect::of(api::without_key(self.parts.uri.path()))
     }
 
-    pub(super) fn pass(&self, passed: Passed, mut record: Box<Record>) -> Response<Answer> {
+    /// Also whether the connection has to end with it.
+    pub(super) fn respond(
+        &self,
+        came: Result<Served, Reject>,
+        mut record: Box<Record>,
+    ) -> (Response<Answer>, bool) {
+        let response = match came {
+            Ok(Served::Passed(passed)) => self.pass(*passed, record),
+            Ok(Served::Own(answer)) => own(answer, record),
+            Ok(Served::Flowing(answer)) => {
+                record.line.status = answer.status().as_u16();
+                answer.map(|flow| Answer::Flowing { flow, record })
+            }
+            Ok(Served::Gathered(answer)) => {
+                record.line.status = answer.status().as_u16();
+                answer.map(|gathered| Answer::Gathered { gathered, record })
+            }
+            Err(reject) => return (self.refuse(&reject, record), reject.closes()),
+        };
+        (response, false)
+    }
+
+    fn pass(&self, passed: Passed, mut record: Box<Record>) -> Response<Answer> {
         let Passed { answered, ticket, lease, sifts } = passed;
         let mut headers = HeaderMap::new();
         tell_of(&ticket, &mut headers);
