@@ -144,7 +144,7 @@ pub async fn examine(subject: &Subject<'_>, mut tell: impl FnMut(Section)) {
             _ => format!("backend {}", backend.name()),
         };
         tell(Section { title: title(&who, backend.url()), findings: seen.findings });
-        dates.push(("the backend", seen.date));
+        dates.push((format!("the {who}"), seen.date));
     }
 
     let gate = gate::examine(subject).await;
@@ -153,7 +153,7 @@ pub async fn examine(subject: &Subject<'_>, mut tell: impl FnMut(Section)) {
         subject.gate.map_or_else(|| "not known".to_owned(), |gate| format!("{scheme}://{gate}"));
     tell(Section { title: title("gate", &at), findings: gate.findings });
 
-    dates.push(("the gate", gate.date));
+    dates.push(("the gate".to_owned(), gate.date));
     let signs = subject.config().authorized_keys.is_some();
     let files = machine::open_files(subject.gate, subject.config().max_connections);
     let findings = vec![machine::clock(SystemTime::now(), &dates, signs), files];

@@ -16,7 +16,7 @@ const NOTABLE: Duration = Duration::from_secs(30);
 const MADE: Duration = Duration::from_secs(1_767_225_600);
 
 /// Compares our clock with the `Date` of answers; with `signs` much hangs on it.
-pub(super) fn clock(now: SystemTime, dates: &[(&str, Option<String>)], signs: bool) -> Finding {
+pub(super) fn clock(now: SystemTime, dates: &[(String, Option<String>)], signs: bool) -> Finding {
     const WHAT: &str = "clock";
     const ADVICE: &str = "let every machine keep its clock by NTP: `timedatectl set-ntp true`";
     if now < UNIX_EPOCH + MADE {
@@ -26,7 +26,7 @@ pub(super) fn clock(now: SystemTime, dates: &[(&str, Option<String>)], signs: bo
     let compared = dates.iter().filter_map(|(who, date)| {
         let theirs = httpdate::parse_http_date(date.as_deref()?).ok()?;
         let off = now.duration_since(theirs).or_else(|_| theirs.duration_since(now));
-        Some((*who, off.unwrap_or_default()))
+        Some((who.as_str(), off.unwrap_or_default()))
     });
     let compared: Vec<_> = compared.collect();
     let Some((who, off)) = compared.iter().max_by_key(|(_, off)| *off) else {
@@ -169,7 +169,21 @@ Max locked memory         8388608              8388608              bytes
         let theirs = at(1_795_514_400);
         let now = at(1_795_514_400_u64.saturating_add_signed(seconds));
         let date = Some(httpdate::fmt_http_date(theirs));
-        clock(now, &[("the backend", date), ("the gate", None)], signs)
+        clock(now, &[("the backend".to_owned(), date), ("the gate".to_owned(), None)], signs)
+    }
+
+    #[test]
+    fn of_several_clocks_it_is_said_which() {
+        let date = |seconds| Some(httpdate::fmt_http_date(at(seconds)));
+        let ours = 1_795_514_400;
+        let of = |first, second| {
+            let dates = [("the backend a".to_owned(), first), ("the backend b".to_owned(), second)];
+            clock(at(ours), &dates, false).found
+        };
+        assert_eq!(
+            of(date(ours), date(ours)),
+            "agrees with that of the backend a and the backend b"
+        );
     }
 
     #[test]
@@ -192,7 +206,8 @@ Max locked memory         8388608              8388608              bytes
 
     #[test]
     fn a_clock_without_another_to_compare_with_is_judged_by_what_cannot_be() {
-        let dates = [("the backend", None), ("the gate", Some("noon".to_owned()))];
+        let noon = Some("noon".to_owned());
+        let dates = [("the backend".to_owned(), None), ("the gate".to_owned(), noon)];
         assert_eq!(clock(at(1_795_514_400), &dates, true).verdict, Verdict::Skip);
         // What a board without a battery believes after a cold start.
         assert_eq!(clock(at(3600), &dates, false).verdict, Verdict::Fail);
@@ -202,7 +217,11 @@ Max locked memory         8388608              8388608              bytes
     fn the_worst_clock_counts() {
         let now = at(1_795_514_400);
         let date = |off: u64| Some(httpdate::fmt_http_date(at(1_795_514_400 + off)));
-        let finding = clock(now, &[("the backend", date(1)), ("the gate", date(99))], false);
+        let finding = clock(
+            now,
+            &[("the backend".to_owned(), date(1)), ("the gate".to_owned(), date(99))],
+            false,
+        );
         assert_eq!(finding.found, "it is 99 s off that of the gate");
     }
 
