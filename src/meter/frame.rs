@@ -28,8 +28,10 @@ impl Count {
     fn of(number: Number, word: &[u8]) -> Self {
         let text = std::str::from_utf8(word).unwrap_or_default();
         let (count, most) = match number {
-            Number::Load | Number::Generation => (text.parse().ok(), MOST),
-            Number::TimedGeneration => (nanoseconds(text), MOST),
+            Number::Load | Number::Prefill | Number::Generation | Number::Total => {
+                (text.parse().ok(), MOST)
+            }
+            Number::TimedPrefill | Number::TimedGeneration => (nanoseconds(text), MOST),
             Number::Prompt
             | Number::Completion
             | Number::Cached
@@ -294,7 +296,7 @@ impl Frame {
 }
 
 impl Number {
-    const COUNT: usize = 14;
+    const COUNT: usize = 17;
 
     pub(super) const USAGE: [Self; 6] = [
         Self::Prompt,
@@ -305,9 +307,14 @@ impl Number {
         Self::CacheWritten,
     ];
 
-    pub(super) const OLLAMA: [Self; 4] =
-        [Self::EvalPrompt, Self::Eval, Self::Load, Self::Generation];
+    pub(super) const OLLAMA: [Self; 6] =
+        [Self::EvalPrompt, Self::Eval, Self::Load, Self::Prefill, Self::Generation, Self::Total];
 
-    pub(super) const TIMINGS: [Self; 4] =
-        [Self::TimedPrompt, Self::TimedCached, Self::TimedCompletion, Self::TimedGeneration];
+    pub(super) const TIMINGS: [Self; 5] = [
+        Self::TimedPrompt,
+        Self::TimedCached,
+        Self::TimedCompletion,
+        Self::TimedPrefill,
+        Self::TimedGeneration,
+    ];
 }

@@ -219,15 +219,17 @@ impl Reader {
         let cached = told(Number::Cached)
             .or_else(|| told(Number::CacheRead))
             .or_else(|| told(Number::TimedCached));
-        let generation = told(Number::Generation).or_else(|| told(Number::TimedGeneration));
+        let time = |number| told(number).map(Duration::from_nanos);
         Usage {
             prompt,
             completion,
             cached: cached.map(|cached| cached.min(prompt)),
             reasoning: told(Number::Reasoning),
             estimated,
-            load: told(Number::Load).map(Duration::from_nanos),
-            generation: generation.map(Duration::from_nanos),
+            load: time(Number::Load),
+            prefill: time(Number::Prefill).or_else(|| time(Number::TimedPrefill)),
+            generation: time(Number::Generation).or_else(|| time(Number::TimedGeneration)),
+            total: time(Number::Total),
         }
     }
 

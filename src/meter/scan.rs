@@ -50,11 +50,14 @@ pub(super) enum Number {
     EvalPrompt,
     Eval,
     Load,
+    Prefill,
     Generation,
+    Total,
     // llama.cpp's `timings`
     TimedPrompt,
     TimedCached,
     TimedCompletion,
+    TimedPrefill,
     TimedGeneration,
 }
 
@@ -384,7 +387,7 @@ impl Place {
     fn says(self, key: &[u8]) -> Says {
         use Number::{
             CacheRead, CacheWritten, Cached, Completion, Prompt, Reasoning, TimedCached,
-            TimedCompletion, TimedGeneration, TimedPrompt,
+            TimedCompletion, TimedGeneration, TimedPrefill, TimedPrompt,
         };
         match (self, key) {
             (Self::Top, _) => Self::top_says(key),
@@ -404,6 +407,7 @@ impl Place {
             (Self::Timings, b"prompt_n") => Says::Count(TimedPrompt),
             (Self::Timings, b"cache_n") => Says::Count(TimedCached),
             (Self::Timings, b"predicted_n") => Says::Count(TimedCompletion),
+            (Self::Timings, b"prompt_ms") => Says::Count(TimedPrefill),
             (Self::Timings, b"predicted_ms") => Says::Count(TimedGeneration),
             (Self::Choice, b"delta" | b"message") => Says::Inner(Self::Delta),
             (Self::Choice | Self::Part | Self::Delta, b"text") => Says::Text,
@@ -420,7 +424,7 @@ impl Place {
     }
 
     fn top_says(key: &[u8]) -> Says {
-        use Number::{Eval, EvalPrompt, Generation, Load};
+        use Number::{Eval, EvalPrompt, Generation, Load, Prefill, Total};
         match key {
             b"done" => Says::Done,
             b"error" => Says::Error,
@@ -429,7 +433,9 @@ impl Place {
             b"prompt_eval_count" => Says::Count(EvalPrompt),
             b"eval_count" => Says::Count(Eval),
             b"load_duration" => Says::Count(Load),
+            b"prompt_eval_duration" => Says::Count(Prefill),
             b"eval_duration" => Says::Count(Generation),
+            b"total_duration" => Says::Count(Total),
             b"usage" => Says::Inner(Self::Usage),
             b"timings" => Says::Inner(Self::Timings),
             b"choices" => Says::Inner(Self::Choices),

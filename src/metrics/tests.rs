@@ -27,6 +27,8 @@ pub(super) fn row(model: &str) -> UsageRow {
             estimated: false,
             load: Some(Duration::from_millis(250)),
             generation: Some(Duration::from_millis(500)),
+            prefill: None,
+            total: None,
         },
         runner_options: None,
         bytes_in: 100,

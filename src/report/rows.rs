@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use super::{Cell, Period, Sheet, grouped, printable};
 use crate::config::{Prices, Spent};
-use crate::store::{LoadedBy, Reload, RowsQuery, Store, StoreError, UsageEntry, UsageFilter};
+use crate::store::{
+    LoadedBy, Reload, RowsQuery, Store, StoreError, Usage, UsageEntry, UsageFilter,
+};
 
 /// Rows of one page, at most.
 pub const MOST_ROWS: usize = 1000;
 
 /// The columns of a row.
-pub const ROW: [&str; 24] = [
+pub const ROW: [&str; 29] = [
     "time",
     "id",
     "client",
@@ -31,6 +33,11 @@ pub const ROW: [&str; 24] = [
     "first_byte_ms",
     "first_token_ms",
     "total_ms",
+    "load_ms",
+    "prefill_ms",
+    "generation_ms",
+    "backend_total_ms",
+    "prompt_tokens_per_second",
     "tokens_per_second",
     "backend_seconds",
     "bytes_in",
@@ -117,6 +124,11 @@ fn row(entry: &UsageEntry, prices: &Prices) -> Vec<Cell> {
         millis(entry.first_byte),
         millis(entry.first_token),
         millis(Some(entry.total)),
+        millis(usage.load),
+        millis(usage.prefill),
+        millis(usage.generation),
+        millis(usage.total),
+        prompt_tokens_per_second(usage).map_or(Cell::Nothing, Cell::Number),
         tokens_per_second(entry).map_or(Cell::Nothing, Cell::Number),
         Cell::Number(entry.backend_time.as_secs_f64()),
         Cell::Count(entry.bytes_in),
@@ -141,13 +153,21 @@ fn millis(time: Option<Duration>) -> Cell {
     time.map_or(Cell::Nothing, |time| Cell::Number(time.as_secs_f64() * 1000.0))
 }
 
+/// Of the tokens that were read: without those that were worked out before, where that is told.
+fn prompt_tokens_per_second(usage: &Usage) -> Option<f64> {
+    rate(usage.prompt.saturating_sub(usage.cached.unwrap_or_default()), usage.prefill)
+}
+
 /// As the backend says, or else from the first token on.
-#[expect(clippy::cast_precision_loss, reason = "no answer has 2^53 tokens")]
 fn tokens_per_second(entry: &UsageEntry) -> Option<f64> {
     let streamed = || entry.total.checked_sub(entry.first_token?);
-    let time = entry.usage.generation.or_else(streamed)?;
-    let rate = entry.usage.completion as f64 / time.as_secs_f64();
-    (entry.usage.completion > 0 && rate.is_finite()).then_some(rate)
+    rate(entry.usage.completion, entry.usage.generation.or_else(streamed))
+}
+
+#[expect(clippy::cast_precision_loss, reason = "nobody counts 2^53 tokens")]
+fn rate(tokens: u64, time: Option<Duration>) -> Option<f64> {
+    let rate = tokens as f64 / time?.as_secs_f64();
+    (tokens > 0 && rate.is_finite()).then_some(rate)
 }
 
 /// A page of loads, the newest first.
@@ -231,7 +251,6 @@ pub fn reloads_told(reloads: &[Reload]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Usage;
 
     fn entry(name: &str, options: Option<&str>) -> UsageEntry {
         UsageEntry {
@@ -252,7 +271,9 @@ mod tests {
                 completion: 50,
                 cached: Some(10),
                 load: Some(Duration::from_secs(12)),
+                prefill: Some(Duration::from_millis(500)),
                 generation: Some(Duration::from_secs(2)),
+                total: Some(Duration::from_millis(14_510)),
                 ..Usage::default()
             },
             runner_options: options.map(str::to_owned),
@@ -277,8 +298,8 @@ mod tests {
         let csv = sheet.to_csv();
         let row = csv.lines().nth(1).unwrap();
         let expected = "2026-11-24T10:12:44.120Z,5c1be70300000b2a,10.0.0.7,anna,,gemma3:latest,chat,\
-                        ollama,200,done,1000000,50,10,,false,1.500,20.000,,3000.000,25.000,2.980,3,4,\
-                        num_ctx=8192";
+                        ollama,200,done,1000000,50,10,,false,1.500,20.000,,3000.000,12000.000,500.000,2000.000,\
+                        14510.000,1999980.000,25.000,2.980,3,4,num_ctx=8192";
         assert_eq!(row, expected);
         assert_eq!(sheet.columns.len(), sheet.rows[0].len());
     }

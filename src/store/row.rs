@@ -17,8 +17,12 @@ pub struct Usage {
     pub estimated: bool,
     /// How long it took to load the model; where it says so.
     pub load: Option<Duration>,
+    /// How long it read the prompt; where it says so.
+    pub prefill: Option<Duration>,
     /// How long it generated; where it says so.
     pub generation: Option<Duration>,
+    /// How long it took by its own clock, with its own queue; where it says so.
+    pub total: Option<Duration>,
 }
 
 /// One request that a backend began. Never a credential, a prompt or an answer.

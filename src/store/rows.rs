@@ -18,7 +18,7 @@ const MOST: usize = 1000;
 const LOOK_BACK: i64 = 6 * 3600 * 1000;
 const COLUMNS: &str = "place, id, client, name, key, model, operation, backend, inference, status,
      outcome, options, prompt, completion, cached, reasoning, estimated, load, generation, bytes_in,
-     bytes_out, queue, first_byte, first_token, total, backend_time";
+     bytes_out, queue, first_byte, first_token, total, backend_time, prefill, total_told";
 
 impl Store {
     /// One page of rows; the next one begins before the last one's place.
@@ -187,7 +187,9 @@ fn entry(
             reasoning: some(15)?,
             estimated: row.get(16)?,
             load: some_micros(17)?,
+            prefill: some_micros(26)?,
             generation: some_micros(18)?,
+            total: some_micros(27)?,
         },
         bytes_in: count(19)?,
         bytes_out: count(20)?,

@@ -178,13 +178,17 @@ fn what_a_server_tells_besides_is_kept() {
     };
     let ollama = usage("chat.whole.json");
     assert_eq!(ollama.load, Some(Duration::from_nanos(3_614_043)));
+    assert_eq!(ollama.prefill, Some(Duration::from_nanos(1_117_068)));
     assert_eq!(ollama.generation, Some(Duration::from_nanos(1_108_633)));
+    assert_eq!(ollama.total, Some(Duration::from_nanos(11_763_316)));
     let responses = usage("responses.stream.sse");
     assert_eq!((responses.cached, responses.reasoning), (Some(0), Some(0)));
     assert_eq!(usage("responses_thinking.stream.sse").reasoning, Some(3));
     let llama = usage("chat_completions.llamacpp.sse");
     assert_eq!(llama.cached, Some(36));
+    assert_eq!(llama.prefill, Some(Duration::from_micros(25_094)));
     assert_eq!(llama.generation, Some(Duration::from_micros(15_500)));
+    assert_eq!(llama.total, None);
     let vllm = usage("chat_completions.vllm.sse");
     assert_eq!((vllm.cached, vllm.reasoning), (Some(16), None));
     let studio = usage("chat_completions.lmstudio.json");
@@ -346,10 +350,13 @@ impl Slow {
         };
         let count = |key: &str| token(&last[key]);
         let is_absent = |key: &str| last[key].is_null();
+        let time = |key: &str| nanoseconds(&last[key]);
         let is_nothing = chunks == 0 && is_absent("eval_count");
         let mut usage = Usage {
-            load: last["load_duration"].as_u64().map(Duration::from_nanos),
-            generation: last["eval_duration"].as_u64().map(Duration::from_nanos),
+            load: time("load_duration"),
+            prefill: time("prompt_eval_duration"),
+            generation: time("eval_duration"),
+            total: time("total_duration"),
             ..Usage::default()
         };
         usage.prompt = count("prompt_eval_count").unwrap_or_else(|| {
@@ -383,11 +390,14 @@ impl Slow {
         let told = self.frames.iter().find_map(|frame| {
             token(&frame["usage"]["prompt_tokens"]).or_else(|| token(&frame["prompt_eval_count"]))
         });
-        let load = self.frames.iter().find_map(|it| it["load_duration"].as_u64());
+        let time = |key: &str| self.frames.iter().find_map(|it| nanoseconds(&it[key]));
         Usage {
             prompt: told.unwrap_or(GUESS),
             estimated: told.is_none(),
-            load: load.map(Duration::from_nanos),
+            load: time("load_duration"),
+            prefill: time("prompt_eval_duration"),
+            generation: time("eval_duration"),
+            total: time("total_duration"),
             ..Usage::default()
         }
     }
@@ -400,12 +410,12 @@ impl Slow {
         let timings = timings.map_or(&Value::Null, |it| &it["timings"]);
         let cached = token(&timings["cache_n"]);
         let timed = token(&timings["prompt_n"]).map(|it| it + cached.unwrap_or(0));
-        let milliseconds = timings["predicted_ms"].as_f64();
-        let generation = milliseconds.and_then(|it| Duration::try_from_secs_f64(it / 1000.0).ok());
+        let time = |key: &str| Duration::try_from_secs_f64(timings[key].as_f64()? / 1000.0).ok();
         let mut usage = Usage {
             reasoning: told.reasoning,
             estimated: !told.is_settled,
-            generation,
+            prefill: time("prompt_ms"),
+            generation: time("predicted_ms"),
             ..Usage::default()
         };
         usage.prompt = match told.prompt.or(timed) {
@@ -487,6 +497,11 @@ impl Told {
 
 fn token(value: &Value) -> Option<u64> {
     value.as_u64().filter(|count| *count <= u64::from(u32::MAX))
+}
+
+/// More than 52 days is nonsense.
+fn nanoseconds(value: &Value) -> Option<Duration> {
+    value.as_u64().filter(|count| *count <= 1 << 52).map(Duration::from_nanos)
 }
 
 fn raw_length(text: &str) -> usize {
@@ -589,7 +604,7 @@ fn line() -> impl Strategy<Value = String> {
 fn last_line() -> impl Strategy<Value = String> {
     (count(), count(), 0..9_u64).prop_map(|(a, b, c)| {
         format!(
-            r#"{{"response":"","done":false,"done":true,"context":[1,2],"prompt_eval_count":{a},"eval_count":{b},"eval_duration":{c}}}"#
+            r#"{{"response":"","done":false,"done":true,"context":[1,2],"prompt_eval_count":{a},"eval_count":{b},"prompt_eval_duration":{b},"eval_duration":{c},"total_duration":{a}}}"#
         )
     })
 }

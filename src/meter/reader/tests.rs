@@ -47,7 +47,9 @@ fn lines_are_counted() {
     let end = r#"{"model":"m","created_at":"x","response":"","done":true,"done_reason":"stop","context":[1,2,3],"total_duration":9,"load_duration":7,"prompt_eval_count":12,"prompt_eval_duration":1,"eval_count":6,"eval_duration":8}"#;
     let usage = Usage {
         load: Some(Duration::from_nanos(7)),
+        prefill: Some(Duration::from_nanos(1)),
         generation: Some(Duration::from_nanos(8)),
+        total: Some(Duration::from_nanos(9)),
         ..tokens(12, 6)
     };
     assert_eq!(counted("generate", NDJSON, &format!("{words}{end}\n")), (usage.clone(), true));

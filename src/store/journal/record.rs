@@ -18,7 +18,9 @@ const HEAD: usize = 8;
 const MOST_TOKENS: u64 = 1 << 32;
 const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The first byte: how the rest is to be read.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Ended before the time for the prompt.
+const WITHOUT_PREFILL: u8 = 1;
 
 /// Adds a row to what is to be written.
 pub(in super::super) fn write(row: &UsageRow, to: &mut Vec<u8>) {
@@ -88,13 +90,15 @@ fn fields(row: &UsageRow, pen: &mut Pen<'_>) {
     for time in [row.queue, row.total, row.backend_time] {
         pen.number(micros(time));
     }
-    for time in [usage.load, usage.generation, row.first_byte, row.first_token] {
+    let told = [usage.load, usage.generation, row.first_byte, row.first_token];
+    for time in told.into_iter().chain([usage.prefill, usage.total]) {
         pen.option(time.map(micros));
     }
 }
 
 fn entry(eye: &mut Eye<'_>) -> Option<UsageEntry> {
-    if eye.byte()? != VERSION {
+    let version = eye.byte()?;
+    if ![VERSION, WITHOUT_PREFILL].contains(&version) {
         return None;
     }
     let flags = eye.byte()?;
@@ -114,8 +118,21 @@ fn entry(eye: &mut Eye<'_>) -> Option<UsageEntry> {
     let (queue, total, backend_time) = (eye.time()?, eye.time()?, eye.time()?);
     let (load, generation) = (eye.some_time()?, eye.some_time()?);
     let (first_byte, first_token) = (eye.some_time()?, eye.some_time()?);
-    let estimated = flags & 2 != 0;
-    let usage = Usage { prompt, completion, cached, reasoning, estimated, load, generation };
+    let (prefill, total_told) = match version {
+        WITHOUT_PREFILL => (None, None),
+        _ => (eye.some_time()?, eye.some_time()?),
+    };
+    let usage = Usage {
+        prompt,
+        completion,
+        cached,
+        reasoning,
+        estimated: flags & 2 != 0,
+        load,
+        prefill,
+        generation,
+        total: total_told,
+    };
     Some(UsageEntry {
         place,
         id,
