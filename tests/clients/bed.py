@@ -136,6 +136,22 @@ def create_model(directory, ollama, name=MODEL):
     )
 
 
+def loaded(ollama):
+    _, text = ask(f"{ollama}/api/ps")
+    return [model["name"] for model in json.loads(text)["models"]]
+
+
+def unload(ollama):
+    """Frees each model, and with it a place that nobody has.
+
+    A caller who leaves while the model says more than is read can leave Ollama v0.20 with a word that it
+    waits to pass on for ever (`ch <- res` in server/routes.go), and the model's only place stays taken.
+    """
+    for name in loaded(ollama):
+        ask(f"{ollama}/api/generate", body={"model": name, "keep_alive": 0})
+    wait_for(lambda: not loaded(ollama), 10, "a model stays loaded")
+
+
 def write_gguf(path, salt):
     """The tiny model in a file of its own: Ollama takes models with the same bytes for one."""
     tiny = (CACHE / "clients" / "model" / "tiny.gguf").read_bytes()

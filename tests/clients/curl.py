@@ -68,6 +68,8 @@ def run(world):
     def _():
         leave_a_stream(world)
 
+    bed.unload(world.ollama)
+
     wrong = {
         "wrong password": (f"-u {world.name}:nonsense", world.says_wrong_password),
         "wrong key": (f'-H "Authorization: Bearer {world.wrong_key}"', world.says_wrong_key),

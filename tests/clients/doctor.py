@@ -11,14 +11,13 @@ from report import check, expect
 
 
 def run(world):
-    unload(world)
-
+    # Each of them leaves in the middle of an answer, so `doctor` begins with no model.
     @check("doctor: no model is loaded without being named")
     def _():
         found = ask(world)
         expect(found["streaming"]["verdict"] == "skip", found["streaming"])
         expect("--model" in found["streaming"]["advice"], found["streaming"])
-        expect(not loaded(world), f"{loaded(world)} is loaded")
+        expect(not bed.loaded(world.ollama), f"{bed.loaded(world.ollama)} is loaded")
 
     @check("doctor: a real Ollama streams, lets go, and checks the Host")
     def _():
@@ -31,8 +30,10 @@ def run(world):
 
     @check("doctor: a model that is loaded is asked without being named, and stays as long as it did")
     def _():
-        bed.ask(f"{world.ollama}/api/generate", body={"model": bed.MODEL, "keep_alive": -1})
-        found = ask(world)
+        def load():
+            bed.ask(f"{world.ollama}/api/generate", body={"model": bed.MODEL, "keep_alive": -1})
+
+        found = ask(world, first=load)
         _, text = bed.ask(f"{world.ollama}/api/ps")
         expires = json.loads(text)["models"][0]["expires_at"]
         expect(expires > "2100", f"it was to stay for ever, and now stays until {expires}")
@@ -42,14 +43,16 @@ def run(world):
     @check("doctor: a model that works on for nobody is told")
     def _():
         with Keeper(world.ollama) as keeper:
-            found = ask(world, "--upstream", keeper.url)
+            found = ask(world, "--model", bed.MODEL, "--upstream", keeper.url)
             expect(found["streaming"]["verdict"] == "ok", found["streaming"])
             expect(found["cancelling"]["verdict"] == "warn", found["cancelling"])
 
-    report.says("doctor: to a person", doctor(world).stdout)
+    report.says("doctor: to a person", doctor(world, "--model", bed.MODEL).stdout)
 
 
-def doctor(world, *more):
+def doctor(world, *more, first=lambda: None):
+    bed.unload(world.ollama)
+    first()
     address = world.gate.url.removeprefix("http://")
     words = ["doctor", "--config", "portcullis.toml", "--listen", address, *more]
     return subprocess.run(
@@ -59,9 +62,9 @@ def doctor(world, *more):
     )  # fmt: skip
 
 
-def ask(world, *more):
+def ask(world, *more, **first):
     """The findings by what was looked at, from a run in which nothing failed."""
-    done = doctor(world, "--json", *more)
+    done = doctor(world, "--json", *more, **first)
     expect(done.returncode == 0, f"it ended with {done.returncode}: {done.stdout} {done.stderr}")
     return {finding["what"]: finding for finding in json.loads(done.stdout)["findings"]}
 
@@ -108,14 +111,3 @@ def tried(what, argument):
         return what(argument)
     except OSError:
         return None
-
-
-def loaded(world):
-    _, text = bed.ask(f"{world.ollama}/api/ps")
-    return [model["name"] for model in json.loads(text)["models"]]
-
-
-def unload(world):
-    for name in loaded(world):
-        bed.ask(f"{world.ollama}/api/generate", body={"model": name, "keep_alive": 0})
-    bed.wait_for(lambda: not loaded(world), 10, "a model stays loaded")
