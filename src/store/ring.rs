@@ -9,7 +9,8 @@ use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -96,6 +97,7 @@ type BringUp = dyn Fn(&Store) -> Result<(), StoreError> + Send + Sync;
 struct Recall(Mutex<Option<Arc<BringUp>>>);
 
 type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
+type Batch = Vec<(Digest, Arc<Held>)>;
 
 #[derive(Debug)]
 struct Uses {
@@ -215,12 +217,36 @@ fn take(keys: &mut Keys, odd: &mut HashSet<String>, read: Read) {
 
 /// Puts new keys in their places, in the order of these: of many in any order each would have to wait for
 /// memory.
-fn fill(keys: &mut Keys, batch: &mut Vec<(Digest, Arc<Held>)>) {
+fn fill(keys: &mut Keys, mut batch: Batch) {
     let places = keys.capacity().next_power_of_two() as u64 - 1;
     batch.sort_unstable_by_key(|(digest, _)| digest.number() & places);
-    for (digest, held) in batch.drain(..) {
-        keys.insert(digest, held);
-    }
+    keys.extend(batch);
+}
+
+/// Every key of the store, the ids of the odd ones, and the generation that this is. Of a million, one
+/// batch is read while the one before is put in its places.
+fn read_all(store: &Store) -> Result<(Keys, HashSet<String>, u64), StoreError> {
+    let count = store.count_keys()?;
+    let mut keys = Keys::with_capacity_and_hasher(count, BuildHasherDefault::default());
+    let mut odd = HashSet::new();
+    let generation = thread::scope(|scope| {
+        let (full, batches) = mpsc::sync_channel(1);
+        scope.spawn(|| batches.into_iter().for_each(|batch| fill(&mut keys, batch)));
+        let mut batch = Batch::with_capacity(count.min(BATCH));
+        let generation = store.changed_since(0, |read| match read {
+            Read::Key(key) => {
+                batch.push((Digest(key.digest), Arc::new(Held::of(*key))));
+                if batch.len() == BATCH {
+                    // It fails where the other thread panicked, which this one learns at the end.
+                    let _ = full.send(std::mem::replace(&mut batch, Batch::with_capacity(BATCH)));
+                }
+            }
+            Read::Odd { id, .. } => drop(odd.insert(id)),
+        });
+        let _ = full.send(batch);
+        generation
+    })?;
+    Ok((keys, odd, generation))
 }
 
 impl KeyRing {
@@ -229,20 +255,7 @@ impl KeyRing {
     /// # Errors
     /// Where the store cannot be read.
     pub fn open(store: Arc<Store>) -> Result<Self, StoreError> {
-        let count = store.count_keys()?;
-        let mut keys = Keys::with_capacity_and_hasher(count, BuildHasherDefault::default());
-        let mut trouble = Trouble::default();
-        let mut batch = Vec::with_capacity(count.min(BATCH));
-        let generation = store.changed_since(0, |read| match read {
-            Read::Key(key) => {
-                batch.push((Digest(key.digest), Arc::new(Held::of(*key))));
-                if batch.len() == BATCH {
-                    fill(&mut keys, &mut batch);
-                }
-            }
-            Read::Odd { .. } => take(&mut keys, &mut trouble.odd, read),
-        })?;
-        fill(&mut keys, &mut batch);
+        let (keys, odd, generation) = read_all(&store)?;
         let stamp = LiveFile::open(&store.folder().join(STAMP), 0, |text| {
             let number = read_stamp(text);
             Parsed {
@@ -261,7 +274,7 @@ impl KeyRing {
             uses: Mutex::new(Uses { since: HashMap::new(), kept: Instant::now() }),
             told: Mutex::default(),
             doubt: Mutex::default(),
-            trouble: Mutex::new(trouble),
+            trouble: Mutex::new(Trouble { odd, ..Trouble::default() }),
             recall: Recall::default(),
         })
     }
