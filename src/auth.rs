@@ -69,6 +69,15 @@ impl Name {
     }
 }
 
+impl AsRef<[u8]> for Name {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Given(name) => name.as_bytes(),
+            Self::OfKey(name) => name,
+        }
+    }
+}
+
 impl From<&str> for Name {
     fn from(name: &str) -> Self {
         Self::Given(name.into())
@@ -115,20 +124,16 @@ impl Identity {
     /// The first rule that is about it.
     #[must_use]
     pub fn own_rule<'a, R: Borrow<Rule>>(&self, rules: &'a [R], groups: &[Group]) -> Option<&'a R> {
-        if rules.is_empty() {
-            return None;
-        }
-        let name = self.account().as_str();
-        rules.iter().find(|rule| self.is_meant_by((*rule).borrow(), name, groups))
+        rules.iter().find(|rule| self.is_meant_by((*rule).borrow(), groups))
     }
 
     /// What the rule does not say is about everybody.
-    fn is_meant_by(&self, rule: &Rule, name: &str, groups: &[Group]) -> bool {
+    fn is_meant_by(&self, rule: &Rule, groups: &[Group]) -> bool {
         let is_member = |name_of_group: &String| {
             let group = groups.iter().find(|group| group.name == *name_of_group);
-            group.iter().flat_map(|group| &group.members).any(|member| member.matches(name))
+            group.iter().flat_map(|group| &group.members).any(|member| member.matches(&self.name))
         };
-        matches_any(rule.names.as_deref(), |pattern| pattern.matches(name))
+        matches_any(rule.names.as_deref(), |pattern| pattern.matches(&self.name))
             && matches_any(rule.roles.as_deref(), |role| *role == self.role())
             && matches_any(rule.groups.as_deref(), is_member)
             && matches_any(rule.keys.as_deref(), |key| self.holds(key))

@@ -108,9 +108,9 @@ impl Stored {
 
     fn text(made_with: &str, found: &[(&str, u64)]) -> String {
         let mut text = format!(
-            "# Instructions of the gate for one request with a key, for one with a password that\n\
-             # was verified before, for one that is signed, for one streamed chunk, and for one of an\n\
-             # answer whose tokens are not counted.\n\
+            "# Instructions of the gate for one request with a key, for one where three rules were asked\n\
+             # whose it is, for one with a password that was verified before, for one that is signed, for\n\
+             # one streamed chunk, and for one of an answer whose tokens are not counted.\n\
              # `bench guard --bless` writes this.\n\
              {MADE_WITH}{made_with}\n"
         );
@@ -136,14 +136,19 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
     let dir = Folder::new()?;
     let backend = Backend::start().context("the backend does not start")?;
     let bed = Bed { dir: &dir.0, portcullis, backend: &backend };
-    let once = |by| Work { by, requests: REQUESTS, chunks: CHUNKS, opaque: false };
+    let once = |by| Work { by, requests: REQUESTS, chunks: CHUNKS, opaque: false, rules: false };
     let (key, password, signature) = (once(By::Key), once(By::Password), once(By::Signature));
+    let ruled = Work { rules: true, ..key };
     let opaque = Work { opaque: true, ..key };
     let more_requests = |work: Work| Work { requests: 3 * REQUESTS, ..work };
     let with_key = bed.instructions(key)?;
     let each = |more: u64, less: u64, times: usize| more.saturating_sub(less) / times as u64;
     Ok(vec![
         ("key path", each(bed.instructions(more_requests(key))?, with_key, 2 * REQUESTS)),
+        (
+            "ruled key path",
+            each(bed.instructions(more_requests(ruled))?, bed.instructions(ruled)?, 2 * REQUESTS),
+        ),
         (
             "password path",
             each(
@@ -193,7 +198,15 @@ struct Work {
     chunks: usize,
     /// Of a type whose tokens are not counted.
     opaque: bool,
+    /// There are some, and the last is the caller's.
+    rules: bool,
 }
+
+const RULES: [&str; 3] = [
+    "[[rule]]\nnames = [\"anna\", \"s01*\"]\nmodels = [\"small\"]",
+    "[[rule]]\nroles = [\"admin\"]",
+    "[[rule]]\nroles = [\"user\", \"operator\"]\npolicy = { num_ctx = { max = 8192 } }",
+];
 
 struct Bed<'a> {
     dir: &'a Path,
@@ -216,6 +229,7 @@ impl Bed<'_> {
             By::Password => Login::Password,
         };
         settings.under = &under;
+        settings.extra = if work.rules { &RULES } else { &[] };
         let gate = Peer::start(Kind::of(Id::Portcullis), &settings)?;
         self.drive(&gate, work).with_context(|| format!("the gate fails{}", gate.log_tail()))?;
         gate.stop_gently(Duration::from_secs(60))?;

@@ -127,7 +127,7 @@ impl Reach {
     pub fn names_path_of(&self, asked: &Asked) -> bool {
         self.rule.endpoints.iter().flatten().any(|opening| match opening {
             Opening::Class(_) => false,
-            Opening::Path(path) => path.matches(asked.path()),
+            Opening::Path(path) => path.matches(asked.path().as_bytes()),
         })
     }
 
@@ -140,7 +140,7 @@ impl Reach {
             || self.rule.endpoints.as_deref().is_none_or(|openings| {
                 openings.iter().any(|opening| match opening {
                     Opening::Class(class) => asked.class().as_str() == *class,
-                    Opening::Path(path) => path.matches(asked.path()),
+                    Opening::Path(path) => path.matches(asked.path().as_bytes()),
                 })
             })
     }

@@ -71,16 +71,17 @@ impl Pattern {
 
     /// Takes time in proportion to both lengths, whatever the pattern.
     #[must_use]
-    pub fn matches(&self, name: &str) -> bool {
+    pub fn matches(&self, name: impl AsRef<[u8]>) -> bool {
+        let (text, name) = (self.text.as_bytes(), name.as_ref());
         if self.is_exact {
-            return self.text == name;
+            return text == name;
         }
-        let mut parts = self.text.split('*');
+        let mut parts = text.split(|byte| *byte == b'*');
         let first = parts.next().unwrap_or_default();
         let Some(mut rest) = name.strip_prefix(first) else { return false };
         let last = parts.next_back().unwrap_or_default();
         for part in parts {
-            let Some(at) = rest.find(part) else { return false };
+            let Some(at) = memchr::memmem::find(rest, part) else { return false };
             rest = rest.get(at + part.len()..).unwrap_or_default();
         }
         rest.ends_with(last)
@@ -251,6 +252,22 @@ mod tests {
         fn a_pattern_matches_what_it_was_made_from(parts in prop::collection::vec("[a-c]{0,3}", 1..5)) {
             let (pattern, name) = (parts.join("*"), parts.join("xyz"));
             prop_assert!(Pattern::new(&pattern).matches(&name));
+        }
+
+        #[test]
+        fn stars_match_what_a_slow_reader_finds(pattern in "[abé*]{0,7}", name in "[abé]{0,8}") {
+            let slowly = slowly(pattern.as_bytes(), name.as_bytes());
+            prop_assert_eq!(Pattern::new(&pattern).matches(&name), slowly);
+        }
+    }
+
+    fn slowly(pattern: &[u8], name: &[u8]) -> bool {
+        match (pattern.split_first(), name.split_first()) {
+            (None, _) => name.is_empty(),
+            (Some((b'*', later)), None) => slowly(later, name),
+            (Some((b'*', later)), Some((_, rest))) => slowly(later, name) || slowly(pattern, rest),
+            (Some((wanted, later)), Some((byte, rest))) => wanted == byte && slowly(later, rest),
+            (Some(_), None) => false,
         }
     }
 }
