@@ -55,9 +55,11 @@ pub(super) async fn examine(
             }
             Err(Refused::NoWords(why)) => refused = Some(Finding::skip(STREAMING, why)),
             Err(Refused::Broken(why)) => {
-                refused = Some(Finding::fail(STREAMING, format!("{model}: {why}")).advise(
-                    "look at Ollama's log; `ollama run` with the same model should say the same",
-                ));
+                let model = printable(model);
+                refused = Some(Finding::fail(STREAMING, format!("{model}: {why}")).advise(format!(
+                    "`ollama run {model}` should say the same, and Ollama's log why; a model that \
+                     is stuck answers again after `ollama stop {model}`"
+                )));
                 break;
             }
         }

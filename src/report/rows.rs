@@ -298,8 +298,8 @@ mod tests {
         let csv = sheet.to_csv();
         let row = csv.lines().nth(1).unwrap();
         let expected = "2026-11-24T10:12:44.120Z,5c1be70300000b2a,10.0.0.7,anna,,gemma3:latest,chat,\
-                        ollama,200,done,1000000,50,10,,false,1.500,20.000,,3000.000,12000.000,500.000,2000.000,\
-                        14510.000,1999980.000,25.000,2.980,3,4,num_ctx=8192";
+                        ollama,200,done,1000000,50,10,,false,1.500,20.000,,3000.000,12000.000,\
+                        500.000,2000.000,14510.000,1999980.000,25.000,2.980,3,4,num_ctx=8192";
         assert_eq!(row, expected);
         assert_eq!(sheet.columns.len(), sheet.rows[0].len());
     }

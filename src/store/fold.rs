@@ -204,7 +204,8 @@ fn put(
         "INSERT INTO usage (place, id, client, name, key, model, operation, backend, inference,
          status, outcome, options, prompt, completion, cached, reasoning, estimated, load,
          generation, bytes_in, bytes_out, queue, first_byte, first_token, total, backend_time,
-         prefill, total_told) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
+         prefill, total_told)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
          ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28) ON CONFLICT DO NOTHING",
     )?;
     let rows = insert.execute(params![
