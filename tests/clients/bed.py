@@ -149,7 +149,7 @@ def unload(ollama):
     """
     for name in loaded(ollama):
         ask(f"{ollama}/api/generate", body={"model": name, "keep_alive": 0})
-    wait_for(lambda: not loaded(ollama), 10, "a model stays loaded")
+    wait_for(lambda: not loaded(ollama), 60, "a model stays loaded")
 
 
 def write_gguf(path, salt):
