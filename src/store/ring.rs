@@ -6,16 +6,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, mpsc};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
-use subtle::ConstantTimeEq;
 
 use super::files::{STAMP, read_stamp, stamped};
 use super::key::{Grant, KeyFault, KeyForm, KeyId, KeyState, KeyUse, ManagedKey};
@@ -23,6 +20,10 @@ use super::keys::Read;
 use super::{Store, StoreError};
 use crate::config::Role;
 use crate::live_file::{LiveFile, Parsed, SAY_AGAIN};
+
+mod by_digest;
+
+use by_digest::{Digest, Keys, read_all, take};
 
 /// A request waits so long for a change that is known to be there.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -36,8 +37,6 @@ const KEEP_USES: Duration = Duration::from_secs(60);
 /// Refused keys are told once in this time each, and so many at once.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 const MOST_TOLD: usize = 1000;
-/// Keys that are put in their places together.
-const BATCH: usize = 1 << 16;
 
 /// What is held of one key.
 #[derive(Debug)]
@@ -95,9 +94,6 @@ type BringUp = dyn Fn(&Store) -> Result<(), StoreError> + Send + Sync;
 
 #[derive(Default)]
 struct Recall(Mutex<Option<Arc<BringUp>>>);
-
-type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
-type Batch = Vec<(Digest, Arc<Held>)>;
 
 #[derive(Debug)]
 struct Uses {
@@ -193,60 +189,6 @@ impl Trouble {
         ids.sort();
         self.stamping.clone().or_else(|| (!ids.is_empty()).then_some(StoreError::OddKeys { ids }))
     }
-}
-
-/// Puts a key in its place; one that is not understood lets nobody in any more.
-fn take(keys: &mut Keys, odd: &mut HashSet<String>, read: Read) {
-    match read {
-        Read::Key(key) => {
-            if !odd.is_empty() {
-                odd.remove(key.id.as_str());
-            }
-            keys.insert(Digest(key.digest), Arc::new(Held::of(*key)));
-        }
-        Read::Odd { id, digest } => {
-            if let Some(digest) = digest {
-                keys.remove(&Digest(digest));
-            }
-            // Its digest may be what is not understood.
-            keys.retain(|_, held| held.id.as_str() != id);
-            odd.insert(id);
-        }
-    }
-}
-
-/// Puts new keys in their places, in the order of these: of many in any order each would have to wait for
-/// memory.
-fn fill(keys: &mut Keys, mut batch: Batch) {
-    let places = keys.capacity().next_power_of_two() as u64 - 1;
-    batch.sort_unstable_by_key(|(digest, _)| digest.number() & places);
-    keys.extend(batch);
-}
-
-/// Every key of the store, the ids of the odd ones, and the generation that this is. Of a million, one
-/// batch is read while the one before is put in its places.
-fn read_all(store: &Store) -> Result<(Keys, HashSet<String>, u64), StoreError> {
-    let count = store.count_keys()?;
-    let mut keys = Keys::with_capacity_and_hasher(count, BuildHasherDefault::default());
-    let mut odd = HashSet::new();
-    let generation = thread::scope(|scope| {
-        let (full, batches) = mpsc::sync_channel(1);
-        scope.spawn(|| batches.into_iter().for_each(|batch| fill(&mut keys, batch)));
-        let mut batch = Batch::with_capacity(count.min(BATCH));
-        let generation = store.changed_since(0, |read| match read {
-            Read::Key(key) => {
-                batch.push((Digest(key.digest), Arc::new(Held::of(*key))));
-                if batch.len() == BATCH {
-                    // It fails where the other thread panicked, which this one learns at the end.
-                    let _ = full.send(std::mem::replace(&mut batch, Batch::with_capacity(BATCH)));
-                }
-            }
-            Read::Odd { id, .. } => drop(odd.insert(id)),
-        });
-        let _ = full.send(batch);
-        generation
-    })?;
-    Ok((keys, odd, generation))
 }
 
 impl KeyRing {
@@ -561,49 +503,4 @@ impl fmt::Debug for Recall {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Compared in constant time. Its first bytes are as good as any hash of it.
-#[derive(Debug, Clone, Copy)]
-struct Digest([u8; 32]);
-
-impl PartialEq for Digest {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
-    }
-}
-
-impl Eq for Digest {}
-
-impl Hash for Digest {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.number());
-    }
-}
-
-impl Digest {
-    fn number(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = self.0;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
-    }
-}
-
-/// The hash of what is a hash already.
-#[derive(Debug, Default)]
-struct FirstBytes(u64);
-
-impl Hasher for FirstBytes {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
-    }
 }

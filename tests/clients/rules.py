@@ -44,6 +44,7 @@ def run(world):
             terminal(world, shown.url)
             looks_missing(world, hidden.url)
     finally:
+        bed.unload(world.ollama)  # one that is deleted could not be named any more
         for name in (*MODELS, "small-copy"):
             delete(world.ollama, name)
 

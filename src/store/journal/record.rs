@@ -105,10 +105,7 @@ fn entry(eye: &mut Eye<'_>) -> Option<UsageEntry> {
     let place = u64::from_le_bytes(*eye.chunk()?);
     let id = String::from_utf8_lossy(eye.chunk::<16>()?).into_owned();
     let status = u16::try_from(eye.number()?).ok()?;
-    let client = eye.bytes()?;
-    let client = <[u8; 4]>::try_from(client)
-        .map(IpAddr::from)
-        .or_else(|_| <[u8; 16]>::try_from(client).map(IpAddr::from));
+    let client = address(eye.bytes()?);
     let [name, operation, backend, outcome] =
         [eye.string()?, eye.string()?, eye.string()?, eye.string()?];
     let [key, model, runner_options] = [eye.text()?, eye.text()?, eye.text()?];
@@ -137,7 +134,7 @@ fn entry(eye: &mut Eye<'_>) -> Option<UsageEntry> {
         place,
         id,
         time: Timestamp::from_millisecond((place >> NUMBER_BITS).cast_signed()).ok()?,
-        client: client.ok(),
+        client,
         name,
         key,
         model,
@@ -156,6 +153,11 @@ fn entry(eye: &mut Eye<'_>) -> Option<UsageEntry> {
         total,
         backend_time,
     })
+}
+
+fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
 /// The millisecond, then what tells requests of one process apart.
