@@ -131,7 +131,7 @@ impl Crowd {
             self.is_settled.store(true, Ordering::Relaxed);
             return false;
         }
-        let name = digest(name.as_str().as_bytes());
+        let name = digest(name.as_ref());
         let _ = self.names.iter().any(|slot| takes(slot, name));
         let requests = self.requests.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         let crowded = self.names.iter().all(|slot| slot.load(Ordering::Relaxed) != 0);

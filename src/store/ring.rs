@@ -37,6 +37,8 @@ const KEEP_USES: Duration = Duration::from_secs(60);
 /// Refused keys are told once in this time each, and so many at once.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 const MOST_TOLD: usize = 1000;
+/// Keys that are put in their places together at the start.
+const BATCH: usize = 1 << 16;
 
 /// What is held of one key.
 #[derive(Debug)]
@@ -197,7 +199,7 @@ impl KeyRing {
     /// # Errors
     /// Where the store cannot be read.
     pub fn open(store: Arc<Store>) -> Result<Self, StoreError> {
-        let (keys, odd, generation) = read_all(&store)?;
+        let (keys, odd, generation) = read_all(&store, BATCH)?;
         let stamp = LiveFile::open(&store.folder().join(STAMP), 0, |text| {
             let number = read_stamp(text);
             Parsed {

@@ -11,9 +11,6 @@ use super::super::keys::Read;
 use super::super::{Store, StoreError};
 use super::Held;
 
-/// Keys that are put in their places together.
-const BATCH: usize = 1 << 16;
-
 pub(super) type Keys = HashMap<Digest, Arc<Held>, BuildHasherDefault<FirstBytes>>;
 type Batch = Vec<(Digest, Arc<Held>)>;
 
@@ -91,21 +88,25 @@ fn fill(keys: &mut Keys, mut batch: Batch) {
 }
 
 /// Every key of the store, the ids of the odd ones, and the generation that this is. Of a million, one
-/// batch is read while the one before is put in its places.
-pub(super) fn read_all(store: &Store) -> Result<(Keys, HashSet<String>, u64), StoreError> {
+/// batch of that size is read while the one before is put in its places.
+pub(super) fn read_all(
+    store: &Store,
+    size: usize,
+) -> Result<(Keys, HashSet<String>, u64), StoreError> {
     let count = store.count_keys()?;
     let mut keys = Keys::with_capacity_and_hasher(count, BuildHasherDefault::default());
     let mut odd = HashSet::new();
     let generation = thread::scope(|scope| {
         let (full, batches) = mpsc::sync_channel(1);
         scope.spawn(|| batches.into_iter().for_each(|batch| fill(&mut keys, batch)));
-        let mut batch = Batch::with_capacity(count.min(BATCH));
+        let empty = || Batch::with_capacity(count.min(size));
+        let mut batch = empty();
         let generation = store.changed_since(0, |read| match read {
             Read::Key(key) => {
                 batch.push((Digest(key.digest), Arc::new(Held::of(*key))));
-                if batch.len() == BATCH {
+                if batch.len() == size {
                     // It fails where the other thread panicked, which this one learns at the end.
-                    let _ = full.send(std::mem::replace(&mut batch, Batch::with_capacity(BATCH)));
+                    let _ = full.send(std::mem::replace(&mut batch, empty()));
                 }
             }
             Read::Odd { id, .. } => drop(odd.insert(id)),
@@ -114,4 +115,30 @@ pub(super) fn read_all(store: &Store) -> Result<(Keys, HashSet<String>, u64), St
         generation
     })?;
     Ok((keys, odd, generation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Actor, DATABASE, KeyDetails};
+    use super::*;
+
+    #[test]
+    fn every_key_gets_to_its_place_in_however_many_batches() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        let by = Actor { who: "cli:anna".to_owned(), client: None };
+        let bot = KeyDetails { name: "bot".to_owned(), ..KeyDetails::default() };
+        let made = store.create_keys(vec![bot; 9], &by).unwrap();
+        let (odd, good) = made.split_first().unwrap();
+        let spoil = format!("UPDATE key SET state = 'asleep' WHERE id = '{}'", odd.0.id);
+        let other = rusqlite::Connection::open(folder.path().join(DATABASE)).unwrap();
+        other.execute_batch(&spoil).unwrap();
+        for size in [1, 3, 4, 7, 8, 9] {
+            let (keys, odd_ids, generation) = read_all(&store, size).unwrap();
+            assert_eq!((keys.len(), generation), (8, store.generation().unwrap()), "{size}");
+            let id_at = |digest| keys.get(&Digest(digest)).map(|held| held.id);
+            assert!(good.iter().all(|(key, _)| id_at(key.digest) == Some(key.id)), "{size}");
+            assert_eq!(odd_ids, [odd.0.id.to_string()].into(), "{size}");
+        }
+    }
 }

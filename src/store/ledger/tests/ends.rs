@@ -114,6 +114,41 @@ fn fold_one(store: &Store, row: &UsageRow) {
     store.write(move |it| fold::fold(it, &group, &calendar)).unwrap();
 }
 
+#[test]
+fn a_row_comes_out_of_the_store_as_it_went_in() {
+    let room = Room::new();
+    let store = room.store();
+    let time = |millis| Some(Duration::from_millis(millis));
+    let told = UsageRow {
+        key: Some("bot".into()),
+        usage: Usage {
+            prompt: 11,
+            completion: 12,
+            cached: Some(13),
+            reasoning: Some(14),
+            estimated: true,
+            load: time(15),
+            prefill: time(16),
+            generation: time(17),
+            total: time(18),
+        },
+        runner_options: Some("num_ctx=8192".into()),
+        queue: Duration::from_millis(19),
+        ..row(1)
+    };
+    let mut bytes = Vec::new();
+    record::write(&told, &mut bytes);
+    let (entry, _) = record::read(&bytes).unwrap();
+    assert_eq!(entry.usage, told.usage);
+    fold_one(&store, &told);
+    assert_eq!(store.usage_rows(&every_row(9)).unwrap(), [entry]);
+}
+
+fn every_row(limit: usize) -> RowsQuery {
+    let (since, until) = (Timestamp::MIN, Timestamp::MAX);
+    RowsQuery { since, until, only: UsageFilter::default(), before: None, limit }
+}
+
 /// Of a caller who writes what he likes in place of a model's name.
 fn of_no_model(number: u32, days_ago: u64) -> UsageRow {
     let time = row(0).time - Duration::from_secs(days_ago * 86400);
@@ -135,14 +170,7 @@ fn a_word_goes_with_the_last_row_that_has_it() {
     // The sums of old days have no such model, and all else.
     assert_eq!(words(&room), ["anna", "chat", "done", "none49", "num_ctx=8192", "ollama"]);
     assert_eq!(store.usage(&all()).unwrap()[0].tally.requests, 51);
-    let query = RowsQuery {
-        since: Timestamp::MIN,
-        until: Timestamp::MAX,
-        only: UsageFilter::default(),
-        before: None,
-        limit: 9,
-    };
-    let rows = store.usage_rows(&query).unwrap();
+    let rows = store.usage_rows(&every_row(9)).unwrap();
     assert_eq!((rows.len(), rows[0].model.as_deref()), (1, Some("none49")));
 }
 
