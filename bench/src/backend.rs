@@ -31,6 +31,7 @@ pub(crate) fn start(clock: Clock) -> io::Result<SocketAddr> {
         places: Vec::new(),
         free: Vec::new(),
         due: BinaryHeap::new(),
+        callers_left: false,
         buffer: vec![0; script::PIECE],
         answers: Answers::new(),
     };
@@ -51,6 +52,8 @@ struct Backend {
     free: Vec<usize>,
     /// When the next token of each stream is due: time, place, and whose turn that place was.
     due: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// Somebody waits to be accepted: nothing tells of them again once there were too many open files.
+    callers_left: bool,
     buffer: Vec<u8>,
     answers: Answers,
 }
@@ -80,10 +83,13 @@ impl Backend {
             }
             for event in &events {
                 if event.token() == LISTENER {
-                    self.accept();
+                    self.callers_left = true;
                 } else {
                     self.serve(event.token().0, event.is_read_closed());
                 }
+            }
+            if self.callers_left {
+                self.accept();
             }
             self.send_due();
         }
@@ -105,7 +111,14 @@ impl Backend {
     }
 
     fn accept(&mut self) {
-        while let Ok((mut socket, _)) = self.listener.accept() {
+        loop {
+            let mut socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) => {
+                    self.callers_left = error.kind() != io::ErrorKind::WouldBlock;
+                    return;
+                }
+            };
             let at = self.free.pop().unwrap_or_else(|| {
                 self.places.push(Place::default());
                 self.places.len() - 1

@@ -65,13 +65,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_last_bytes_go_with_the_row_or_when_that_takes_too_long() {
         let record = record();
-        let (done, written) = Written::pending();
+        let (end, written) = Written::pending();
         let mut held = Held::new(BYTES, written);
         assert_eq!(poll(&mut held, &record), Poll::Pending);
-        done.send(()).unwrap();
+        end(true);
         assert_eq!(poll(&mut held, &record), Poll::Ready(BYTES));
 
-        let (_done, written) = Written::pending();
+        let (_end, written) = Written::pending();
         let mut held = Held::new(BYTES, written);
         assert_eq!(poll(&mut held, &record), Poll::Pending);
         advance(PATIENCE - Duration::from_millis(1)).await;
@@ -80,8 +80,8 @@ mod tests {
         assert_eq!(poll(&mut held, &record), Poll::Ready(BYTES));
 
         // What cannot be written now is not waited for.
-        let (done, written) = Written::pending();
-        drop(done);
+        let (end, written) = Written::pending();
+        end(false);
         assert_eq!(poll(&mut Held::new(BYTES, written), &record), Poll::Ready(BYTES));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{CachedStatement, OptionalExtension, Transaction, params};
 
 use super::Fault;
 use super::calendar::Calendar;
@@ -61,13 +61,16 @@ pub(super) fn fold(
     if folded != group.from {
         return Ok(folded);
     }
+    let end = group.rows.last().map_or(folded, |(ends, _)| *ends);
+    // One that comes behind all others costs the table the least, and rows come as they ended.
+    let mut rows: Vec<_> = group.rows.iter().map(|(_, entry)| entry).collect();
+    rows.sort_by_key(|entry| entry.place);
     let mut words = Words { transaction, known: HashMap::new() };
+    let mut table = Table::of(transaction)?;
     let (mut hours, mut hour_of, mut day_of) = (HashMap::new(), HashMap::new(), HashMap::new());
-    let mut end = folded;
-    for (ends, entry) in &group.rows {
-        end = *ends;
+    for entry in rows {
         let columns = words.of(entry)?;
-        if insert(transaction, entry, &columns)? {
+        if table.insert(entry, &columns)? {
             let quarter = entry.time.as_second() / 900 * 900;
             let hour = *hour_of.entry(quarter).or_insert_with(|| calendar.hour(quarter));
             hours.entry((hour, columns.sums)).or_insert_with(Tally::default).add(&entry.tally());
@@ -172,42 +175,49 @@ impl Words<'_> {
     }
 }
 
-/// Whether it was not there yet.
-fn insert(
-    transaction: &Transaction<'_>,
-    entry: &UsageEntry,
-    columns: &Columns,
-) -> rusqlite::Result<bool> {
-    for place in entry.place..entry.place.saturating_add(NEIGHBOURS) {
-        if put(transaction, place, entry, columns)? {
-            return Ok(true);
-        }
-        let there: String = transaction
-            .prepare_cached("SELECT id FROM usage WHERE place = ?1")?
-            .query_row([integer(place)], |row| row.get(0))?;
-        if there == entry.id {
-            return Ok(false);
-        }
+/// The rows' own table.
+struct Table<'a> {
+    insert: CachedStatement<'a>,
+    find: CachedStatement<'a>,
+}
+
+impl<'a> Table<'a> {
+    fn of(transaction: &'a Transaction<'_>) -> rusqlite::Result<Self> {
+        let insert = transaction.prepare_cached(
+            "INSERT INTO usage (place, id, client, name, key, model, operation, backend, inference,
+             status, outcome, options, prompt, completion, cached, reasoning, estimated, load,
+             generation, bytes_in, bytes_out, queue, first_byte, first_token, total, backend_time,
+             prefill, total_told)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17,
+             ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28) ON CONFLICT DO NOTHING",
+        )?;
+        let find = transaction.prepare_cached("SELECT id FROM usage WHERE place = ?1")?;
+        Ok(Self { insert, find })
     }
-    Ok(false)
+
+    /// Whether it was not there yet.
+    fn insert(&mut self, entry: &UsageEntry, columns: &Columns) -> rusqlite::Result<bool> {
+        for place in entry.place..entry.place.saturating_add(NEIGHBOURS) {
+            if put(&mut self.insert, place, entry, columns)? {
+                return Ok(true);
+            }
+            let there: String = self.find.query_row([integer(place)], |row| row.get(0))?;
+            if there == entry.id {
+                return Ok(false);
+            }
+        }
+        Ok(false)
+    }
 }
 
 fn put(
-    transaction: &Transaction<'_>,
+    insert: &mut CachedStatement<'_>,
     place: u64,
     entry: &UsageEntry,
     columns: &Columns,
 ) -> rusqlite::Result<bool> {
     let [name, key, model, operation, backend] = columns.row;
     let usage = &entry.usage;
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO usage (place, id, client, name, key, model, operation, backend, inference,
-         status, outcome, options, prompt, completion, cached, reasoning, estimated, load,
-         generation, bytes_in, bytes_out, queue, first_byte, first_token, total, backend_time,
-         prefill, total_told)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
-         ?19, ?20, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28) ON CONFLICT DO NOTHING",
-    )?;
     let rows = insert.execute(params![
         integer(place),
         entry.id,

@@ -4,24 +4,26 @@
 //! holds up who posts a row.
 
 use std::fmt;
-use std::future::Future;
 use std::io;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use jiff::tz::TimeZone;
-use tokio::sync::oneshot;
 use tracing::{error, info};
+
+use batch::Batch;
 
 use super::calendar::Calendar;
 use super::folder::Folder;
 use super::journal::{self, Journal, Make, record};
 use super::{Store, StoreError, UsageRow};
 use crate::config::LedgerMode;
+
+mod batch;
+
+pub use batch::Written;
 
 /// So many rows wait in memory for a journal that cannot be written, before the ledger is full.
 pub const MOST_WAITING: usize = 10_000;
@@ -31,6 +33,8 @@ const ROOM: usize = 2 * MOST_WAITING;
 const MOST_BYTES: u64 = 256 << 20;
 /// Rows of one write.
 const AT_ONCE: usize = 512;
+/// Where batches follow one another so closely others are about to post as well.
+const OFTEN: Duration = Duration::from_micros(250);
 /// Between two attempts to write to a journal that could not be written.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -51,10 +55,6 @@ pub struct Ledger {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
 }
-
-/// Ready as soon as the row is in the journal, or cannot be now; whether it is.
-#[derive(Debug)]
-pub struct Written(Option<oneshot::Receiver<()>>);
 
 /// What keeps rows from where they belong. None is lost by that yet.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -85,14 +85,15 @@ impl Ledger {
         let folder = Folder::new(Arc::clone(store), Arc::clone(&shared), Calendar::new(zone), keep);
         spawn("fold", move || folder.run())?;
         let journal = Journal::new(store.folder(), mode == LedgerMode::Durable, make);
-        let writer = Writer { shared: Arc::clone(&shared), journal, bytes: Vec::new() };
+        let writer =
+            Writer { shared: Arc::clone(&shared), journal, bytes: Vec::new(), batch: None };
         let writer = spawn("ledger", move || writer.run())?;
         Ok(Self { shared, writer: Some(writer) })
     }
 
     /// Takes a row. The last bytes of the answer wait for what this gives back, if they do.
     pub fn post(&self, row: UsageRow) -> Written {
-        self.shared.post(row)
+        Shared::post(&self.shared, row)
     }
 
     /// Nothing more should be let in that has to be counted.
@@ -172,17 +173,6 @@ impl Drop for Ledger {
     }
 }
 
-impl Future for Written {
-    type Output = bool;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<bool> {
-        match &mut self.0 {
-            None => Poll::Ready(false),
-            Some(written) => Pin::new(written).poll(context).map(|written| written.is_ok()),
-        }
-    }
-}
-
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
     let spawned = thread::Builder::new().name(name.to_owned()).spawn(run);
     spawned.map_err(|error| StoreError::Failed(error.to_string()))
@@ -202,8 +192,12 @@ pub(super) struct Shared {
 
 #[derive(Default)]
 pub(super) struct State {
-    queue: Vec<Pending>,
-    /// Whoever posts has to wake the writer.
+    queue: Vec<UsageRow>,
+    /// Of those in the queue who wait.
+    batch: Option<Arc<Batch>>,
+    /// When the last batch began.
+    began: Option<Instant>,
+    /// It has to be woken for what is posted.
     is_asleep: bool,
     is_over: bool,
     has_written_all: bool,
@@ -224,11 +218,6 @@ pub(super) struct State {
     pub(super) store_trouble: Option<StoreError>,
 }
 
-struct Pending {
-    row: UsageRow,
-    done: Option<oneshot::Sender<()>>,
-}
-
 impl State {
     pub(super) fn lag(&self) -> u64 {
         self.written.saturating_sub(self.folded) + self.old
@@ -246,37 +235,42 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn post(&self, row: UsageRow) -> Written {
-        let mut state = self.lock();
-        if state.is_over || self.waiting.load(Ordering::Relaxed) >= ROOM {
+    fn post(this: &Arc<Self>, row: UsageRow) -> Written {
+        let mut state = this.lock();
+        if state.is_over || this.waiting.load(Ordering::Relaxed) >= ROOM {
             let is_first = !std::mem::replace(&mut state.has_told_of_loss, true);
             drop(state);
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            this.lost.fetch_add(1, Ordering::Relaxed);
             if is_first {
                 error!(rows = ROOM, "usage is lost: its journal cannot be written, memory is full");
             }
-            return Written(None);
+            return Written::default();
         }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        // There is no telling how long a journal in trouble would have to be waited for.
-        let (done, written) = match state.journal_trouble {
-            None => {
-                let (done, written) = oneshot::channel();
-                (Some(done), Some(written))
+        this.waiting.fetch_add(1, Ordering::Relaxed);
+        state.queue.push(row);
+        match (&state.journal_trouble, &state.batch) {
+            // There is no telling how long it would have to be waited for. It looks again by itself.
+            (Some(_), _) => Written::default(),
+            (None, Some(batch)) => Written::of(batch),
+            (None, None) => {
+                let (batch, now) = (Arc::default(), Instant::now());
+                state.batch = Some(Arc::clone(&batch));
+                let before = state.began.replace(now);
+                let gathers = before.is_some_and(|before| now - before < OFTEN);
+                Written::leading(&batch, this, gathers)
             }
-            Some(_) => (None, None),
-        };
-        state.queue.push(Pending { row, done });
-        let is_asleep = std::mem::take(&mut state.is_asleep);
-        drop(state);
+        }
+    }
+
+    fn wake_writer(&self) {
+        let is_asleep = std::mem::take(&mut self.lock().is_asleep);
         if is_asleep {
             self.posted.notify_one();
         }
-        Written(written)
     }
 
     /// Adds what was posted to what is left; whether there is anything to do, now or later.
-    fn take(&self, rows: &mut Vec<Pending>) -> bool {
+    fn take(&self, rows: &mut Vec<UsageRow>, batch: &mut Option<Arc<Batch>>) -> bool {
         let mut state = self.lock();
         if rows.is_empty() {
             while state.queue.is_empty() && !state.is_over {
@@ -290,6 +284,7 @@ impl Shared {
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
             rows.append(&mut state.queue);
         }
+        *batch = state.batch.take();
         !rows.is_empty()
     }
 
@@ -333,14 +328,15 @@ struct Writer {
     shared: Arc<Shared>,
     journal: Journal,
     bytes: Vec<u8>,
+    batch: Option<Arc<Batch>>,
 }
 
 impl Writer {
     fn run(mut self) {
         let mut rows = Vec::new();
-        while self.shared.take(&mut rows) {
+        while self.shared.take(&mut rows, &mut self.batch) {
             if let Err(error) = self.write(&mut rows) {
-                self.fail(&mut rows, &error);
+                self.fail(&error);
                 if self.shared.is_over() {
                     self.lose(&rows);
                     break;
@@ -356,12 +352,12 @@ impl Writer {
     }
 
     /// Leaves what could not be written.
-    fn write(&mut self, rows: &mut Vec<Pending>) -> io::Result<()> {
+    fn write(&mut self, rows: &mut Vec<UsageRow>) -> io::Result<()> {
         while !rows.is_empty() {
             let count = rows.len().min(AT_ONCE);
             self.bytes.clear();
-            for pending in rows.iter().take(count) {
-                record::write(&pending.row, &mut self.bytes);
+            for row in rows.iter().take(count) {
+                record::write(row, &mut self.bytes);
             }
             let length = self.bytes.len() as u64;
             if self.shared.lock().bytes + length > MOST_BYTES && self.is_long(length) {
@@ -376,14 +372,14 @@ impl Writer {
             state.written += count as u64;
             state.bytes += length;
             drop(state);
-            for pending in rows.drain(..count) {
-                // Whoever posted it need not have waited.
-                let _ = pending.done.map(|done| done.send(()));
-            }
+            rows.drain(..count);
             self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
             if was_idle {
                 self.shared.to_fold.notify_one();
             }
+        }
+        if let Some(batch) = self.batch.take() {
+            batch.end(true);
         }
         let mut state = self.shared.lock();
         state.has_told_of_loss = false;
@@ -406,18 +402,18 @@ impl Writer {
         bytes + length > MOST_BYTES
     }
 
-    fn fail(&self, rows: &mut [Pending], error: &io::Error) {
+    fn fail(&mut self, error: &io::Error) {
         let says = error.to_string();
         let before = self.shared.lock().journal_trouble.replace(says.clone());
-        for pending in rows {
-            pending.done = None;
+        if let Some(batch) = self.batch.take() {
+            batch.end(false);
         }
         if before.as_ref() != Some(&says) {
             error!(error = says, "usage cannot be written to its journal, and waits in memory");
         }
     }
 
-    fn lose(&self, rows: &[Pending]) {
+    fn lose(&self, rows: &[UsageRow]) {
         let left = self.shared.lock().queue.len() + rows.len();
         self.shared.lost.fetch_add(left as u64, Ordering::Relaxed);
         error!(rows = left, "usage is lost: its journal could not be written to the end");

@@ -256,6 +256,11 @@ impl<'a> Trial<'a> {
     fn window(self, bench: &Bench, window: Duration) -> anyhow::Result<Seen> {
         let peer = self.peer;
         let small = || Ask::Same(Head { close: self.fresh, ..head(peer) }.alone());
+        let spread = match self.callers {
+            ..=1000 => Duration::ZERO,
+            // more at once than a socket's queue holds: the kernel would turn some away
+            callers => Duration::from_micros(100) * u32::try_from(callers)?,
+        };
         let group = Group {
             name: "a request".into(),
             address: peer.addr,
@@ -265,10 +270,10 @@ impl<'a> Trial<'a> {
             want: self.want,
             pace: Pace::Closed,
             fresh: self.fresh,
-            spread: Duration::ZERO,
+            spread,
         };
         let mut load = Load::start(bench.clock, vec![group])?;
-        load.run_for(bench.millis(300, 200))?;
+        load.run_for(spread + bench.millis(300, 200))?;
         load.take();
         let (began, cpu, own) = (bench.clock.now(), Cpu::of(&peer.pids()), Cpu::of_us());
         load.run_for(window)?;

@@ -81,6 +81,8 @@ fn once(bench: &Bench, callers: usize, in_turn: bool) -> anyhow::Result<Vec<f64>
     let asked = trial.run(bench)?;
     let [cpu, rate, ..] = asked.as_slice() else { anyhow::bail!("too few figures") };
     let mut figures = vec![*cpu, *rate];
+    // its connections to the backend would be too many beside those that follow
+    drop(peer);
     if callers == CROWD {
         figures.push(held(&settings, |peer, _| idle(peer))?);
         figures.push(held(&settings, asking)?);

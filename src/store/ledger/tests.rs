@@ -27,9 +27,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Written {
     /// Of a row that is written when what comes with it says so.
-    pub(crate) fn pending() -> (oneshot::Sender<()>, Self) {
-        let (done, written) = oneshot::channel();
-        (done, Self(Some(written)))
+    pub(crate) fn pending() -> (impl FnOnce(bool), Self) {
+        let batch = Arc::new(Batch::default());
+        let written = Self::of(&batch);
+        (move |is_written| batch.end(is_written), written)
     }
 }
 

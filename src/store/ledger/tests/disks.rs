@@ -1,5 +1,8 @@
 //! Disks that fail, and a store that does not take what it is to take.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
 use super::*;
 
 /// Everything posted meanwhile is there, once, after the disk has come to its senses.
