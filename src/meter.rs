@@ -251,10 +251,10 @@ impl Metered {
     fn read(&mut self, data: &Bytes) -> bool {
         self.waits_since = None;
         let Some(reader) = &mut self.reader else { return false };
-        let had_begun = reader.has_begun();
         let is_usual = reader.see(data);
         self.ticket.course().counts(reader.so_far());
-        if !had_begun && reader.has_begun() {
+        // before any usual one came one that was not
+        if !is_usual && reader.has_begun() {
             self.record.first_token();
         }
         is_usual

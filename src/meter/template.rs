@@ -60,29 +60,38 @@ impl Template {
     /// other digits of the same number.
     #[inline]
     pub(super) fn is(&self, bytes: &[u8]) -> bool {
-        self.fits(bytes).unwrap_or(false)
+        self.fits(bytes).is_some()
     }
 
     #[inline]
-    fn fits(&self, bytes: &[u8]) -> Option<bool> {
+    fn fits(&self, bytes: &[u8]) -> Option<()> {
         let (head, tail) = (usize::from(self.head_blocks), usize::from(self.tail_blocks));
         let (begin, end) = (usize::from(self.head), bytes.len().checked_sub(self.tail.into())?);
         let before = bytes.get(..begin)?;
         let (blocks, last) = (before.as_chunks().0.get(..head)?, before.last_chunk()?);
         let behind = bytes.get(bytes.len().checked_sub(tail * BLOCK)?..)?.as_chunks().0;
         let (same, mask) = (self.same.0.get(..head)?, self.mask.0.get(..head)?);
-        let mut other = [0; BLOCK];
+        let left = (BLOCKS - 1).checked_sub(tail)?;
+        let (last_same, tail_same) = self.same.0.get(left..)?.split_first()?;
+        let (last_mask, tail_mask) = self.mask.0.get(left..)?.split_first()?;
+        let mut other = compare([0; BLOCK], last, last_same, last_mask);
         for ((it, same), mask) in blocks.iter().zip(same).zip(mask) {
             other = compare(other, it, same, mask);
         }
-        let left = (BLOCKS - 1).checked_sub(tail)?;
-        let (last_same, same) = self.same.0.get(left..)?.split_first()?;
-        let (last_mask, mask) = self.mask.0.get(left..)?.split_first()?;
-        other = compare(other, last, last_same, last_mask);
-        for ((it, same), mask) in behind.iter().zip(same).zip(mask) {
+        for ((it, same), mask) in behind.iter().zip(tail_same).zip(tail_mask) {
             other = compare(other, it, same, mask);
         }
-        Some(other == [0; BLOCK] && begin < end && text(bytes, begin)? == end)
+        if other != [0; BLOCK] {
+            return None;
+        }
+        // Most tokens are short, and what stands behind begins with the mark that ends them.
+        let length = end.checked_sub(begin)?;
+        if let (1..=8, Some(eight)) = (length, bytes.get(begin..)?.first_chunk())
+            && marks(u64::from_le_bytes(*eight)) << (64 - 8 * length) == 0
+        {
+            return Some(());
+        }
+        (length > 0 && text(bytes, begin)? == end).then_some(())
     }
 
     /// The length of the line that these bytes begin with, if it is like the last one and says
