@@ -148,12 +148,14 @@ fn percentiles(of: &Histogram) -> [f64; 2] {
 pub(super) fn row_cpu(bench: &Bench) -> anyhow::Result<Outcome> {
     let how = "`POST /api/chat`, not streamed, on 64 kept connections, each asking again as soon \
                as it is answered: all that a core can do, and rows in the store behind it.";
-    row_costs(bench, "row-cpu", "What a row costs at full speed", how, Pace::Closed)
+    let outcome = row_costs(bench, "row-cpu", "What a row costs at full speed", how, Pace::Closed)?;
+    Ok(outcome.added(JOURNAL, "≤ 6 µs added", 0, 6.0))
 }
 
 pub(super) fn row_cpu_1000(bench: &Bench) -> anyhow::Result<Outcome> {
     let how = "The same chat, a thousand in a second: nearly every row wakes the thread that \
-               writes the journal.";
+               writes the journal. Between two of them the core sleeps, and most of the time of a \
+               request and of a row is what it takes to wake up: there is no goal.";
     let title = "What a row costs at a thousand in a second";
     row_costs(bench, "row-cpu-1000", title, how, Pace::PerSecond(1000.0))
 }
@@ -184,7 +186,6 @@ fn row_costs(
             ("p50 ms", 3),
             ("p99 ms", 3),
         ])
-        .added(JOURNAL, "≤ 6 µs added", 0, 6.0)
         .rounds(bench.rounds(3, 1), &gates(bench, &[NO_LEDGER, JOURNAL])?, |peer, _| {
             row_cost(bench, peer, pace)
         })

@@ -134,8 +134,11 @@ fn fill(database: &Path) -> anyhow::Result<()> {
         }
     }
     let mut row = transaction.prepare(&format!(
-        "INSERT INTO usage VALUES (?1, ?2, NULL, ?3, 0, ?4, {OPERATION}, {BACKEND}, 1, 200, {DONE},
-         0, 12, 300, NULL, NULL, 0, NULL, 4000000, 200, 60000, 0, 50000, 60000, 4100000, 4000000)"
+        "INSERT INTO usage (place, id, name, key, model, operation, backend, inference, status,
+         outcome, options, prompt, completion, estimated, generation, bytes_in, bytes_out, queue,
+         first_byte, first_token, total, backend_time)
+         VALUES (?1, ?2, ?3, 0, ?4, {OPERATION}, {BACKEND}, 1, 200, {DONE}, 0, 12, 300, 0, 4000000,
+         200, 60000, 0, 50000, 60000, 4100000, 4000000)"
     ))?;
     for hour in [now - 365 * DAY, now].map(|second| second / HOUR * HOUR) {
         for number in 0..(HOUR as f64 * 1000.0 / APART) as i64 {
@@ -154,3 +157,19 @@ const FIRST_MODEL: i64 = 200_000;
 const OPERATION: i64 = 300_000;
 const BACKEND: i64 = 300_001;
 const DONE: i64 = 300_002;
+
+#[cfg(test)]
+mod tests {
+    use portcullis::store::Store;
+
+    use super::*;
+
+    #[test]
+    fn a_store_of_todays_schema_can_be_filled() {
+        let folder = std::env::temp_dir().join(format!("bench-year-{}", std::process::id()));
+        drop(Store::open(&folder).unwrap());
+        fill(&folder.join("portcullis.db")).unwrap();
+        assert_eq!(Store::open(&folder).unwrap().check().unwrap(), Vec::<String>::new());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}
