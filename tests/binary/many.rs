@@ -216,10 +216,10 @@ fn endure(with_tls: bool, most: usize) {
     });
 }
 
-/// Waits until the system has back what nobody uses; musl's programs have an allocator that keeps it.
+/// Waits until the system has back what nobody uses.
 async fn given_back(gate: &Gate, most: usize) {
     let began = Instant::now();
-    while cfg!(target_env = "gnu") && resident(gate.child.id()) > most {
+    while resident(gate.child.id()) > most {
         let kept = resident(gate.child.id());
         assert!(began.elapsed() < Duration::from_secs(100), "it keeps {kept} KiB of {most}");
         sleep(Duration::from_millis(500)).await;
