@@ -46,7 +46,10 @@ impl Account {
         Some(Box::new(Self {
             ledger: ledger.map(Arc::clone),
             key,
-            model: call.model().map(|model| shown(&model)),
+            model: permit
+                .model()
+                .map(ToString::to_string)
+                .or_else(|| call.model().map(|model| shown(&model))),
             is_inference,
             runner_options: call.reading.runner_options(),
             prompt: call.reading.prompt_estimate(),

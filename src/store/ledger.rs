@@ -91,7 +91,8 @@ impl Ledger {
         Ok(Self { shared, writer: Some(writer) })
     }
 
-    /// Takes a row. The last bytes of the answer wait for what this gives back, if they do.
+    /// Takes a row. The last bytes of the answer wait for what this gives back, if they do; it has to be
+    /// polled or dropped, which wakes the writer.
     pub fn post(&self, row: UsageRow) -> Written {
         Shared::post(&self.shared, row)
     }
