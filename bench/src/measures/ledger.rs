@@ -256,7 +256,7 @@ pub(super) fn metered_streams(bench: &Bench) -> anyhow::Result<Outcome> {
         .goal("≤ 13 KiB per stream", 1, Limit::AtMost(13.0))
         .goal("CPU per chunk ≤ 1.03 × no data_dir", 0, Limit::TimesAtMost(1.03, NO_LEDGER.into()));
     outcome.goals.iter_mut().for_each(|goal| goal.line = JOURNAL.to_owned());
-    outcome.rounds(bench.rounds(2, 1), &gates, |peer, _| {
+    outcome.rounds(bench.rounds(4, 1), &gates, |peer, _| {
         let mut group = streaming(peer, STREAMS, LONG);
         group.spread = bench.millis(2000, 1500);
         let times = [bench.millis(3000, 2000), bench.millis(4000, 3000)];
