@@ -135,6 +135,8 @@ impl Server {
         let mut hurry = std::pin::pin!(hurry);
         self.gateway.drain();
         self.stage.send_replace(Stage::Draining);
+        // not before it is so: a request that comes after this line is the last of its connection
+        tracing::info!(in_flight = self.gateway.in_flight(), "stopping");
         let hurried = tokio::select! {
             () = sleep(delay) => false,
             () = &mut hurry => true,

@@ -147,7 +147,6 @@ pub(super) async fn serve(
     let state = gateway.state();
     let (delay, timeout) = (state.config().drain_delay, state.config().drain_timeout);
     tell(News::Stopping);
-    tracing::info!(in_flight = gateway.in_flight(), "stopping");
     server.shutdown(delay, timeout, signals.stop()).await;
     if let Some(keys) = gateway.managed().cloned() {
         let _ = tokio::task::spawn_blocking(move || keys.keep_uses(Instant::now())).await;
