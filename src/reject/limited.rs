@@ -1,5 +1,6 @@
 //! What a caller is told of its limits: when one is reached, and how much is left.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::time::Duration;
 
@@ -88,11 +89,12 @@ impl fmt::Display for Limited {
 }
 
 impl Left {
-    /// The tighter of both.
+    /// The tighter of both: less is left of it or, where that is the same, it lasts longer.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
+        let room = |quota: &Quota| (quota.remaining, Reverse(quota.reset));
         let tighter = |a: Option<Quota>, b: Option<Quota>| match (a, b) {
-            (Some(a), Some(b)) if b.remaining < a.remaining => Some(b),
+            (Some(a), Some(b)) if room(&b) < room(&a) => Some(b),
             (None, b) => b,
             (a, _) => a,
         };
@@ -165,6 +167,12 @@ mod tests {
             ("reset-tokens", "1s"),
         ] {
             assert_eq!(headers[format!("x-ratelimit-{name}")], value, "{name}");
+        }
+        // Of two that are used up the day's: the minute's end helps nobody.
+        for (first, second) in [(85_000, 46_000_000), (46_000_000, 85_000)] {
+            let one = Left { requests: None, tokens: quota(100, 0, first) };
+            let left = one.and(Left { requests: None, tokens: quota(150, 0, second) });
+            assert_eq!(left.tokens.unwrap().reset, Duration::from_millis(46_000_000));
         }
         assert_eq!(span(Duration::from_secs(13 * 3600 + 5)), "13h0m5s");
         assert_eq!(span(Duration::ZERO), "0s");
