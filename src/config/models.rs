@@ -282,6 +282,14 @@ pub enum Models {
 }
 
 impl Models {
+    /// Those that are named, not those that match a `*`.
+    #[must_use]
+    pub fn named(&self) -> Vec<ModelName> {
+        let Self::Only(patterns) = self else { return Vec::new() };
+        let exact = patterns.iter().filter(|pattern| pattern.is_exact());
+        exact.filter_map(|pattern| ModelName::parse(&pattern.to_string()).ok()).collect()
+    }
+
     /// Whether the name is among them; whether cloud models may be used is another question.
     #[must_use]
     pub fn allow(&self, name: &ModelName) -> bool {

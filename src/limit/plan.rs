@@ -24,6 +24,8 @@ pub struct Plan {
 struct Numbered {
     limit: Limit,
     number: u64,
+    /// Of a limit with one count for each model those that it names without a `*`.
+    named: Vec<ModelName>,
 }
 
 /// Who asks, as far as limits go.
@@ -79,7 +81,11 @@ impl Plan {
         let limits = config.limits.iter().enumerate().map(|(at, limit)| {
             let earlier = config.limits.iter().take(at);
             let copies = earlier.filter(|earlier| earlier.counts_like(limit)).count();
-            Numbered { limit: limit.clone(), number: number_of(limit, copies) }
+            let named = match limit.per {
+                Per::Model => limit.models.named(),
+                Per::Identity | Per::Key | Per::Group | Per::All => Vec::new(),
+            };
+            Numbered { limit: limit.clone(), number: number_of(limit, copies), named }
         });
         Self {
             limits: limits.collect(),
@@ -154,7 +160,7 @@ impl Plan {
     /// Each count of the limit that this request is in; in more than one for who is in two groups.
     fn shares<'a>(
         &'a self,
-        Numbered { limit, number }: &'a Numbered,
+        Numbered { limit, number, named: _ }: &'a Numbered,
         who: &Subject<'a>,
         model: Option<&'a ModelName>,
         mut each: impl FnMut(Bearing<'a>),
@@ -181,7 +187,7 @@ impl Plan {
         }
     }
 
-    /// Limits that are about models, with the counts of those that are not one for each model.
+    /// Limits that are about models, with their counts, as far as it is known which models have one.
     pub(super) fn of_models<'a>(
         &'a self,
         who: &Subject<'a>,
@@ -190,7 +196,9 @@ impl Plan {
         let about = self.limits.iter().filter(move |it| is_of_models(&it.limit));
         about.filter(|it| self.is_about(&it.limit, who)).map(|it| {
             let mut counts = Vec::new();
-            self.shares(it, who, None, |bearing| counts.push(bearing));
+            for model in std::iter::once(None).chain(it.named.iter().map(Some)) {
+                self.shares(it, who, model, |bearing| counts.push(bearing));
+            }
             (&it.limit, counts)
         })
     }

@@ -88,7 +88,7 @@ impl Limits {
         shown
     }
 
-    /// One that is about models; where each has a count of its own, nothing is told of these.
+    /// One that is about models: of its counts the one of which the least is left.
     fn of_models(&self, limit: &Limit, counts: &[Bearing<'_>], moment: &Moment) -> Shown {
         let mut head = Map::new();
         head.insert("models".to_owned(), json!(limit.models.to_string()));

@@ -161,6 +161,20 @@ async fn of_several_limits_the_tightest_is_told_and_nothing_is_taken_of_the_othe
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_model_that_a_limit_names_is_told() {
+    let text = "[[limit]]\nper = 'model'\nmodels = ['big:1b', 'library/small', 'other*']\n\
+                requests_per_minute = 3\n";
+    let backend = Backend::ok().await;
+    let house = House::with(&backend, with_limits(text)).await;
+    for model in ["big:1b", "small:latest", "small", "other"] {
+        assert_eq!(house.ask(chat(model)).await.status, 200, "{model}");
+    }
+    let told = me(&house).await;
+    let of = |what: &str| told[what]["models"][0]["requests_per_minute"].as_u64();
+    assert_eq!([of("limits"), of("used"), of("left")], [Some(3), Some(2), Some(1)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_has_no_limits_is_told_of_none_and_a_reload_forgets_nothing() {
     let backend = Backend::ok().await;
     let house = House::new(&backend).await;
