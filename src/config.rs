@@ -453,7 +453,7 @@ impl Draft {
                 }
                 Err(wrong) => {
                     self.login_is_unclear |= LOGINS.contains(&value.key.name);
-                    self.found.extend(wrong.about(value.key.name));
+                    self.found.extend(wrong.about(&value.name()));
                 }
             }
         }

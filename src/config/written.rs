@@ -1,11 +1,12 @@
 //! A value as it was written, and what its key can make of it.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keys::{Key, Kind};
-use super::problems::{Found, Place, shown};
+use super::problems::{Found, Place, shown, shown_key};
 use super::roles::{Pattern, Role, Roles};
 use super::{ListenAddr, Origins, PairFiles, values};
 
@@ -114,6 +115,18 @@ pub(super) fn put<T>(field: &mut T, value: Result<T, Found>) -> Result<(), Found
 }
 
 impl Written {
+    /// The key's; of a table whose names are the reader's own with that name.
+    pub(super) fn name(&self) -> Cow<'static, str> {
+        let table = self.key.name.strip_suffix('*');
+        let Some((table, Form::Table(entries))) = table.map(|table| (table, &self.form)) else {
+            return Cow::Borrowed(self.key.name);
+        };
+        let own: String = entries.iter().map(|entry| shown_key(&entry.name)).collect();
+        let is_bare = own.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b));
+        let quote = if is_bare { "" } else { "\"" };
+        Cow::Owned(format!("{table}{quote}{own}{quote}"))
+    }
+
     pub(super) fn wrong(&self, says: impl Into<String>) -> Found {
         Found::one(&self.place, says)
     }
