@@ -1,5 +1,6 @@
 //! Rows under named columns, as a table for people, CSV or JSON.
 
+use std::fmt::Display;
 use std::str::FromStr;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -140,9 +141,8 @@ impl Cell {
 
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let rounded = |number: f64, digits: i32| {
-            let factor = 10f64.powi(digits);
-            Number::from_f64((number * factor).round() / factor).map_or(Value::Null, Value::Number)
+        let rounded = |number, digits| {
+            Number::from_f64(rounded(number, digits)).map_or(Value::Null, Value::Number)
         };
         match self {
             Self::Text(text) => Value::String(text.clone()),
@@ -158,8 +158,8 @@ impl Cell {
         match self {
             Self::Text(text) => csv_text(text),
             Self::Count(number) => number.to_string(),
-            Self::Number(number) => format!("{number:.3}"),
-            Self::Money(money) => format!("{money:.6}"),
+            Self::Number(number) => format!("{:.3}", rounded(*number, 3)),
+            Self::Money(money) => format!("{:.6}", rounded(*money, 6)),
             Self::Flag(is) => is.to_string(),
             Self::Nothing => String::new(),
         }
@@ -169,13 +169,19 @@ impl Cell {
         match self {
             Self::Text(text) => printable(text),
             Self::Count(number) => grouped(*number),
-            Self::Number(number) => format!("{number:.1}"),
+            Self::Number(number) => grouped(format!("{number:.1}")),
             Self::Money(money) if *money > 0.0 && *money < LEAST => format!("<{LEAST}"),
-            Self::Money(money) => format!("{money:.4}"),
+            Self::Money(money) => grouped(format!("{money:.4}")),
             Self::Flag(true) => "yes".to_owned(),
             Self::Flag(false) | Self::Nothing => "-".to_owned(),
         }
     }
+}
+
+/// Half a digit up, in every format: `{:.6}` alone rounds by what the float is in binary.
+fn rounded(number: f64, digits: i32) -> f64 {
+    let factor = 10f64.powi(digits);
+    (number * factor).round() / factor
 }
 
 /// A caller chooses how a model is spelt that there is not: it is no formula of a spreadsheet, and a
@@ -201,11 +207,12 @@ pub fn printable(text: &str) -> String {
 
 /// Thousands apart.
 #[must_use]
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
+pub fn grouped(number: impl Display) -> String {
+    let digits = format!("{number}");
+    let whole = digits.find('.').unwrap_or(digits.len());
     let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+    for (at, digit) in digits.char_indices() {
+        if at > 0 && at < whole && (whole - at).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -244,6 +251,15 @@ mod tests {
         let told = sheet().to_json().to_string();
         let expected = r#"[{"user":"anna, \"b\"","requests":1234567,"backend_seconds":0.123,"cost":0.3,"estimated":true},{"user":null,"requests":7,"backend_seconds":2.0,"cost":null,"estimated":false}]"#;
         assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn json_and_csv_tell_the_same_number() {
+        for cell in [Cell::Money(0.000_141_5), Cell::Money(1.000_000_5), Cell::Number(0.0005)] {
+            let json: f64 = cell.to_json().to_string().parse().unwrap();
+            let csv: f64 = cell.in_csv().parse().unwrap();
+            assert_eq!(json.to_bits(), csv.to_bits(), "{cell:?}");
+        }
     }
 
     #[test]
@@ -315,5 +331,7 @@ mod tests {
         for (number, shown) in [(0, "0"), (999, "999"), (1000, "1,000"), (40_120, "40,120")] {
             assert_eq!(grouped(number), shown);
         }
+        assert_eq!(Cell::Number(1_234_567.89).shown(), "1,234,567.9");
+        assert_eq!(Cell::Money(999.123_456).shown(), "999.1235");
     }
 }
