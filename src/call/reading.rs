@@ -311,9 +311,9 @@ impl Reading {
     }
 
     fn flag(&self, member: Member) -> Option<bool> {
-        match self.written(member.value) {
-            "true" => Some(true),
-            "false" => Some(false),
+        match self.found()?.body.get(member.value.range())? {
+            b"true" => Some(true),
+            b"false" => Some(false),
             _ => None,
         }
     }

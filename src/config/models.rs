@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 
 use super::roles::Pattern;
@@ -19,7 +20,7 @@ const MAX_PART: usize = 80;
 const MAX_TEXT: usize = 1024;
 
 /// A model, however its name was spelt: two names are equal if Ollama would take the same model.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelName {
     /// `host/namespace/model`, in lower case.
     stem: String,
@@ -30,7 +31,7 @@ pub struct ModelName {
 }
 
 /// Where a name says that its model runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     Unsaid,
     /// `:local` behind the name. Some endpoints take it for the tag.
@@ -80,17 +81,17 @@ impl ModelName {
         };
         let mut parts = path.rsplitn(3, '/');
         let model = parts.next().unwrap_or_default();
-        let namespace = parts.next().unwrap_or(NAMESPACE);
-        let host = parts.next().unwrap_or(HOST);
-        let host = host.split_once("://").map_or(host, |(_, host)| host);
-        let is_name = is_part(host, b"-.:", MAX_HOST)
-            && is_part(namespace, b"-", MAX_PART)
+        let namespace = parts.next();
+        let host = parts.next().map(|host| host.split_once("://").map_or(host, |(_, host)| host));
+        let is_name = host.is_none_or(|host| is_part(host, b"-.:", MAX_HOST))
+            && namespace.is_none_or(|namespace| is_part(namespace, b"-", MAX_PART))
             && is_part(model, b"-.", MAX_PART)
             && is_part(tag, b"-.", MAX_PART);
         if !is_name {
             return Err(BadModelName("the name of the model cannot be read"));
         }
-        let mut stem = format!("{host}/{namespace}/{model}");
+        let (host, namespace) = (host.unwrap_or(HOST), namespace.unwrap_or(NAMESPACE));
+        let mut stem = [host, "/", namespace, "/", model].concat();
         stem.make_ascii_lowercase();
         Ok(Self {
             stem,
@@ -116,6 +117,22 @@ impl ModelName {
             Source::Local | Source::Cloud => {
                 Cow::Owned(Self { source: Source::Unsaid, ..self.clone() })
             }
+        }
+    }
+
+    /// As [`ToString`] has it, in one piece: each request's row has it.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        self.shown().concat()
+    }
+
+    fn shown(&self) -> [&str; 4] {
+        let start = self.starts().last().unwrap_or_default();
+        let stem = self.stem.get(start..).unwrap_or_default();
+        match self.source {
+            Source::Unsaid | Source::Local => [stem, ":", &self.tag, ""],
+            Source::Cloud if self.tag == TAG => [stem, ":", "cloud", ""],
+            Source::Cloud => [stem, ":", &self.tag, "-cloud"],
         }
     }
 
@@ -148,16 +165,18 @@ impl ModelName {
     }
 }
 
+/// Of each request's model several times: by what most differ in, in two pieces.
+impl Hash for ModelName {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.stem.as_bytes());
+        state.write(self.tag.as_bytes());
+    }
+}
+
 /// As Ollama shows it: without the usual host and namespace, always with a tag.
 impl fmt::Display for ModelName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let start = self.starts().last().unwrap_or_default();
-        let stem = self.stem.get(start..).unwrap_or_default();
-        match self.source {
-            Source::Unsaid | Source::Local => write!(f, "{stem}:{}", self.tag),
-            Source::Cloud if self.tag == TAG => write!(f, "{stem}:cloud"),
-            Source::Cloud => write!(f, "{stem}:{}-cloud", self.tag),
-        }
+        self.shown().into_iter().try_for_each(|piece| f.write_str(piece))
     }
 }
 

@@ -26,12 +26,11 @@ impl Count {
     }
 
     fn of(number: Number, word: &[u8]) -> Self {
-        let text = std::str::from_utf8(word).unwrap_or_default();
         let (count, most) = match number {
             Number::Load | Number::Prefill | Number::Generation | Number::Total => {
-                (text.parse().ok(), MOST)
+                (whole(word), MOST)
             }
-            Number::TimedPrefill | Number::TimedGeneration => (nanoseconds(text), MOST),
+            Number::TimedPrefill | Number::TimedGeneration => (nanoseconds(word), MOST),
             Number::Prompt
             | Number::Completion
             | Number::Cached
@@ -42,15 +41,24 @@ impl Count {
             | Number::Eval
             | Number::TimedPrompt
             | Number::TimedCached
-            | Number::TimedCompletion => (text.parse().ok(), MOST_TOKENS),
+            | Number::TimedCompletion => (whole(word), MOST_TOKENS),
         };
         count.filter(|count| *count <= most).map_or(Self::BAD, Self)
     }
 }
 
+/// Of digits alone.
+fn whole(word: &[u8]) -> Option<u64> {
+    let add = |number: u64, digit: &u8| {
+        let value = digit.checked_sub(b'0').filter(|value| *value < 10)?;
+        number.checked_mul(10)?.checked_add(value.into())
+    };
+    word.iter().try_fold(0, add).filter(|_| !word.is_empty())
+}
+
 /// Of milliseconds with a fraction.
-fn nanoseconds(text: &str) -> Option<u64> {
-    let milliseconds: f64 = text.parse().ok()?;
+fn nanoseconds(word: &[u8]) -> Option<u64> {
+    let milliseconds: f64 = std::str::from_utf8(word).ok()?.parse().ok()?;
     let duration = std::time::Duration::try_from_secs_f64(milliseconds / 1000.0).ok()?;
     u64::try_from(duration.as_nanos()).ok()
 }

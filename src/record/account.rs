@@ -48,7 +48,7 @@ impl Account {
             key,
             model: permit
                 .model()
-                .map(ToString::to_string)
+                .map(ModelName::to_text)
                 .or_else(|| call.model().map(|model| shown(&model))),
             is_inference,
             runner_options: call.reading.runner_options(),
@@ -151,5 +151,5 @@ pub(super) struct End {
 
 /// As Ollama shows it; what is no name is kept as it was written.
 fn shown(name: &str) -> String {
-    ModelName::parse(name).map_or_else(|_| short(name).to_owned(), |it| it.to_string())
+    ModelName::parse(name).map_or_else(|_| short(name).to_owned(), |it| it.to_text())
 }

@@ -247,7 +247,8 @@ fn escape(text: &[u8]) -> Option<usize> {
 /// The text between the marks of a string that was passed. Half of a surrogate pair becomes
 /// U+FFFD, as for Go.
 pub(super) fn decode(written: &str) -> Cow<'_, str> {
-    let Some(first) = written.find('\\') else { return Cow::Borrowed(written) };
+    let first = memchr::memchr(b'\\', written.as_bytes());
+    let Some(first) = first else { return Cow::Borrowed(written) };
     let mut text = String::with_capacity(written.len());
     text.push_str(written.get(..first).unwrap_or_default());
     let mut rest = written.get(first..).unwrap_or_default();
@@ -293,15 +294,21 @@ fn unicode(escape: &str) -> (char, usize) {
 
 /// Whether Go takes a key for this name, which is ASCII in lower case [encoding/json/fold.go].
 pub(super) fn is_folded(key: &str, name: &str) -> bool {
-    key.len() >= name.len() && key.chars().map(folded).eq(name.chars())
+    match key.is_ascii() {
+        true => key.eq_ignore_ascii_case(name),
+        false => key.chars().map(folded).eq(name.chars()),
+    }
 }
 
 /// A number that keys share whose letters differ in case only.
 pub(super) fn fold_hash(key: &str) -> u64 {
-    let mix = |hash: u64, letter: char| {
-        (hash ^ u64::from(u32::from(letter))).wrapping_mul(0x0000_0100_0000_01b3)
-    };
-    key.chars().map(folded).fold(0xcbf2_9ce4_8422_2325, mix)
+    let mix =
+        |hash: u64, letter: u32| (hash ^ u64::from(letter)).wrapping_mul(0x0000_0100_0000_01b3);
+    let begin = 0xcbf2_9ce4_8422_2325;
+    match key.is_ascii() {
+        true => key.bytes().map(|b| b.to_ascii_lowercase().into()).fold(begin, mix),
+        false => key.chars().map(|letter| folded(letter).into()).fold(begin, mix),
+    }
 }
 
 /// Simple case folding: of one letter to one letter.
