@@ -12,6 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -44,7 +45,11 @@ mod tls;
 #[path = "binary/usage.rs"]
 mod usage;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_portcullis");
+/// The one of this build, or that of a release: `PORTCULLIS_PROGRAM`.
+static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+    let built = || env!("CARGO_BIN_EXE_portcullis").to_owned();
+    std::env::var("PORTCULLIS_PROGRAM").unwrap_or_else(|_| built())
+});
 /// Everything waits for at most this long, and for the thing itself.
 const PATIENCE: Duration = Duration::from_secs(20);
 const KEY: &str = "a-key-for-the-tests";
@@ -256,7 +261,7 @@ fn what_init_writes_for_a_container_is_readable_for_the_user_that_it_runs_as() {
 
         fs::remove_dir_all(house.path("gate")).unwrap();
         let program = house.path("portcullis");
-        fs::copy(PROGRAM, &program).unwrap();
+        fs::copy(&*PROGRAM, &program).unwrap();
         fs::set_permissions(house.folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
         let mut other = Command::new("setpriv");
         other.args(["--reuid", OTHER.0, "--regid", OTHER.1, "--clear-groups"]).arg(&program);
@@ -282,7 +287,7 @@ fn systemd_understands_the_units() {
     let house = House::new();
     let service = include_str!("../deploy/portcullis.service");
     // The program must be there; where it will be installed, it need not be yet.
-    let service = service.replace("/usr/local/bin/portcullis", PROGRAM);
+    let service = service.replace("/usr/local/bin/portcullis", &PROGRAM);
     fs::write(house.path("portcullis.service"), service).unwrap();
     let socket = include_str!("../deploy/portcullis.socket");
     fs::write(house.path("portcullis.socket"), socket).unwrap();
@@ -400,7 +405,7 @@ fn a_file_that_may_not_be_read_is_told_with_its_owner_its_mode_our_user_and_the_
     let (out, us) = if owner == 0 {
         // Root may read everything, so another user has to look; from where that one may.
         let program = house.path("portcullis");
-        fs::copy(PROGRAM, &program).unwrap();
+        fs::copy(&*PROGRAM, &program).unwrap();
         fs::set_permissions(house.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let mut other = Command::new("setpriv");
         other.args(["--reuid", &NOBODY.to_string(), "--clear-groups"]).arg(&program);
@@ -574,7 +579,7 @@ impl House {
 
     /// The program with nothing of our own environment.
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(&*PROGRAM);
         command.args(arguments).env_clear().current_dir(self.folder.path());
         command
     }

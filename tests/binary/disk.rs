@@ -209,7 +209,7 @@ fn create_with(
     let mut strace = Command::new("strace");
     strace.arg("-f").arg("-o").arg(&log).args(["-e", &format!("trace={calls}")]);
     strace.args(["-e", &format!("inject={calls}:{fault}:when={when}")]);
-    strace.args([PROGRAM, "key", "create", name, "--data-dir"]).arg(&gate.desk.data);
+    strace.args([&*PROGRAM, "key", "create", name, "--data-dir"]).arg(&gate.desk.data);
     let out = strace.output().unwrap();
     let log = fs::read_to_string(log).unwrap();
     let told = String::from_utf8(out.stdout.clone()).unwrap().trim_end().to_owned();

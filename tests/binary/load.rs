@@ -269,7 +269,7 @@ pub(crate) fn resident(pid: u32) -> usize {
 fn activated(house: &House, listener: &TcpListener, upstream: &str) -> Gate {
     let become_it = "exec 3<&0 0</dev/null; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\"";
     let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", become_it, "sh", PROGRAM, "serve", "--api-keys", "keys"]);
+    shell.args(["-c", become_it, "sh", &PROGRAM, "serve", "--api-keys", "keys"]);
     // What is handed over stands over what is asked for.
     shell.args(["--listen", "127.0.0.1:1", "--upstream", upstream]);
     shell.env_clear().current_dir(house.folder.path());
@@ -297,7 +297,7 @@ fn several_sockets_are_handed_over_also_those_of_a_file() {
     );
     // Of two digits other shells know nothing.
     let mut shell = Command::new("bash");
-    shell.args(["-c", &become_it, "bash", PROGRAM, "serve", "--api-keys", "keys"]);
+    shell.args(["-c", &become_it, "bash", &PROGRAM, "serve", "--api-keys", "keys"]);
     shell.args(["--upstream", &format!("http://{}", model.address)]);
     shell.env_clear().current_dir(house.folder.path());
     let mut gate = Gate::start(shell);
@@ -460,7 +460,7 @@ fn with_too_few_files_the_gate_is_calm_serves_its_streams_and_recovers() {
     let (house, model) = (house(), Model::start());
     let upstream = format!("http://{}", model.address);
     let mut command = Command::new("prlimit");
-    command.args(["--nofile=64", PROGRAM, "serve", "--listen", "127.0.0.1:0"]);
+    command.args(["--nofile=64", &PROGRAM, "serve", "--listen", "127.0.0.1:0"]);
     command.args(["--api-keys", "keys", "--upstream", &upstream]);
     command.current_dir(house.folder.path());
     if Command::new("prlimit").arg("--version").stdout(Stdio::null()).status().is_err() {
