@@ -51,7 +51,7 @@ mod several;
 mod state;
 mod turn;
 
-pub use admission::recall;
+pub use admission::{holders, recall};
 pub use explain::{Explained, Stage, explain};
 pub use state::{State, StateError};
 
@@ -161,7 +161,7 @@ impl Live {
     fn recall(&self, state: &Arc<State>) -> Result<(), StoreError> {
         let Some(keys) = self.memory.managed() else { return Ok(()) };
         let (limits, state) = (self.limits.clone(), Arc::clone(state));
-        let bring_up = move |store: &Store| recall(&limits, store, state.plan());
+        let bring_up = move |store: &Store| recall(&limits, store, &state);
         bring_up(keys.store())?;
         keys.recall_by(bring_up);
         Ok(())

@@ -100,7 +100,7 @@ fn used(state: &State) -> anyhow::Result<Limits> {
     let limits = Limits::default();
     let Some(folder) = &state.config().data_dir else { return Ok(limits) };
     match Store::open_current(folder) {
-        Ok(store) => recall(&limits, &store, state.plan())?,
+        Ok(store) => recall(&limits, &store, state)?,
         // No gate has used it yet.
         Err(StoreError::Missing { .. }) => {}
         Err(error) => return Err(error.into()),

@@ -130,16 +130,13 @@ impl Counts {
         }
     }
 
-    /// The true numbers in the place of what was held.
+    /// The true numbers in the place of what was held; it runs no longer.
     pub(super) fn settle(&mut self, taken: &Taken, tokens: u64, work: Duration, now: Instant) {
         if let Some(hold) = taken.tokens {
             self.tokens.settle(hold, tokens, now);
         }
         self.day.settle(taken.day, taken.held, tokens, work);
         self.month.settle(taken.month, taken.held, tokens, work);
-    }
-
-    pub(super) fn leave(&mut self) {
         self.running = self.running.saturating_sub(1);
     }
 

@@ -77,7 +77,8 @@ impl Charges {
         self.settle(0, now.saturating_duration_since(began), now);
     }
 
-    /// The true numbers in the place of what was held; once.
+    /// The true numbers in the place of what was held, once; the request runs no longer. Whoever has the
+    /// last byte may ask again at once, so this comes before that.
     pub fn settle(&mut self, tokens: u64, backend_time: Duration, now: Instant) {
         if !std::mem::replace(&mut self.is_settled, true) {
             let (tokens, backend_time) =
@@ -102,9 +103,6 @@ impl Drop for Charges {
             let now = Instant::now();
             let (began, prompt) = self.begun.get().copied().unwrap_or((now, 0));
             self.settle(prompt, now.saturating_duration_since(began), now);
-        }
-        for (account, _) in &self.taken {
-            account.open().leave();
         }
     }
 }

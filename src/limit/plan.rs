@@ -40,8 +40,8 @@ pub struct Subject<'a> {
     pub key: Option<&'a str>,
     /// Of a managed key.
     pub key_id: Option<&'a str>,
-    /// Known by a row of usage, which has neither the role nor the id of a key: whatever limit may have
-    /// been about it is.
+    /// Known by a row of usage, of a key that is not known any more, nor its role or its id: whatever
+    /// limit may have been about it is.
     pub is_recalled: bool,
     pub by_rule: &'a Allowance,
     pub by_key: &'a Allowance,
@@ -99,6 +99,11 @@ impl Plan {
     #[must_use]
     pub fn zone(&self) -> &TimeZone {
         &self.zone
+    }
+
+    /// Whether it matters which key somebody used, beyond its name.
+    pub(super) fn minds_the_key(&self) -> bool {
+        self.limits.iter().any(|it| it.limit.roles.is_some() || it.limit.keys.is_some())
     }
 
     /// The role of whom only the account is known.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::config::{Config, Given, Measure, load};
+use portcullis::config::{Config, Given, Measure, Role, load};
 use portcullis::store::{Actor, KeyDetails, Ledger, MOST_WAITING, Store, UsageRow};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -126,6 +126,53 @@ async fn one_too_many_at_once_waits_until_another_has_left() {
     until("room for one", || (house.gateway.in_flight() < 2).then_some(())).await;
     let _third = runs(&house, chat("m")).await;
     assert_eq!(house.ask(chat("m")).await.status, 429);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_asks_one_after_the_other_over_several_connections_is_one_at_a_time() {
+    let head = stream_head("application/x-ndjson");
+    let whole =
+        head + &chunk("{\"done\":true,\"prompt_eval_count\":3,\"eval_count\":4}\n") + "0\r\n\r\n";
+    let backend = Backend::scripted(move |_| vec![Step::Send(whole.clone().into())]).await;
+    let house = House::with(&backend, with_limits("[[rule]]\nconcurrent = 1\n")).await;
+    let mut callers = [house.connect().await, house.connect().await, house.connect().await];
+    for _ in 0..300 {
+        for caller in &mut callers {
+            caller.send(chat("m")).await;
+            assert_eq!(caller.answer().await.status, 200);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_a_role_counts_after_a_reload_what_that_role_used_alone() {
+    let backend = of_seven_tokens().await;
+    let text = "[[limit]]\nroles = ['operator']\nper = 'all'\ntokens_per_day = 100\n";
+    let change = |config: &mut Config, own: &tempfile::TempDir| {
+        with_limits(text)(config, own);
+        config.data_dir = Some(own.path().join("data"));
+    };
+    let house = House::with(&backend, change).await;
+    let store = house.gateway.managed().unwrap().store();
+    let made = |name: &str, role| {
+        let details = KeyDetails { name: name.to_owned(), role: Some(role), ..Default::default() };
+        let by = Actor { who: "cli:tester".to_owned(), client: None };
+        store.create_key(details, &by).unwrap().1
+    };
+    let keys = [made("boss", Role::Operator), made("guest", Role::User)];
+    let boss = keys[0].as_str();
+    for key in &keys {
+        let asked = chat("m").replace(KEY, key.as_str());
+        assert_eq!(house.ask(asked).await.status, 200);
+    }
+    let used = async || {
+        let told = house.ask(get("/_portcullis/me").replace(KEY, boss)).await.json();
+        told["used"]["tokens_per_day"].clone()
+    };
+    assert_eq!(used().await, 7);
+    house.gateway.flush(Duration::from_secs(5));
+    house.gateway.reload(house.gateway.state().config().clone()).unwrap();
+    assert_eq!(used().await, 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]

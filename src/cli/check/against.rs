@@ -11,7 +11,7 @@ use crate::access::{self, Provenance, Rules};
 use crate::api::{Asked, ENDPOINTS};
 use crate::auth::Identity;
 use crate::config::{Config, Limit, ModelName, ModelPattern, Models};
-use crate::gateway::State;
+use crate::gateway::{State, holders};
 use crate::limit::Limits;
 use crate::reject::Reject;
 use crate::report::{Period, grouped, printable};
@@ -130,7 +130,8 @@ impl Bench<'_> {
         let spent = |since| -> Result<Vec<Spent>, StoreError> {
             Ok(self.sums(since, period.since)?.into_iter().map(Spent::from).collect())
         };
-        replay.recall(&spent(day)?, &spent(month)?);
+        let holders = holders(self.store, self.state.auth());
+        replay.recall((&spent(day)?, &spent(month)?), holders)?;
         let (mut rows, mut reaches) = (0, BTreeMap::new());
         for page in Pages::new(self.store, period) {
             for row in page? {
@@ -189,17 +190,8 @@ impl Bench<'_> {
         let auth = self.state.auth();
         let account = name.split('/').next().unwrap_or_default();
         let Some(key) = key else { return Ok(auth.suppose(account)) };
-        let managed = match self.store.find_keys(key) {
-            Ok(keys) => keys.into_iter().find(|it| it.details.identity() == account),
-            Err(error) if error.is_askers() => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(key) = managed {
-            return Ok(auth.suppose_key(&key));
-        }
-        let by_file = auth.suppose(key);
-        let is_theirs = by_file.account().as_str() == account;
-        Ok(if is_theirs { by_file } else { auth.suppose(account) })
+        let holder = holders(self.store, auth)(account, key)?.into_iter().next();
+        Ok(holder.unwrap_or_else(|| auth.suppose(account)))
     }
 }
 

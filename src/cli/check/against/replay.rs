@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use crate::access::Reach;
 use crate::api::Class;
+use crate::auth::Identity;
 use crate::config::Allowance;
 use crate::limit::{Ask, Charges, Limits, Plan, Subject};
 use crate::reject::Reject;
@@ -35,8 +36,15 @@ impl<'a> Replay<'a> {
     }
 
     /// What was used before in the day and the month in which it begins.
-    pub(super) fn recall(&self, day: &[Spent], month: &[Spent]) {
-        self.limits.restore(self.plan, self.began.0, day, month);
+    ///
+    /// # Errors
+    /// Those of `holders`; see [`Limits::restore`].
+    pub(super) fn recall(
+        &self,
+        spent: (&[Spent], &[Spent]),
+        holders: impl FnMut(&str, &str) -> Result<Vec<Identity>, StoreError>,
+    ) -> Result<(), StoreError> {
+        self.limits.restore(self.plan, self.began.0, spent, holders)
     }
 
     /// The next request; what is refused uses nothing.
