@@ -93,21 +93,35 @@ pub(super) fn fold(
     Ok(end)
 }
 
+/// The second by which the age of rows is told: now, but no more than a day after the last one. A clock
+/// that is years ahead must not take away everything, also where rows came by it.
+pub(super) fn age_by(transaction: &Transaction<'_>, now: i64) -> rusqlite::Result<i64> {
+    let last: Option<i64> = transaction.query_row(
+        "SELECT ifnull((SELECT looked FROM usage_age), (SELECT max(start) FROM usage_hour))",
+        [],
+        |row| row.get(0),
+    )?;
+    let now = last.map_or(now, |last| now.min(last.saturating_add(DAY)));
+    transaction.execute(
+        "INSERT INTO usage_age (one, looked) VALUES (1, ?1)
+         ON CONFLICT (one) DO UPDATE SET looked = excluded.looked",
+        [now],
+    )?;
+    Ok(now)
+}
+
 /// Takes away some of what is older than it is kept; whether there is more.
 pub(super) fn prune(transaction: &Transaction<'_>, now: i64, keep: i64) -> rusqlite::Result<bool> {
-    // A clock that is years ahead must not take away everything.
-    let newest: Option<i64> =
-        transaction.query_row("SELECT max(start) FROM usage_hour", [], |row| row.get(0))?;
-    let Some(newest) = newest else { return Ok(false) };
-    let now = now.min(newest.saturating_add(DAY));
     let cut = |keep: i64| now.saturating_sub(keep);
     let rows = transaction.execute(
         "DELETE FROM usage WHERE place IN
          (SELECT place FROM usage WHERE place < ?1 ORDER BY place LIMIT ?2)",
         [place_at(cut(keep).saturating_mul(1000)), STEP],
     )?;
+    // Of whole days, so that what is left of them is all of it.
     let hours = transaction.execute(
-        "DELETE FROM usage_hour WHERE start < min(?1, (SELECT min(start) FROM usage_hour) + ?2)",
+        "DELETE FROM usage_hour WHERE start < min((SELECT max(start) FROM usage_day WHERE start <= ?1),
+         (SELECT min(start) FROM usage_hour) + ?2)",
         [cut(keep.max(HOURS_KEPT)), DAY],
     )?;
     let days = transaction.execute(

@@ -212,6 +212,7 @@ impl Folder {
     fn prune(&self, now: Duration) -> Result<(), StoreError> {
         let keep = i64::try_from(self.keep.as_secs()).unwrap_or(i64::MAX);
         let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let now = self.store.write(move |transaction| Ok(fold::age_by(transaction, now)?))?;
         while !self.shared.is_over() {
             let pruned =
                 self.store.write(move |transaction| Ok(fold::prune(transaction, now, keep)?));

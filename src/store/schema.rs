@@ -7,12 +7,13 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::{StoreError, because};
 
 /// Each takes the schema from the number before to its own, which is its place here, from 1.
-pub(super) const MIGRATIONS: [&str; 5] = [
+pub(super) const MIGRATIONS: [&str; 6] = [
     include_str!("migrations/0001.sql"),
     include_str!("migrations/0002.sql"),
     include_str!("migrations/0003.sql"),
     include_str!("migrations/0004.sql"),
     include_str!("migrations/0005.sql"),
+    include_str!("migrations/0006.sql"),
 ];
 /// `pcul`: tells our file from another program's.
 pub(super) const APPLICATION: u32 = 0x7063_756c;

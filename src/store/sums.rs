@@ -16,11 +16,14 @@ use super::words::{Filter, Words};
 use super::{Store, StoreError, files, fold};
 
 /// A range up to this long is summed from its hours, a longer one from its whole days.
-const BY_HOURS: i64 = 62 * 24 * 3600;
+const BY_HOURS: i64 = 62 * 24 * HOUR;
 const HOURS: &str = "usage_hour";
 const DAYS: &str = "usage_day";
+const HOUR: i64 = 3600;
+/// On which the clock is set back.
+const LONGEST_DAY: i64 = 25 * HOUR;
 /// Half a day after its beginning it is the same day in all zones that people move between.
-const NOON: i64 = 12 * 3600;
+const NOON: i64 = 12 * HOUR;
 /// Most lines of one answer.
 const MOST: usize = 1_000_000;
 /// Columns of all three tables, and where they stand in an answer.
@@ -168,7 +171,7 @@ fn pieces(
     let (since, before_until, until) = ((since + 999) / 1000, until / 1000, (until + 999) / 1000);
     let mut first_hour = match kept.has_row_before(from)? {
         true => kept.next(HOURS, since)?,
-        false => kept.last(HOURS, since)?,
+        false => kept.with(HOURS, since, HOUR)?,
     };
     let has_last_hour = kept.has_hour_before(until)?;
     let last_hour = match has_last_hour && kept.has_row_from(to)? {
@@ -177,8 +180,8 @@ fn pieces(
     };
     let by_hours = grain == Grain::Hours || query.by.contains(&By::Hour);
     let (mut first_day, mut last_day) = (last_hour, last_hour);
-    if !by_hours && !kept.has_hour_before(since)? {
-        first_day = kept.last(DAYS, since)?.min(last_hour);
+    if !by_hours && !kept.has_hour_before(since)? && kept.has_lost_hours()? {
+        first_day = kept.with(DAYS, since, LONGEST_DAY)?.min(last_hour);
         first_hour = first_day;
     } else if !by_hours && last_hour - first_hour > BY_HOURS {
         first_day = kept.next(DAYS, first_hour)?.min(last_hour);
@@ -225,6 +228,19 @@ impl Kept<'_> {
     fn next(&self, table: &str, second: i64) -> rusqlite::Result<i64> {
         let sql = format!("SELECT min(start) FROM {table} WHERE start >= ?1");
         Ok(self.ask(&sql, second)?.unwrap_or(LAST_MOMENT))
+    }
+
+    /// The one within which that is, as each is so long at the most, or else the first one later.
+    fn with(&self, table: &str, second: i64, length: i64) -> rusqlite::Result<i64> {
+        let last = self.last(table, second)?;
+        if second - last < length { Ok(last) } else { self.next(table, second) }
+    }
+
+    /// Whether the hours of the oldest days are not kept any more.
+    fn has_lost_hours(&self) -> rusqlite::Result<bool> {
+        let oldest = self.ask("SELECT min(start) FROM usage_hour WHERE start >= ?1", 0)?;
+        let day = oldest.map_or(Ok(LAST_MOMENT), |oldest| self.last(DAYS, oldest))?;
+        Ok(self.ask("SELECT min(start) FROM usage_day WHERE start < ?1", day)?.is_some())
     }
 
     /// The last that begins then or earlier, or else the first one later.

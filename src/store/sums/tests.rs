@@ -250,6 +250,7 @@ fn what_is_kept_no_longer_goes_and_its_days_stay() {
     fold(&store, &rows.collect::<Vec<_>>(), "UTC");
     let keep = 100 * 86400;
     let prune = |now: i64| {
+        let now = store.write(move |it| Ok(fold::age_by(it, now)?)).unwrap();
         while store.write(move |it| Ok(fold::prune(it, now, keep)?)).unwrap() {}
     };
     prune(now.as_second());
@@ -265,6 +266,49 @@ fn what_is_kept_no_longer_goes_and_its_days_stay() {
     prune(now.as_second() + 100 * 366 * 86400);
     assert_eq!(store.usage_rows(&rows_query()).unwrap().len(), 100);
     assert_eq!(store.usage(&all).unwrap().len(), 500);
+    // Nor does one that is ahead while requests come.
+    let ahead = timed(1000, now + Duration::from_secs(2 * 366 * 86400));
+    fold(&store, &[ahead], "UTC");
+    prune(now.as_second() + 2 * 366 * 86400);
+    assert_eq!(store.usage_rows(&rows_query()).unwrap().len(), 100);
+    // When it is right again, all is as it was.
+    prune(now.as_second());
+    prune(now.as_second() + 3600);
+    assert_eq!(store.usage_rows(&rows_query()).unwrap().len(), 100);
+}
+
+#[test]
+fn a_range_that_is_over_has_nothing_of_what_came_after_it() {
+    let room = Room::new();
+    let store = room.store();
+    // The first day of a store, and hours far apart.
+    let times = ["2026-11-24T11:20:00Z", "2026-11-24T16:30:00Z"];
+    let rows: Vec<_> = times.iter().zip(1..).map(|(time, id)| timed(id, at(time))).collect();
+    fold(&store, &rows, "UTC");
+    let count = |since: &str, until: &str| {
+        let sums = store.usage(&query(&[By::Name], since, until, "UTC")).unwrap();
+        sums.iter().map(|sum| sum.tally.requests).sum::<u64>()
+    };
+    let part = |keeps_rows: bool| {
+        assert_eq!(count("2026-11-24T08:00:00Z", "2026-11-24T09:30:00Z"), 0);
+        assert_eq!(count("2026-11-17T00:00:00Z", "2026-11-24T10:00:00Z"), 0);
+        assert_eq!(count("2026-11-24T12:30:00Z", "2026-11-24T15:30:00Z"), 0);
+        assert_eq!(count("2026-11-24T12:30:00Z", "2026-11-24T18:00:00Z"), 1);
+        assert_eq!(
+            count("2026-11-24T11:30:00Z", "2026-11-24T18:00:00Z"),
+            2 - u64::from(keeps_rows)
+        );
+    };
+    part(true);
+    let forget = |table: &'static str| {
+        store.write(move |it| Ok(it.execute(&format!("DELETE FROM {table}"), [])?)).unwrap();
+    };
+    // Without its rows an hour counts whole, without its hours a day, and no other one.
+    forget("usage");
+    part(false);
+    forget("usage_hour");
+    assert_eq!(count("2026-11-24T18:00:00Z", "2026-11-24T19:00:00Z"), 2);
+    assert_eq!(count("2026-11-25T02:00:00Z", "2026-11-25T19:00:00Z"), 0);
 }
 
 #[test]
