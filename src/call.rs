@@ -163,6 +163,18 @@ impl<'a> Call<'a> {
         self.asked.model_in_path().map(Cow::Borrowed).or_else(in_body)
     }
 
+    /// What the body says as it is sent on, after every change.
+    #[must_use]
+    pub fn as_sent(&self) -> Cow<'_, Reading> {
+        match self.body.whole().filter(|_| self.reading.object().is_some()) {
+            Some(data) if !self.reading.is_of(data) => {
+                let read = Reading::of_json(data, &self.asked);
+                read.map_or(Cow::Borrowed(&self.reading), Cow::Owned)
+            }
+            Some(_) | None => Cow::Borrowed(&self.reading),
+        }
+    }
+
     /// The model of a refusal, by the name that was written, and what that stands for.
     #[must_use]
     pub fn as_written(&self, model: &str) -> (String, Option<String>) {

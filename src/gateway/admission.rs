@@ -9,7 +9,7 @@ use super::{State, Visit};
 use crate::access::Permit;
 use crate::auth::{Auth, Identity};
 use crate::call::Call;
-use crate::config::{Bounds, Change};
+use crate::call::reading::Reading;
 use crate::limit::{Ask, Entered, Limits, Ticket};
 use crate::record::{Account, Record};
 use crate::reject::Reject;
@@ -28,24 +28,24 @@ pub(super) fn ticket(
     call: &Call<'_>,
     record: &mut Record,
 ) -> Result<Ticket, Reject> {
-    record.accounts(Account::open(live.ledger.as_ref(), &permit, call));
-    let bound = most_allowed(&permit);
+    let sent = call.as_sent();
+    record.accounts(Account::open(live.ledger.as_ref(), &permit, (call, &sent)));
     let model = record.line.model.as_deref();
     let is_full = || live.ledger.as_ref().is_some_and(|ledger| ledger.is_full());
-    let ask = || Ask { ledger_full: is_full(), ..asked(call, model, bound) };
+    let ask = || Ask { ledger_full: is_full(), ..asked(call, &sent, model) };
     live.limits.admit(state.plan(), permit, entered, ask)
 }
 
 /// What a request would be asked for by the limits, while the ledger has room.
-pub(super) fn supposed<'a>(permit: &Permit, call: &Call<'_>, model: Option<&'a str>) -> Ask<'a> {
-    asked(call, model, most_allowed(permit))
+pub(super) fn supposed<'a>(call: &Call<'_>, model: Option<&'a str>) -> Ask<'a> {
+    asked(call, &call.as_sent(), model)
 }
 
-fn asked<'a>(call: &Call<'_>, model: Option<&'a str>, bound: Option<u64>) -> Ask<'a> {
+fn asked<'a>(call: &Call<'_>, sent: &Reading, model: Option<&'a str>) -> Ask<'a> {
     Ask {
         class: call.asked.class(),
         model,
-        tokens_held: held(call, bound),
+        tokens_held: held(sent),
         now: Instant::now(),
         wall: Timestamp::now(),
         ledger_full: false,
@@ -100,19 +100,7 @@ fn keys_of(
 }
 
 /// The prompt, with the most that was asked for; nothing for who asked for no end.
-fn held(call: &Call<'_>, bound: Option<u64>) -> u64 {
-    let asked = call.reading.asked_maximum().unwrap_or_default();
-    let answer = bound.map_or(asked, |bound| asked.min(bound)).min(MOST_HELD);
-    (answer + call.reading.prompt_estimate()).min(MOST_HELD)
-}
-
-/// What the policy makes of a longer answer.
-fn most_allowed(permit: &Permit) -> Option<u64> {
-    let changes = &permit.reach().rule().policy.changes;
-    let bound = changes.iter().find_map(|(name, change)| match change {
-        Change::Clamp(Bounds { max: Some(max), .. }) if name == "num_predict" => Some(*max),
-        Change::Clamp(_) | Change::Drop | Change::Force(_) | Change::Loaded => None,
-    });
-    // A fraction is cut off.
-    bound.map(|bound| bound as u64)
+fn held(sent: &Reading) -> u64 {
+    let answer = sent.asked_maximum().unwrap_or_default().min(MOST_HELD);
+    (answer + sent.prompt_estimate()).min(MOST_HELD)
 }

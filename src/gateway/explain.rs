@@ -75,7 +75,7 @@ async fn walk(
         Some(several) => tell("backend", format!("goes to each of {}", several.join(", "))),
     }
     let model = call.model().map(|it| it.into_owned());
-    let ask = admission::supposed(&permit, &call, model.as_deref());
+    let ask = admission::supposed(&call, model.as_deref());
     let who = Subject::of(permit.reach());
     limited(state, limits, (&who, &ask), tell)
 }

@@ -9,6 +9,7 @@ use crate::access::Permit;
 use crate::api::Class;
 use crate::auth::Name;
 use crate::call::Call;
+use crate::call::reading::Reading;
 use crate::config::ModelName;
 use crate::store::{Ledger, Usage, UsageRow, Written};
 
@@ -30,12 +31,13 @@ pub struct Account {
 }
 
 impl Account {
-    /// `None` where no row is kept of such requests.
+    /// `None` where no row is kept of such requests. `sent`: what the body says as a backend gets it, which
+    /// is what loads a model anew.
     #[must_use]
     pub fn open(
         ledger: Option<&Arc<Ledger>>,
         permit: &Permit,
-        call: &Call<'_>,
+        (call, sent): (&Call<'_>, &Reading),
     ) -> Option<Box<Self>> {
         let is_inference = match call.asked.class() {
             Class::Inference => true,
@@ -51,8 +53,8 @@ impl Account {
                 .map(ModelName::to_text)
                 .or_else(|| call.model().map(|model| shown(&model))),
             is_inference,
-            runner_options: call.reading.runner_options(),
-            prompt: call.reading.prompt_estimate(),
+            runner_options: sent.runner_options(),
+            prompt: sent.prompt_estimate(),
             began: None,
             first_token: None,
             is_closed: false,

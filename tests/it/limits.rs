@@ -13,6 +13,7 @@ use crate::house::{
     Answer, Backend, Caller, House, KEY, PATIENCE, Step, chunk, get, ok_json, post, stream_head,
     until,
 };
+use crate::ledger::rows;
 use crate::usage;
 
 /// The parts of a configuration that are about limits.
@@ -350,6 +351,33 @@ async fn what_a_running_answer_may_still_cost_is_held() {
     drop((first, second));
     until("both have left", || (house.gateway.in_flight() == 0).then_some(())).await;
     runs(&house, asked(1)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_policy_makes_of_a_request_is_held_and_kept() {
+    let backend = open_ended().await;
+    for (policy, options) in [
+        ("num_predict = { force = 5 }, num_ctx = { max = 4096 }", "num_ctx=4096"),
+        ("num_predict = 'drop', num_ctx = { force = 2048 }", "num_ctx=2048"),
+        ("num_predict = { max = 5 }, num_ctx = 'drop'", ""),
+    ] {
+        let text = format!("[[rule]]\ntokens_per_day = 50\npolicy = {{ {policy} }}\n");
+        let change = |config: &mut Config, own: &tempfile::TempDir| {
+            with_limits(&text)(config, own);
+            config.data_dir = Some(own.path().join("data"));
+        };
+        let house = House::with(&backend, change).await;
+        let asked = r#"{"model":"m","options":{"num_predict":1000,"num_ctx":65536}}"#;
+        // The second is let in: nothing is held for what the first will not be.
+        drop((
+            runs(&house, post("/api/chat", asked)).await,
+            runs(&house, post("/api/chat", asked)).await,
+        ));
+        let rows = until("two rows", || Some(rows(&house)).filter(|rows| rows.len() == 2)).await;
+        let told: Vec<_> = rows.iter().map(|row| row.runner_options.clone()).collect();
+        let expected = Some(options.to_owned()).filter(|it| !it.is_empty());
+        assert_eq!(told, [expected.clone(), expected], "{policy}");
+    }
 }
 
 /// Answers every chat with seven tokens.
