@@ -63,10 +63,9 @@ impl Counts {
             Framing::Events
         } else if is("application/json") {
             Framing::Whole
-        } else if is("text/plain") {
-            Framing::Plain
         } else {
-            return None;
+            // Subtitles, HTML of something between, or nothing said: a model worked for it all the same.
+            Framing::Plain
         };
         Some(Self { framing, dialect })
     }
@@ -236,9 +235,11 @@ impl Reader {
     fn told_prompt(&self) -> Option<u64> {
         let told = |number| self.numbers.get(number).told();
         let more = |number| told(number).unwrap_or(0);
-        let usage = told(Number::Prompt)
-            .map(|it| it + more(Number::CacheRead) + more(Number::CacheWritten));
-        usage
+        // Beside the prompt in Anthropic's dialect alone; LiteLLM has them in OpenAI's too, and within it.
+        let is_beside = self.counts.dialect == Dialect::Messages;
+        let beside = |number| if is_beside { more(number) } else { 0 };
+        told(Number::Prompt)
+            .map(|it| it + beside(Number::CacheRead) + beside(Number::CacheWritten))
             .or_else(|| told(Number::EvalPrompt))
             .or_else(|| told(Number::TimedPrompt).map(|it| it + more(Number::TimedCached)))
     }

@@ -233,8 +233,6 @@ fn what_is_not_counted_has_no_reader() {
         ("chat", 404, JSON),
         ("chat", 500, NDJSON),
         ("chat", 304, JSON),
-        ("chat", 200, "text/html"),
-        ("chat", 200, ""),
         ("pull", 200, NDJSON),
         ("list", 200, JSON),
         ("unknown", 200, SSE),
@@ -243,6 +241,45 @@ fn what_is_not_counted_has_no_reader() {
         assert_eq!(counts, None, "{operation} {status} {content_type}");
     }
     assert!(Counts::of("chat", 200, b"Application/JSON;charset=utf-8").is_some());
+}
+
+#[test]
+fn what_cannot_be_read_costs_as_much_as_it_is_long_and_is_an_estimate() {
+    for (operation, content_type) in
+        [("chat", ""), ("chat", "text/html"), ("transcriptions", "application/x-subrip")]
+    {
+        let counts = Counts::of(operation, 200, content_type.as_bytes()).unwrap();
+        let mut reader = Reader::new(counts, 7);
+        reader.see(b"1\n00:00:00,000 --> 00:00:02,000\nhello there\n");
+        let usage = reader.finish();
+        assert_eq!(
+            (usage.prompt, usage.completion, usage.estimated),
+            (7, 11, true),
+            "{content_type}"
+        );
+    }
+}
+
+#[test]
+fn what_was_read_from_a_cache_is_beside_the_prompt_in_one_dialect_alone() {
+    let numbers = r#""cache_read_input_tokens":80,"cache_creation_input_tokens":10"#;
+    for (operation, answer, prompt) in [
+        (
+            "messages",
+            format!(r#"{{"usage":{{"input_tokens":100,{numbers},"output_tokens":5}}}}"#),
+            190,
+        ),
+        (
+            "chat_completions",
+            format!(r#"{{"usage":{{"prompt_tokens":100,"completion_tokens":5,{numbers}}}}}"#),
+            100,
+        ),
+    ] {
+        let mut reader = Reader::new(Counts::of(operation, 200, JSON.as_bytes()).unwrap(), 7);
+        reader.see(answer.as_bytes());
+        let usage = reader.finish();
+        assert_eq!((usage.prompt, usage.cached), (prompt, Some(80)), "{operation}");
+    }
 }
 
 #[test]
