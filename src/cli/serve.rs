@@ -225,7 +225,7 @@ impl Signals {
 }
 
 fn reload(gateway: &Gateway, given: &Given) {
-    let loaded = match config::load(given) {
+    let mut loaded = match config::load(given) {
         Ok(loaded) => loaded,
         Err(problems) => {
             tracing::error!("reload refused, the old configuration serves on:\n{problems}");
@@ -233,12 +233,9 @@ fn reload(gateway: &Gateway, given: &Given) {
         }
     };
     let before = gateway.state();
-    let (old, new) = (before.config(), &loaded.config);
-    let stays = new.listen != old.listen
-        || new.redirect_listen != old.redirect_listen
-        || new.admin != old.admin
-        || new.log_format != old.log_format
-        || new.data_dir != old.data_dir;
+    let stays = staying(before.config(), &loaded.config);
+    // The ledger's days go on by it, so those of limits and reports do.
+    loaded.config.time_zone = before.config().time_zone.clone();
     match gateway.reload(loaded.config) {
         Ok(()) => tracing::info!("configuration reloaded"),
         Err(error) => {
@@ -246,10 +243,8 @@ fn reload(gateway: &Gateway, given: &Given) {
             return;
         }
     }
-    if stays {
-        tracing::warn!(
-            "`listen`, `redirect_listen`, `admin`, `log_format` and `data_dir` change only with a restart"
-        );
+    if !stays.is_empty() {
+        tracing::warn!("changed, but counts only after a restart: {}", stays.join(", "));
     }
     for warning in loaded.warnings {
         tracing::warn!(place = warning.place, "{}", warning.says);
@@ -258,6 +253,21 @@ fn reload(gateway: &Gateway, given: &Given) {
     say_tls(gateway);
     say_parallel(gateway);
     say_who_may_manage(gateway);
+}
+
+/// What was changed and cannot change while the gate runs.
+fn staying(old: &Config, new: &Config) -> Vec<&'static str> {
+    let all = [
+        ("`listen`", new.listen != old.listen),
+        ("`redirect_listen`", new.redirect_listen != old.redirect_listen),
+        ("`admin`", new.admin != old.admin),
+        ("`log_format`", new.log_format != old.log_format),
+        ("`data_dir`", new.data_dir != old.data_dir),
+        ("`ledger`", new.ledger != old.ledger),
+        ("`keep`", new.keep != old.keep),
+        ("`time_zone`", new.time_zone != old.time_zone),
+    ];
+    all.into_iter().filter(|(_, is_changed)| *is_changed).map(|(name, _)| name).collect()
 }
 
 fn say_tls(gateway: &Gateway) {
@@ -356,5 +366,27 @@ impl io::Write for Posted {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+
+    use super::*;
+    use crate::config::LedgerMode;
+
+    #[test]
+    fn what_counts_only_after_a_restart_is_named() {
+        let old = Config::builtin();
+        assert!(staying(&old, &old).is_empty());
+        let new = Config {
+            keep: Duration::from_secs(86_400),
+            ledger: LedgerMode::Durable,
+            data_dir: Some("elsewhere".into()),
+            time_zone: TimeZone::fixed(jiff::tz::offset(1)),
+            ..Config::builtin()
+        };
+        assert_eq!(staying(&old, &new), ["`data_dir`", "`ledger`", "`keep`", "`time_zone`"]);
     }
 }
