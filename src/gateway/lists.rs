@@ -111,9 +111,9 @@ async fn narrowed(passed: Box<Passed>, idle: Duration) -> Result<Response<Bytes>
     *response.status_mut() = answered.status;
     for (name, value) in answered.fields.iter() {
         let (name, value) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value));
-        // The length is another one now, and is told by who sends it.
+        // The length is another one now, and both are told by who sends it.
         if let (Ok(name), Ok(value)) = (name, value)
-            && name != header::CONTENT_LENGTH
+            && ![header::CONTENT_LENGTH, header::DATE].contains(&name)
         {
             response.headers_mut().append(name, value);
         }

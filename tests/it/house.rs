@@ -314,6 +314,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Caller<S> {
         loop {
             let answer = self.one_answer(method).await;
             if !(100..200).contains(&answer.status) {
+                assert!(answer.headers("date").len() <= 1, "{}", answer.head);
                 return answer;
             }
         }
