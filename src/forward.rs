@@ -20,7 +20,7 @@ use crate::limit::Ticket;
 use crate::pool::{Backend, Choice, Connection, Failed, Finding, Lease, Outbound, Pool};
 use crate::record::Record;
 use crate::reject::{REQUEST_ID, Reject};
-use crate::traces::TRACEPARENT;
+use crate::traces::{TRACEPARENT, TRACESTATE};
 
 mod each;
 
@@ -235,7 +235,10 @@ fn outbound(
     // What is to be counted has to be read.
     let is_counted = asked.class() == Class::Inference;
     named.extend(is_counted.then_some(header::ACCEPT_ENCODING));
-    named.extend(origin.record.trace.is_some().then_some(TRACEPARENT));
+    if let Some(trace) = &origin.record.trace {
+        named.push(TRACEPARENT);
+        named.extend(trace.context.begins().then_some(TRACESTATE));
+    }
     push_kept(&mut head, &parts.headers, &rules.key_headers, &named, narrows);
     // Behind those that it has come by, so that a way back over others is seen too.
     push_field(&mut head, &header::VIA, rules.via.as_bytes());

@@ -20,7 +20,7 @@ use crate::tls::BackendTls;
 mod context;
 mod span;
 
-pub use context::{Context, TRACEPARENT};
+pub use context::{Context, TRACEPARENT, TRACESTATE};
 pub use span::Span;
 
 /// Spans that wait for a collector that does not answer; past them they are dropped and counted.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use http::{HeaderMap, HeaderName};
 
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 const SAMPLED: u8 = 1;
 
@@ -50,6 +51,12 @@ impl Context {
     /// Where the system has no random numbers to give.
     pub(super) fn child(self) -> Result<Self, getrandom::Error> {
         Ok(Self { span: new_span()?, parent: Some(self.span), ..self })
+    }
+
+    /// Whether it begins here. What came along with another one says nothing of it (Trace Context, 3.3.1.5).
+    #[must_use]
+    pub fn begins(self) -> bool {
+        self.parent.is_none()
     }
 
     /// Whoever began it wants to see it.

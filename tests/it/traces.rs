@@ -98,12 +98,14 @@ async fn who_is_not_to_be_traced_is_passed_on_as_is_and_told_to_nobody() {
     let alive = "GET /_portcullis/health HTTP/1.1\r\nHost: gate\r\n\r\n";
     assert_eq!(house.ask(alive).await.status, 200);
     // Told after those before it.
-    assert_eq!(house.ask(chat("Traceparent: 00-1-2-3\r\n")).await.status, 200);
+    let malformed = "Traceparent: 00-1-2-3\r\nTracestate: a=1\r\n";
+    assert_eq!(house.ask(chat(malformed)).await.status, 200);
     let spans = spans_of(&collector, 1).await;
     assert_eq!(spans.len(), 1, "{spans:?}");
     let asked = backend.wait_for_request(2).await;
     let ours = asked.header("traceparent").unwrap();
     assert!(ours.contains(spans[0]["traceId"].as_str().unwrap()), "{ours}: a new one, not 1-2-3");
+    assert_eq!(asked.header("tracestate"), None, "it was about the other one");
     assert!(spans[0].get("parentSpanId").is_none(), "{}", spans[0]);
 }
 
