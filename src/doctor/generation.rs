@@ -31,6 +31,8 @@ const LONG: Duration = Duration::from_secs(20);
 const MOST_LINE: usize = 1024 * 1024;
 /// Between two looks at whether it has stopped.
 const BREATHER: Duration = Duration::from_millis(10);
+/// For a model that nobody else uses.
+const QUIET_LOOKS: usize = 20;
 
 pub(super) async fn examine(
     probe: &Probe,
@@ -251,13 +253,10 @@ async fn cancel(probe: &Probe, model: &str, first_byte: Duration) -> Cancelled {
             Ok(_) | Err(_) => return unseen("the answer ended before its caller could leave"),
         }
     }
-    let (Some(before), Some(again)) = (expiry(probe, model).await, expiry(probe, model).await)
-    else {
-        return unseen("/api/ps shows no `expires_at` of the model");
+    let before = match quiet_expiry(probe, model).await {
+        Ok(before) => before,
+        Err(why) => return unseen(why),
     };
-    if before != again {
-        return unseen("others are using the model at this moment");
-    }
     drop(words);
     let left = Instant::now();
     while left.elapsed() < probe.patience() {
@@ -268,6 +267,21 @@ async fn cancel(probe: &Probe, model: &str, first_byte: Duration) -> Cancelled {
         }
     }
     Cancelled::GoesOn
+}
+
+/// As long as nobody else's request ends. That of one which ended just now may be told late.
+async fn quiet_expiry(probe: &Probe, model: &str) -> Result<String, &'static str> {
+    for _ in 0..QUIET_LOOKS {
+        let (Some(before), Some(again)) = (expiry(probe, model).await, expiry(probe, model).await)
+        else {
+            return Err("/api/ps shows no `expires_at` of the model");
+        };
+        if before == again {
+            return Ok(again);
+        }
+        sleep(BREATHER).await;
+    }
+    Err("others are using the model at this moment")
 }
 
 const WORKS_ON: &str = "either others are using it: ask again when it is idle; or it works on for \
