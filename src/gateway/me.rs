@@ -77,7 +77,7 @@ async fn usage(live: &Live, state: &State, who: &Identity, wall: Timestamp) -> O
     let look = move || -> Result<Value, StoreError> {
         let _turn = turn;
         let since = |store: &Store, since| {
-            let period = Period { since, until: Timestamp::MAX };
+            let period = Period { since, until: wall };
             let (by, zone, only) = (Vec::new(), zone.clone(), only.clone());
             let asked = Question { by, period, zone, only };
             report::sums(store, &asked, &prices).map(|sums| sums.all_to_json())
