@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::future::Either;
 use http::request::Parts;
 use http::{HeaderValue, Response, header};
+use jiff::Timestamp;
 
 use crate::access;
 use crate::admin::{FailedLogins, Flow};
@@ -141,6 +142,8 @@ pub struct Terms {
 struct Live {
     memory: Memory,
     limits: Limits,
+    /// Since when they know what was used: of the day and the month.
+    recalled: Mutex<Option<(Timestamp, Timestamp)>>,
     log: Log,
     ids: RequestIds,
     draining: AtomicBool,
@@ -160,11 +163,33 @@ impl Live {
     /// that get theirs later.
     fn recall(&self, state: &Arc<State>) -> Result<(), StoreError> {
         let Some(keys) = self.memory.managed() else { return Ok(()) };
-        let (limits, state) = (self.limits.clone(), Arc::clone(state));
-        let bring_up = move |store: &Store| recall(&limits, store, &state);
+        let (limits, recalled) = (self.limits.clone(), Arc::clone(state));
+        let bring_up = move |store: &Store| recall(&limits, store, &recalled);
+        let wanted = Limits::wants_since(state.plan(), Timestamp::now());
         bring_up(keys.store())?;
         keys.recall_by(bring_up);
+        *self.recalled() = Some(wanted);
         Ok(())
+    }
+
+    /// The same where another day has begun since, or the clock was set into one: what was used of it
+    /// before the start would be forgotten.
+    async fn recall_another_day(&self, state: &Arc<State>) {
+        let wanted = Limits::wants_since(state.plan(), Timestamp::now());
+        let Some(keys) = self.memory.managed().filter(|_| *self.recalled() != Some(wanted)) else {
+            return;
+        };
+        let (limits, store) = (self.limits.clone(), Arc::clone(keys.store()));
+        let state = Arc::clone(state);
+        let look = tokio::task::spawn_blocking(move || recall(&limits, &store, &state));
+        // A store that cannot be read is told of elsewhere, and asked again.
+        if let Ok(Ok(())) = look.await {
+            *self.recalled() = Some(wanted);
+        }
+    }
+
+    fn recalled(&self) -> MutexGuard<'_, Option<(Timestamp, Timestamp)>> {
+        self.recalled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn notice(&self, client: ClientAddr, link: &Link, who: &Identity) {
@@ -189,6 +214,7 @@ impl Gateway {
         let live = Live {
             memory,
             limits: Limits::default(),
+            recalled: Mutex::default(),
             log,
             ids: RequestIds::new()?,
             draining: AtomicBool::new(false),
@@ -399,6 +425,7 @@ impl Gateway {
             }
             let noted = self.keep_failed_logins(now);
             let _ = tokio::time::timeout(STORE_PATIENCE, noted).await;
+            self.live.recall_another_day(&state).await;
         }
         state.pool().tend(now);
         if let Some(tracer) = state.tracer() {

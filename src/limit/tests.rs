@@ -426,6 +426,25 @@ fn what_a_key_used_counts_after_a_restart_though_its_role_and_its_id_are_not_in_
 }
 
 #[test]
+fn a_clock_that_was_a_day_behind_at_the_start_refills_nothing_when_it_is_right() {
+    let mut room = Room::new("[[rule]]\ntokens_per_day = 100\n");
+    room.restore(&[], &[], &[]);
+    assert_eq!(room.uses("anna", "m", 30), "ok");
+    room.passes(Duration::from_secs(24 * 3600));
+    let today = [Spent {
+        name: "anna".to_owned(),
+        key: None,
+        model: None,
+        operation: "chat".to_owned(),
+        requests: 1,
+        tokens: 120,
+        backend_time: Duration::ZERO,
+    }];
+    room.restore(&today, &today, &[]);
+    assert_eq!(room.uses("anna", "m", 1), "quota_exhausted");
+}
+
+#[test]
 fn a_day_and_a_month_are_known_after_a_restart() {
     let text = "[groups]\nteam = ['a*']\n\
                 [[rule]]\ntokens_per_month = 1000\n\
