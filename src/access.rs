@@ -290,18 +290,30 @@ fn denied(reach: &Reach, call: &Call<'_>, model: &str, lack: Lack) -> Reject {
 }
 
 /// Browsers send a remembered password, or a certificate, along with any page's request; a request that changes or
-/// costs something is refused when it comes from a site that is not listed by name
-/// (Fetch Metadata, `Sec-Fetch-Site`).
+/// costs something is refused when it comes from a page that is neither the gate's own nor listed by name. Where it
+/// comes from they say themselves (Fetch Metadata, `Sec-Fetch-Site`), but not to a gate without TLS: there the
+/// `Origin` says it.
 fn from_another_site(Provenance { method, headers, cors }: Provenance<'_>) -> bool {
     if matches!(*method, Method::GET | Method::HEAD) {
         return false;
     }
-    let other = headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
-    let listed = match &cors.origins {
+    let is_listed = |origin: &HeaderValue| match &cors.origins {
         Origins::Any => false,
-        Origins::Listed(origins) => headers
-            .get(header::ORIGIN)
-            .is_some_and(|origin| origins.iter().any(|listed| listed.as_bytes() == origin)),
+        Origins::Listed(origins) => origins.iter().any(|listed| listed.as_bytes() == origin),
     };
-    other && !listed
+    let mut sites = headers.get_all("sec-fetch-site").iter().peekable();
+    let pages: Vec<_> = headers.get_all(header::ORIGIN).iter().collect();
+    let is_foreign = match sites.peek() {
+        Some(_) => sites.any(|site| site != "same-origin" && site != "none"),
+        None => pages.iter().any(|page| !is_page_of(page, headers.get(header::HOST))),
+    };
+    is_foreign && (pages.is_empty() || !pages.into_iter().all(is_listed))
+}
+
+/// Whether a page of this origin came from where the request goes to.
+#[must_use]
+pub fn is_page_of(origin: &HeaderValue, host: Option<&HeaderValue>) -> bool {
+    let after = origin.as_bytes().splitn(2, |b| *b == b':').nth(1);
+    let authority = after.and_then(|rest| rest.strip_prefix(b"//"));
+    authority.zip(host).is_some_and(|(it, host)| it.eq_ignore_ascii_case(host.as_bytes()))
 }

@@ -3,6 +3,7 @@
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use crate::access::is_page_of;
 use crate::reject::{Denied, Reject, Why};
 
 /// A name that an attacker's own server gives this machine (DNS rebinding) is not one of ours: known
@@ -28,15 +29,11 @@ fn host(headers: &HeaderMap) -> Result<Authority, Reject> {
 /// # Errors
 /// 403 for a page of another site, 421 without a `Host`.
 pub fn only_own_pages(headers: &HeaderMap) -> Result<(), Reject> {
-    let host = host(headers)?;
+    host(headers)?;
     let site = headers.get_all("sec-fetch-site").iter();
     let mut foreign = site.filter(|site| *site != "same-origin" && *site != "none");
     let mut origins = headers.get_all(header::ORIGIN).iter();
-    let is_own = |origin: &HeaderValue| {
-        let after = origin.as_bytes().splitn(2, |b| *b == b':').nth(1);
-        let authority = after.and_then(|rest| rest.strip_prefix(b"//"));
-        authority.is_some_and(|it| it.eq_ignore_ascii_case(host.as_str().as_bytes()))
-    };
+    let is_own = |origin: &HeaderValue| is_page_of(origin, headers.get(header::HOST));
     if foreign.next().is_none() && origins.all(is_own) {
         return Ok(());
     }

@@ -320,6 +320,21 @@ async fn a_password_that_a_browser_sends_for_another_sites_page_changes_nothing(
     assert_eq!(ask("POST", "/api/generate", "Sec-Fetch-Site: same-origin\r\n").await.status, 200);
     let listed = format!("{cross}Origin: https://chat.example\r\n");
     assert_eq!(ask("POST", "/api/generate", &listed).await.status, 200);
+    // A gate without TLS is not told by the browser, but for the page's origin; another port is another site.
+    for (page, status) in [
+        ("Origin: http://evil.example\r\n", 403),
+        ("Origin: null\r\n", 403),
+        ("Origin: http://g:3000\r\n", 403),
+        ("Sec-Fetch-Site: same-site\r\nOrigin: https://other.chat.example\r\n", 403),
+        ("Origin: https://chat.example\r\nOrigin: http://evil.example\r\n", 403),
+        ("Origin: http://g\r\n", 200),
+        ("Origin: https://chat.example\r\n", 200),
+        // A proxy with TLS before the gate may have changed the `Host`.
+        ("Sec-Fetch-Site: same-origin\r\nOrigin: https://outside.example\r\n", 200),
+        ("Sec-Fetch-Site: none\r\n", 200),
+    ] {
+        assert_eq!(ask("POST", "/api/generate", page).await.status, status, "{page}");
+    }
     let key = with_headers("POST", cross).replace("/api/tags", "/api/generate");
     assert_eq!(house.ask(key).await.status, 200, "a key is never sent by a browser of itself");
 }
