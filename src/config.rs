@@ -43,7 +43,7 @@ pub use prices::{Price, Prices, Spent};
 pub use problems::{Problem, Problems};
 pub use reference::markdown_reference;
 pub use roles::{Pattern, Role, Roles};
-pub use rules::{FileKey, Group, Opening, Rule, expiry};
+pub use rules::{FileKey, Group, Opening, Rule, expiry, key_digest};
 pub use values::{BackendUrl, BadUrl, duration};
 
 use keys::{Named, VARIABLE};

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::query::Query;
 use super::{Desk, Object, json_answer};
-use crate::config::{Allowance, Measure, Models, Role, duration, no_measure};
+use crate::config::{Allowance, Measure, Models, Role, duration, key_digest, no_measure};
 use crate::reject::Reject;
 use crate::store::{KeyDetails, KeyId, KeyQuery, KeyState, ManagedKey, Secret};
 
@@ -267,9 +267,8 @@ pub(super) async fn import(desk: Desk<'_>, Import { keys }: Import) -> Answer {
         return Err(Reject::Invalid(says.into()));
     }
     let known = |Object(Known { sha256, name })| {
-        let digest = digest(&sha256).ok_or_else(|| {
-            Reject::Invalid("`sha256` has to be the 64 hex digits of a key's SHA-256".into())
-        })?;
+        let digest = key_digest(&sha256)
+            .map_err(|says| Reject::Invalid(format!("`sha256`: {says}").into()))?;
         let details = KeyDetails { name, ..KeyDetails::default() };
         match details.fault() {
             Some(fault) => Err(Reject::Invalid(fault.into())),
@@ -363,15 +362,6 @@ fn key_id(text: &str) -> Result<KeyId, Reject> {
 
 fn no_key(id: &str) -> Reject {
     Reject::NotFound(format!("no key has the id {id}").into())
-}
-
-fn digest(hex: &str) -> Option<[u8; 32]> {
-    let digits: Vec<_> = hex.chars().map(|c| c.to_digit(16)).collect::<Option<_>>()?;
-    let byte = |pair: &[u32]| match pair {
-        [high, low] => u8::try_from(high * 16 + low).ok(),
-        _ => None,
-    };
-    digits.chunks(2).map(byte).collect::<Option<Vec<_>>>()?.try_into().ok()
 }
 
 #[cfg(test)]

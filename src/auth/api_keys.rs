@@ -8,6 +8,7 @@ use subtle::ConstantTimeEq;
 
 use crate::auth::Name;
 use crate::auth::lines::{Line, Notes, entries, fault_of_name};
+use crate::config::key_digest;
 use crate::live_file::Parsed;
 
 /// The keys of one file: 41 bytes each, and the names that were given.
@@ -152,21 +153,10 @@ fn read(line: Line<'_>) -> Result<([u8; 32], Option<&str>), &'static str> {
         return Err("a control or non-ASCII character in the key, which no client can send");
     }
     let digest = match key.strip_prefix("sha256:") {
-        Some(hex) => digest_of_hex(hex).ok_or("`sha256:` needs 64 hex digits behind it")?,
+        Some(hex) => key_digest(hex)?,
         None => Sha256::digest(key).into(),
     };
     Ok((digest, name))
-}
-
-fn digest_of_hex(hex: &str) -> Option<[u8; 32]> {
-    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut digest = [0; 32];
-    for (at, byte) in digest.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()?;
-    }
-    Some(digest)
 }
 
 /// Sorts by digest; of a key that stands there twice the first line counts.
@@ -231,9 +221,17 @@ mod tests {
     #[test]
     fn lines_that_cannot_be_a_key_are_told() {
         let long = format!("k # {}", "n".repeat(256));
-        for line in
-            ["two words", "sk # a/b", "sk # a\u{7f}b", "schlüssel", "s\u{7f}k", "sha256:12", &long]
-        {
+        let nothing = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        for line in [
+            "two words",
+            "sk # a/b",
+            "sk # a\u{7f}b",
+            "schlüssel",
+            "s\u{7f}k",
+            "sha256:12",
+            &long,
+            nothing,
+        ] {
             let parsed = ApiKeys::parse(&format!("good-one\n{line}\n"));
             assert_eq!(parsed.entries, 1, "{line}");
             assert_eq!(parsed.notes.len(), 1, "{line}");

@@ -138,7 +138,7 @@ impl<'a> Attempt<'a> {
 
     /// The file goes first: whoever stands there costs no look at the others.
     async fn key(&mut self, key: &[u8]) -> Option<Identity> {
-        let key = key.trim_ascii();
+        let key = Some(key.trim_ascii()).filter(|key| !key.is_empty())?;
         let digest = Sha256::digest(key).into();
         if let Some(file) = &self.auth.files.api_keys
             && let Some(name) = file.current(self.now).await.find_digest(&digest)

@@ -193,17 +193,35 @@ fn opening(text: &str) -> Result<Opening, String> {
 /// `sha256sum` of a key, with or without `sha256:` before it.
 pub(super) fn digest(text: &str) -> Result<[u8; 32], String> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
+    key_digest(hex).map_err(str::to_owned)
+}
+
+/// Of a key that nobody is to see: 64 hex digits. That of no key at all is none; it is what a shell makes of
+/// a variable that is not set.
+///
+/// # Errors
+/// Says how to make one.
+pub fn key_digest(hex: &str) -> Result<[u8; 32], &'static str> {
     let says = "a key's digest has 64 hex digits; `printf %s KEY | sha256sum` tells it";
-    if hex.len() != 64 {
-        return Err(says.to_owned());
-    }
     let mut digest = [0; 32];
+    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(says);
+    }
     for (at, byte) in digest.iter_mut().enumerate() {
         let pair = hex.get(2 * at..2 * at + 2).ok_or(says)?;
         *byte = u8::from_str_radix(pair, 16).map_err(|_| says)?;
     }
-    Ok(digest)
+    match digest == OF_NOTHING {
+        true => Err("this is the digest of an empty text; was the variable with the key set?"),
+        false => Ok(digest),
+    }
 }
+
+/// SHA-256 of no byte.
+const OF_NOTHING: [u8; 32] = [
+    0xe3, 0xb0, 0xc4, 0x42, 0x98, 0xfc, 0x1c, 0x14, 0x9a, 0xfb, 0xf4, 0xc8, 0x99, 0x6f, 0xb9, 0x24,
+    0x27, 0xae, 0x41, 0xe4, 0x64, 0x9b, 0x93, 0x4c, 0xa4, 0x95, 0x99, 0x1b, 0x78, 0x52, 0xb8, 0x55,
+];
 
 /// The moment from which something does not count: a day, to whose end it does, or a moment.
 ///

@@ -194,7 +194,10 @@ fn an_import_takes_over_what_a_file_of_keys_says_and_tells_what_it_does_not_take
         "{told} {beside}"
     );
     assert!(beside.contains("old.txt:5: line skipped: a blank inside the key"), "{beside}");
-    assert!(beside.contains("old.txt:6: line skipped: `sha256:` needs 64 hex digits"), "{beside}");
+    assert!(
+        beside.contains("old.txt:6: line skipped: a key's digest has 64 hex digits"),
+        "{beside}"
+    );
     let named = |name: &str, role: &str| (200, name.to_owned(), role.to_owned());
     assert_eq!(me("plain-key"), named("anna", "user"));
     // What [roles] says of a name goes on counting.
