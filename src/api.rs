@@ -322,7 +322,12 @@ impl Target {
             if let Some(key) = raw.strip_prefix("/k/") {
                 return Ok(Self { path_key: Some(decode_key(key)?), path: "/".to_owned() });
             }
-            return Ok(Self { path_key: None, path: canonical(raw)? });
+            let path = canonical(raw)?;
+            return if holds_key_later(&path) {
+                Err(KEY_LATER)
+            } else {
+                Ok(Self { path_key: None, path })
+            };
         };
         if key.is_empty() {
             return Err(Reject::BadPath("the key in the path is empty"));
@@ -332,8 +337,20 @@ impl Target {
             // It would go to the backend as part of the path.
             return Err(Reject::BadPath("a key in the path may stand there once only"));
         }
+        if holds_key_later(&path) {
+            return Err(KEY_LATER);
+        }
         Ok(Self { path_key: Some(decode_key(key)?), path })
     }
+}
+
+const KEY_LATER: Reject =
+    Reject::BadPath("a key in the path stands first, as in /k/KEY/v1, also before /v1");
+
+/// A base URL with the key behind `/v1`, which would be told to the backend. A model may be called so.
+fn holds_key_later(path: &str) -> bool {
+    let later = path.get(1..).filter(|_| !path.starts_with("/v1/models/"));
+    later.is_some_and(|it| it.contains("/k/") || it.contains("/K/"))
 }
 
 /// The path behind the keys in the path, as it came: what may be written to a log. It also finds
@@ -360,8 +377,8 @@ pub fn loggable(raw: &str) -> Cow<'static, str> {
         return Cow::Borrowed(row.path);
     }
     let is_plain = path.bytes().all(|b| b.is_ascii_alphanumeric() || b"/-._~:@".contains(&b));
-    // A managed key that somebody took for its id.
-    let holds_a_key = path.contains("/pc_");
+    // A managed key that somebody took for its id, or one that does not stand first.
+    let holds_a_key = ["/pc_", "/k/", "/K/"].into_iter().any(|mark| path.contains(mark));
     if is_plain && !holds_a_key {
         return Cow::Owned(path.to_owned());
     }

@@ -224,7 +224,7 @@ async fn neither_listener_answers_for_the_other() {
     let house = house(&backend).await;
     // Other model servers have metrics of their own, at the same path.
     for route in ROUTES.iter().filter(|route| route.path != "/metrics") {
-        let asked = request(&line(route, "k"), "Authorization: Bearer key-of-admin\r\n", "");
+        let asked = request(&line(route, "k1"), "Authorization: Bearer key-of-admin\r\n", "");
         let answer = house.ask(asked).await;
         assert_eq!((answer.status, answer.code()), (404, "unknown_endpoint".into()), "{route:?}");
     }

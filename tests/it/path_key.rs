@@ -14,6 +14,12 @@ async fn a_key_in_the_path_is_never_logged_or_sent_on() {
         (format!("//k/{KEY}/api/tags"), 400),
         (format!("/k//{KEY}/api/tags"), 400),
         (format!("/K/{KEY}/api/tags"), 401),
+        // The key behind the base URL's path.
+        (format!("/v1/k/{KEY}/chat/completions"), 400),
+        (format!("/ollama/k/{KEY}/api/tags"), 400),
+        (format!("/api/tags/K/{KEY}"), 400),
+        (format!("/./k/{KEY}/api/tags"), 400),
+        (format!("/k/{KEY}/v1/k/{KEY}/models"), 400),
     ];
     for (number, (path, _)) in spellings.iter().enumerate() {
         house.ask(format!("GET {path} HTTP/1.1\r\nHost: gate\r\n\r\n")).await;
