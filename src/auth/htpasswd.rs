@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 use std::fmt;
 
 use crate::auth::lines::{Line, Notes, entries, fault_of_name};
-use crate::auth::stored_hash::StoredHash;
+use crate::auth::stored_hash::{StoredHash, Unusable};
 use crate::config::WeakHashes;
 use crate::live_file::Parsed;
 
@@ -85,6 +85,11 @@ fn read(number: usize, rest: &str, weak: WeakHashes, notes: &mut Notes) -> Optio
     let text = rest.split(':').next().unwrap_or_default();
     let stored = match StoredHash::parse(text) {
         Ok(stored) => stored,
+        // Understood: the user is to be kept out.
+        Err(locked @ Unusable::Locked) => {
+            notes.tell(number, locked);
+            return None;
+        }
         Err(unusable) => {
             notes.skip(number, unusable);
             return None;

@@ -54,7 +54,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
     let path = users_file(options)?;
     match &options.action {
         Action::Add { name, cost } => {
-            if name.contains(':') || name.starts_with('#') {
+            if name.contains(':') || name.trim_start().starts_with('#') {
                 bail!(
                     "{name:?} cannot be a user's name: a colon or a leading # means something else"
                 );
@@ -62,24 +62,23 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
             if let Some(fault) = fault_of_name(name) {
                 bail!("{name:?} cannot be a user's name: {fault}");
             }
-            let text = read(&path)?.unwrap_or_default();
-            if lines_of(&text, name).next().is_some() {
-                bail!("{name} is in {} already; `user passwd {name}` changes it", path.display());
-            }
+            absent(&read(&path)?.unwrap_or_default(), name, &path)?;
             let hash = StoredHash::new_bcrypt(new_password()?.as_bytes(), *cost)?;
-            let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
-            write(&path, &format!("{text}{gap}{name}:{hash}\n"))?;
+            change(&path, |text| {
+                absent(&text, name, &path)?;
+                let gap = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+                Ok(format!("{text}{gap}{name}:{hash}\n"))
+            })?;
             super::say(&format!("added {name} to {}", path.display()));
         }
         Action::Passwd { name, cost } => {
-            let text = existing(&path, name)?;
+            existing(&path, name)?;
             let hash = StoredHash::new_bcrypt(new_password()?.as_bytes(), *cost)?;
-            write(&path, &with_hash(&text, name, &hash))?;
+            change(&path, |_| Ok(with_hash(&existing(&path, name)?, name, &hash)))?;
             super::say(&format!("changed the password of {name}"));
         }
         Action::Remove { name } => {
-            let text = existing(&path, name)?;
-            write(&path, &without(&text, name))?;
+            change(&path, |_| Ok(without(&existing(&path, name)?, name)))?;
             super::say(&format!("removed {name} from {}", path.display()));
         }
         Action::List => list(&path)?,
@@ -104,6 +103,13 @@ fn read(path: &Path) -> anyhow::Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("could not read {}", path.display())),
     }
+}
+
+fn absent(text: &str, name: &str, path: &Path) -> anyhow::Result<()> {
+    if lines_of(text, name).next().is_some() {
+        bail!("{name} is in {} already; `user passwd {name}` changes it", path.display());
+    }
+    Ok(())
 }
 
 fn existing(path: &Path, name: &str) -> anyhow::Result<String> {
@@ -141,14 +147,31 @@ fn with_hash(text: &str, name: &str, hash: &str) -> String {
 }
 
 fn without(text: &str, name: &str) -> String {
-    text.split_inclusive('\n').filter(|line| !is_of(line, name)).collect()
+    let left: String = text.split_inclusive('\n').filter(|line| !is_of(line, name)).collect();
+    // An empty file is taken for one in the middle of a save.
+    if left.is_empty() { "# no users\n".to_owned() } else { left }
+}
+
+/// Of two who change it at once the second reads what the first has written.
+fn change(
+    path: &Path,
+    change: impl FnOnce(String) -> anyhow::Result<String>,
+) -> anyhow::Result<()> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let held = File::open(folder_of(&path)).and_then(|folder| folder.lock().map(|()| folder));
+    let _held = held.with_context(|| format!("could not lock the folder of {}", path.display()))?;
+    write(&path, &change(read(&path)?.unwrap_or_default())?)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or_else(|| Path::new("."))
 }
 
 /// A temporary file beside it, flushed to the disk and renamed over it; mode and owner stay.
 fn write(path: &Path, text: &str) -> anyhow::Result<()> {
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or_else(|| Path::new("."));
+    let folder = folder_of(&path);
     let name = path.file_name().context("that is no file name")?.to_string_lossy();
     let beside = folder.join(format!(".{name}.{}.new", std::process::id()));
     let written = replace(&path, &beside, folder, text);
@@ -249,6 +272,22 @@ mod tests {
     fn a_removed_user_has_no_line_left() {
         assert_eq!(without(FILE, "anna"), "# staff\nbert:other\n");
         assert_eq!(without(FILE, "ann"), FILE);
+        assert_eq!(without("anna:x\n", "anna"), "# no users\n");
+    }
+
+    #[test]
+    fn of_changes_at_once_none_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("users");
+        std::thread::scope(|scope| {
+            for number in 0..16 {
+                let path = &path;
+                scope.spawn(move || {
+                    change(path, |text| Ok(format!("{text}u{number}:x\n"))).unwrap()
+                });
+            }
+        });
+        assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 16);
     }
 
     #[test]
