@@ -31,6 +31,11 @@ impl Backend {
         }
     }
 
+    /// Whether it told so just now: what it told before may have changed, and nobody asks one that is alone.
+    pub(super) fn lacks(&self, model: &ModelName, now: Instant) -> bool {
+        self.live.listed.last(now).is_some() && self.has(model) == Some(false)
+    }
+
     /// Whether the model is one that runs elsewhere, where it has it.
     pub(super) fn is_stub(&self, model: &ModelName) -> Option<bool> {
         let listed = self.live.listed.latest()?;

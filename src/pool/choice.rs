@@ -95,6 +95,7 @@ pub(super) fn candidates(
     wanted: &Wanted<'_>,
     now: Instant,
 ) -> Result<Vec<Arc<Backend>>, Nobody> {
+    let is_alone = backends.len() == 1;
     let speaks = || backends.iter().filter(|backend| wanted.is_for(backend.kind()));
     let home = speaks().find(|it| it.manages()).or_else(|| speaks().next());
     let is_home = |it: &Arc<Backend>| home.is_some_and(|home| home.serial() == it.serial());
@@ -104,12 +105,14 @@ pub(super) fn candidates(
     if all.is_empty() {
         return Err(Nobody::Speaks);
     }
-    if all.iter().all(|(_, (it, _))| it.has == Some(false)) {
+    // One that is alone says so itself.
+    if !is_alone && all.iter().all(|(_, (it, _))| it.has == Some(false)) {
         return Err(Nobody::HasIt);
     }
     let here: Vec<_> = all.into_iter().filter(|(backend, _)| !backend.is_drained()).collect();
     for (has, is_out) in [(Some(true), false), (None, false), (Some(true), true), (None, true)] {
-        let group = here.iter().filter(|(_, (it, out))| it.has == has && *out == is_out);
+        let is_in = |it: &Standing| is_alone || it.has == has;
+        let group = here.iter().filter(|(_, (it, out))| is_in(it) && *out == is_out);
         let mut group: Vec<_> = group.map(|(backend, (it, _))| (*backend, it.rank)).collect();
         if !group.is_empty() {
             group.sort_by_key(|(_, rank)| *rank);

@@ -1,7 +1,7 @@
 //! From a request to its [`Lease`]: at once, or when its turn comes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::choice::{Wanted, tried};
 use super::line::{Entered, Held, Line, Stranded, Waiting};
@@ -194,7 +194,7 @@ impl Backend {
     /// Whether a slot of its own is taken: not for what it sends on, nor for what it does not have.
     fn works_for(&self, admitted: &Ticket) -> bool {
         let model = admitted.permit().model();
-        model.is_none_or(|model| !self.sends_on(model) && self.has(model) != Some(false))
+        model.is_none_or(|model| !self.sends_on(model) && !self.lacks(model, Instant::now()))
     }
 }
 

@@ -69,7 +69,9 @@ async fn who_has_the_model_goes_before_who_may_have_it_and_who_has_not_never() {
     ];
     assert_eq!(order(&backends, "A:latest").unwrap(), ["with"]);
     assert_eq!(order(&backends, "c").unwrap(), ["silent"]);
-    assert_eq!(order(&backends[..1], "c"), Err(Nobody::HasIt));
+    let others = [Arc::clone(&backends[0]), backend("neither", Some(&["d"]), &[]).await];
+    assert_eq!(order(&others, "c"), Err(Nobody::HasIt));
+    assert_eq!(order(&backends[..1], "c").unwrap(), ["without"], "its own answer is the answer");
     assert_eq!(order_at("/api/tags", &backends[..1], "").unwrap(), ["without"]);
 }
 
