@@ -43,6 +43,8 @@ pub struct Voice {
     at: At,
     unread: BytesMut,
     has_spoken: bool,
+    /// It answered that it could not, or says so in between.
+    has_refused: bool,
     waits_since: Option<Instant>,
 }
 
@@ -111,6 +113,7 @@ impl Gathered {
                 tracing::warn!(backend = &*voice.name, "a call to several failed: {reject}");
                 self.has_failed = true;
             }
+            self.has_failed |= voice.has_refused;
         }
         if let Some(began) = self.questioned.began.get() {
             record.begins(*began);
@@ -154,7 +157,7 @@ impl Voice {
     #[must_use]
     pub fn new(name: Arc<str>, asking: Asking) -> Self {
         let (unread, at) = (BytesMut::new(), At::Asking(asking));
-        Self { name, at, unread, has_spoken: false, waits_since: None }
+        Self { name, at, unread, has_spoken: false, has_refused: false, waits_since: None }
     }
 
     /// Puts what has come behind `lines`.
@@ -222,6 +225,7 @@ impl Voice {
     }
 
     fn finish(&mut self, status: StatusCode, lines: &mut BytesMut) {
+        self.has_refused |= !status.is_success();
         let rest = self.unread.split();
         self.say(status, &rest, lines);
         if !self.has_spoken {
@@ -244,6 +248,8 @@ impl Voice {
         }
         self.has_spoken = true;
         if let Ok(fields) = serde_json::from_slice::<Map<String, Value>>(written) {
+            // As Ollama says it in the middle of a pull.
+            self.has_refused |= fields.contains_key("error");
             return push(lines, &self.name, fields);
         }
         let text = String::from_utf8_lossy(written);

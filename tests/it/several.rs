@@ -435,7 +435,7 @@ async fn a_rule_has_models_managed_on_several_backends_and_each_line_says_on_whi
         ]
     );
     let line = &house.log.wait_for(1).await[0];
-    assert_eq!((&line["backend"], &line["outcome"]), (&json!("a+b"), &json!("done")));
+    assert_eq!((&line["backend"], &line["outcome"]), (&json!("a+b"), &json!("backend_failed")));
     // The rule is also a bound.
     let answer = house.ask(pull("x-portcullis-backend: c\r\n")).await;
     assert_eq!((answer.status, answer.code().as_str()), (403, "forbidden"));
