@@ -421,4 +421,7 @@ fn is_kept_from_callers(name: &[u8]) -> bool {
         || HOP_BY_HOP.iter().any(is)
         || begins(b"proxy-")
         || begins(b"access-control-")
+        // What a policy did and what is left is the gate's word; another gate behind it has its own.
+        || begins(b"x-portcullis-")
+        || begins(b"x-ratelimit-")
 }
