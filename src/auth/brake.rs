@@ -68,6 +68,11 @@ impl Charge {
         Ok(Self { brake: Arc::clone(brake), client, name: name.to_owned(), stands: false })
     }
 
+    /// From where it came.
+    pub(crate) fn client(&self) -> ClientAddr {
+        self.client
+    }
+
     /// It was wrong.
     pub(crate) fn stands(mut self) {
         self.stands = true;

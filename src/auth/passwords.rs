@@ -1,9 +1,10 @@
 //! Checking passwords: remembered ones at once, the others aside and a few at a time, unknown names
 //! at the price of known ones.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,11 +16,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use crate::auth::brake::Charge;
 use crate::auth::htpasswd::Htpasswd;
 use crate::auth::stored_hash::StoredHash;
+use crate::client_addr::{ClientAddr, network};
 
 /// Verified passwords remembered at the most; past it an arbitrary half is forgotten.
 const MOST_REMEMBERED: usize = 10_000;
 /// Checks that may wait for the pool; past it the answer is 503.
 const MOST_WAITING: usize = 64;
+/// Of them those from one address.
+const MOST_OF_ONE: usize = 16;
 /// A hash above this cost does not run on the threads that move bytes.
 const SLOW: Duration = Duration::from_millis(1);
 /// A tenth of the processor where bytes take all of it (sched(7): a step is a factor of 1.25).
@@ -38,7 +42,7 @@ struct Verified {
 pub(crate) struct Passwords {
     verified: Arc<Verified>,
     pool: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    waiting: Mutex<Waiting>,
     /// Nanoseconds that the costliest hash took lately.
     slowest: AtomicU64,
 }
@@ -47,7 +51,7 @@ pub(crate) struct Passwords {
 pub(crate) enum Verdict {
     Right,
     Wrong,
-    /// The pool's queue is full.
+    /// The pool's queue is full, or the part of it that one address may fill.
     Overloaded,
 }
 
@@ -59,7 +63,7 @@ impl Passwords {
         Ok(Self {
             verified: Arc::new(Verified { secret, marks: Mutex::default() }),
             pool: Arc::new(Semaphore::new(cores.saturating_sub(1).max(1))),
-            waiting: AtomicUsize::new(0),
+            waiting: Mutex::default(),
             slowest: AtomicU64::new(nanos(FIRST_GUESS)),
         })
     }
@@ -81,6 +85,7 @@ impl Passwords {
     ) -> Verdict {
         let Some(costliest) = file.costliest().map(StoredHash::cost) else { return Verdict::Wrong };
         let known = file.get(name).map(StoredHash::cost);
+        let client = charge.client();
         let (checked, owned) = (Arc::clone(file), (name.to_owned(), password.to_owned()));
         let verified = Arc::clone(&self.verified);
         let work = move || {
@@ -95,7 +100,7 @@ impl Passwords {
         if u128::from(costliest) < SLOW.as_nanos() {
             return if work() { Verdict::Right } else { Verdict::Wrong };
         }
-        let Some(place) = Place::take(&self.waiting) else { return Verdict::Overloaded };
+        let Some(place) = Place::take(&self.waiting, client) else { return Verdict::Overloaded };
         let Ok(permit) = Arc::clone(&self.pool).acquire_owned().await else {
             return Verdict::Overloaded;
         };
@@ -202,22 +207,44 @@ fn verify(file: &Htpasswd, name: &str, password: &[u8]) -> bool {
     stored.verify(password) && known.is_some()
 }
 
+/// Who waits for the pool, in all and from each network.
+#[derive(Debug, Default)]
+struct Waiting {
+    all: usize,
+    each: HashMap<IpAddr, usize>,
+}
+
 /// A place in the queue for the pool, given back on drop.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a> {
+    waiting: &'a Mutex<Waiting>,
+    network: IpAddr,
+}
 
 impl<'a> Place<'a> {
-    fn take(waiting: &'a AtomicUsize) -> Option<Self> {
-        if waiting.fetch_add(1, Ordering::Relaxed) >= MOST_WAITING {
-            waiting.fetch_sub(1, Ordering::Relaxed);
+    /// `None` where there is none: whoever floods the gate from one address keeps nobody else out.
+    fn take(waiting: &'a Mutex<Waiting>, client: ClientAddr) -> Option<Self> {
+        let network = network(client.ip());
+        let most = if client.is_shared() { MOST_WAITING } else { MOST_OF_ONE };
+        let mut line = waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = line.each.get(&network).copied().unwrap_or(0);
+        if line.all >= MOST_WAITING || own >= most {
             return None;
         }
-        Some(Self(waiting))
+        line.all += 1;
+        line.each.insert(network, own + 1);
+        Some(Self { waiting, network })
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut line = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        line.all -= 1;
+        let own = line.each.get(&self.network).map_or(0, |own| own - 1);
+        match own {
+            0 => line.each.remove(&self.network),
+            own => line.each.insert(self.network, own),
+        };
     }
 }
 
@@ -240,8 +267,27 @@ mod tests {
     const SLOW: &str = "slow:$2y$10$lGUXsNZkrBe96CgIKGm2EOLcZnPNpnuWPgGpOEkQkKqSvIfN.gKN2\n";
 
     fn client() -> ClientAddr {
-        let peer = PeerAddr::new([192, 0, 2, 1].into());
+        client_at(1)
+    }
+
+    fn client_at(last: u8) -> ClientAddr {
+        let peer = PeerAddr::new([192, 0, 2, last].into());
         TrustedProxies::default().client_addr(peer, &HeaderMap::new())
+    }
+
+    #[test]
+    fn one_address_fills_a_part_of_the_queue_alone() {
+        let waiting = Mutex::default();
+        let take = |last| Place::take(&waiting, client_at(last));
+        let mut first: Vec<_> = (0..MOST_OF_ONE).map(|_| take(1).unwrap()).collect();
+        assert!(take(1).is_none() && take(2).is_some());
+        first.pop();
+        assert!(take(1).is_some());
+        let others: Vec<_> = (0..MOST_WAITING).filter_map(|at| take(10 + at as u8)).collect();
+        assert_eq!(first.len() + others.len(), MOST_WAITING, "there is an end in all");
+        drop((first, others));
+        let line = waiting.lock().unwrap();
+        assert!(line.all == 0 && line.each.is_empty());
     }
 
     /// Whether an attempt is still allowed where one failure is too many.
