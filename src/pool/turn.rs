@@ -9,7 +9,7 @@ use super::queue::{Ask, Class as Urgency, Queue};
 use super::{Backend, Lease, Pool, Watch, managed, refusal};
 use crate::api::Class;
 use crate::call::Call;
-use crate::config::{AtOnce, Priority};
+use crate::config::{AtOnce, BackendKind, Priority};
 use crate::limit::Ticket;
 use crate::reject::Reject;
 
@@ -128,6 +128,10 @@ impl Pool {
             return Ok(Choice::Now(terms.watched_lease(best, held, trial)));
         }
         let has_turns = best.is_bounded() && best.works_for(admitted);
+        // Its one model works on what names none; Ollama refuses that at once.
+        let works_unnamed =
+            best.kind() == BackendKind::OpenAi && call.asked.class() == Class::Inference;
+        let model = model.or(works_unnamed.then_some(UNNAMED));
         let Some(model) = model.filter(|_| has_turns) else {
             return Ok(Choice::Now(self.beside(best, admitted, call)));
         };
@@ -177,13 +181,16 @@ impl Pool {
             Class::Health | Class::Models | Class::Owner => None,
             Class::Inference | Class::Manage | Class::Unknown => {
                 let model = call.model();
-                let model = model.as_deref().unwrap_or("-");
+                let model = model.as_deref().unwrap_or(UNNAMED);
                 let ask = |queue: &Queue| ask(queue, (admitted, call), model, &[backend]);
                 Some(Line::pass(&self.line, backend.place(), ask))
             }
         }
     }
 }
+
+/// In the place of a model's name, which this cannot be.
+const UNNAMED: &str = "-";
 
 impl Backend {
     /// Whether requests wait for their turn there.

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use portcullis::config::{AtOnce, Config, Pattern, Priority, Rule};
+use portcullis::config::{AtOnce, BackendKind, Config, Pattern, Priority, Rule};
 use portcullis::pool::queue::Spot;
 use tokio::sync::Notify;
 
@@ -116,6 +116,25 @@ async fn one_with_many_requests_open_does_not_keep_another_waiting() {
     let lines = house.lines().await;
     let waited = |line: &serde_json::Value| line["queue_ms"].as_f64().unwrap() > 0.0;
     assert_eq!(lines.iter().filter(|line| waited(line)).count(), 5, "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_names_no_model_waits_as_well_where_a_server_has_one() {
+    let held = Held::new().await;
+    let house = held.house(|config| config.backends[0].kind = BackendKind::OpenAi).await;
+    let asks = async || {
+        let mut caller = house.connect().await;
+        caller.send(ask(KEY, "/v1/chat/completions", r#"{"messages":[]}"#)).await;
+        caller
+    };
+    let first = asks().await;
+    until("the first", || (held.backend.seen().len() == 1).then_some(())).await;
+    let second = asks().await;
+    wait_in_line(&house, 1).await;
+    for caller in [first, second] {
+        held.next.notify_one();
+        assert_eq!(answered(caller).await.status, 200);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
