@@ -93,7 +93,11 @@ impl Changes<'_, '_> {
             }
             ("keep_alive", _) => Ok(()),
             ("n", _) if takes(&Field::N) => {
-                self.one(Place::Top(Field::N), change, Unlimited::Never)
+                self.one(Place::Top(Field::N), change, Unlimited::Never)?;
+                match self.value(Place::Top(Field::NCmpl)) {
+                    Some(_) => self.one(Place::Top(Field::NCmpl), change, Unlimited::Never),
+                    None => Ok(()),
+                }
             }
             ("n", _) => Ok(()),
             ("num_predict", Dialect::OpenAi | Dialect::Anthropic) => self.longest_answer(change),
@@ -111,7 +115,8 @@ impl Changes<'_, '_> {
 
     /// Ollama makes `num_predict` of all three [ollama openai/openai.go fromChatRequest].
     fn longest_answer(&mut self, change: &Change) -> Result<(), Reject> {
-        let names = [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens];
+        let names =
+            [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens, Field::NPredict];
         let fields = self.call.asked.fields();
         let known = || names.into_iter().filter(|field| fields.contains(field));
         // A server may know the first of them only, so that one has to be there.

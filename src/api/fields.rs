@@ -32,6 +32,12 @@ pub enum Field {
     N,
     Images,
     Tools,
+    /// The older form of `tools`.
+    Functions,
+    /// llama.cpp's own, which goes before `max_tokens` there [llama.cpp tools/server, `n_predict`].
+    NPredict,
+    /// llama.cpp's own, which goes before `n` there [llama.cpp tools/server, `n_cmpl`].
+    NCmpl,
     Messages,
     Prompt,
     /// The conversation, of `/v1/responses`.
@@ -55,7 +61,7 @@ pub enum Shape {
 }
 
 impl Field {
-    pub const COUNT: usize = 24;
+    pub const COUNT: usize = 27;
 
     pub const ALL: [Self; Self::COUNT] = [
         Self::Model,
@@ -78,6 +84,9 @@ impl Field {
         Self::N,
         Self::Images,
         Self::Tools,
+        Self::Functions,
+        Self::NPredict,
+        Self::NCmpl,
         Self::Messages,
         Self::Prompt,
         Self::Input,
@@ -108,6 +117,9 @@ impl Field {
             Self::N => "n",
             Self::Images => "images",
             Self::Tools => "tools",
+            Self::Functions => "functions",
+            Self::NPredict => "n_predict",
+            Self::NCmpl => "n_cmpl",
             Self::Messages => "messages",
             Self::Prompt => "prompt",
             Self::Input => "input",
@@ -132,10 +144,13 @@ impl Field {
             | Self::Adapters
             | Self::DraftFiles => Shape::Object,
             Self::KeepAlive => Shape::Duration,
-            Self::MaxTokens | Self::MaxCompletionTokens | Self::MaxOutputTokens | Self::N => {
-                Shape::Number
-            }
-            Self::Images | Self::Tools => Shape::List,
+            Self::MaxTokens
+            | Self::MaxCompletionTokens
+            | Self::MaxOutputTokens
+            | Self::N
+            | Self::NPredict
+            | Self::NCmpl => Shape::Number,
+            Self::Images | Self::Tools | Self::Functions => Shape::List,
             Self::Messages | Self::Prompt | Self::Input => Shape::Conversation,
         }
     }
@@ -146,9 +161,10 @@ impl Asked {
     #[must_use]
     pub fn fields(&self) -> &'static [Field] {
         use Field::{
-            Adapters, Destination, DraftFiles, Files, From, Images, Input, KeepAlive,
-            MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, Name, Options,
-            Prompt, RemoteHost, ServiceTier, Shift, Source, Stream, StreamOptions, Tools,
+            Adapters, Destination, DraftFiles, Files, From, Functions, Images, Input, KeepAlive,
+            MaxCompletionTokens, MaxOutputTokens, MaxTokens, Messages, Model, N, NCmpl, NPredict,
+            Name, Options, Prompt, RemoteHost, ServiceTier, Shift, Source, Stream, StreamOptions,
+            Tools,
         };
         match self.operation() {
             "chat" => &[Model, Messages, Stream, Options, Shift, KeepAlive, Tools],
@@ -171,8 +187,13 @@ impl Asked {
                 N,
                 Tools,
                 ServiceTier,
+                Functions,
+                NPredict,
+                NCmpl,
             ],
-            "completions" => &[Model, Prompt, Stream, StreamOptions, MaxTokens, N, ServiceTier],
+            "completions" => {
+                &[Model, Prompt, Stream, StreamOptions, MaxTokens, N, ServiceTier, NPredict, NCmpl]
+            }
             "v1_embeddings" => &[Model],
             "responses" => &[Model, Input, Stream, MaxOutputTokens, Tools, ServiceTier],
             "messages" => &[Model, Messages, Stream, MaxTokens, Tools],

@@ -363,7 +363,7 @@ impl Found {
         let kind = match (field, first) {
             (Field::Options, Some(b'{')) => self.options_of(scanner)?,
             (Field::StreamOptions, Some(b'{')) => self.stream_options_of(scanner)?,
-            (Field::Messages | Field::Input, Some(b'[')) => {
+            (Field::Messages | Field::Input | Field::Prompt, Some(b'[')) => {
                 Kind::List(scanner.list(|scanner| conversation(scanner, &mut self.images))?)
             }
             _ => scanner.pass()?.kind,
@@ -373,7 +373,7 @@ impl Found {
         self.fits(field, kind, member)?;
         match (field, kind) {
             (Field::Images, Kind::List(true)) => self.images.are_in(member.value),
-            (Field::Tools, Kind::List(true)) => self.tools = true,
+            (Field::Tools | Field::Functions, Kind::List(true)) => self.tools = true,
             _ => {}
         }
         self.fields.push((field, member));
@@ -454,7 +454,7 @@ impl Images {
 }
 
 /// Looks for images where the endpoints would: in a message or an item, and in the parts that it
-/// has for a content.
+/// has for a content; llama.cpp's prompts may have some too [llama.cpp tools/server, `multimodal_data`].
 fn conversation(scanner: &mut Scanner<'_>, images: &mut Images) -> Result<(), Reject> {
     match scanner.peek() {
         Some(b'[') => scanner.list(|scanner| conversation(scanner, images)).map(drop),
@@ -469,7 +469,9 @@ fn conversation(scanner: &mut Scanner<'_>, images: &mut Images) -> Result<(), Re
                 }
                 let Passed { kind, span } = scanner.pass()?;
                 match kind {
-                    Kind::List(true) | Kind::Object(true) if is("images") || is("image_url") => {
+                    Kind::List(true) | Kind::Object(true)
+                        if is("images") || is("image_url") || is("multimodal_data") =>
+                    {
                         images.are_in(span);
                     }
                     Kind::Object(true) if is("source") => source = span,
@@ -521,6 +523,9 @@ fn misfit(field: Field) -> &'static str {
         Field::N => "`n` must be a number",
         Field::Images => "`images` must be a list",
         Field::Tools => "`tools` must be a list",
+        Field::Functions => "`functions` must be a list",
+        Field::NPredict => "`n_predict` must be a number",
+        Field::NCmpl => "`n_cmpl` must be a number",
         Field::Messages => "`messages` must be a list",
         Field::Prompt => "`prompt` must be a string or a list",
         Field::Input => "`input` must be a string or a list",

@@ -424,7 +424,7 @@ async fn changed(policy: &str, path: &str, body: &str) -> (String, Option<String
 }
 
 /// Policy, path, body, what is sent on, and what is told of it.
-const CHANGES: [(&str, &str, &str, &str, Option<&str>); 24] = [
+const CHANGES: [(&str, &str, &str, &str, Option<&str>); 25] = [
     (
         "num_ctx = { max = 8192 }",
         "/api/chat",
@@ -569,6 +569,13 @@ const CHANGES: [(&str, &str, &str, &str, Option<&str>); 24] = [
         Some("num_gpu: 0 -> dropped"),
     ),
     (
+        "n = { max = 1 }",
+        "/v1/chat/completions",
+        r#"{"model":"m","n":1,"n_cmpl":8}"#,
+        r#"{"model":"m","n":1,"n_cmpl":1}"#,
+        Some("n_cmpl: 8 -> 1"),
+    ),
+    (
         "num_gpu = { min = 1, max = 99 }",
         "/api/embed",
         r#"{"model":"m","options":{"num_gpu":0}}"#,
@@ -601,6 +608,9 @@ async fn a_limit_on_the_answer_cannot_be_passed_by_saying_nothing() {
             "/max_completion_tokens",
         ),
         ("/v1/chat/completions", r#"{"model":"m","max_completion_tokens":1}"#, "/max_tokens"),
+        // llama.cpp takes it before the others.
+        ("/v1/chat/completions", r#"{"model":"m","max_tokens":1,"n_predict":1e6}"#, "/n_predict"),
+        ("/v1/completions", r#"{"model":"m","n_predict":-1}"#, "/n_predict"),
         ("/api/chat", r#"{"model":"m","options":{"num_predict":0.5}}"#, "/options/num_predict"),
         ("/v1/completions", r#"{"model":"m","max_tokens":null}"#, "/max_tokens"),
         ("/v1/responses", r#"{"model":"m"}"#, "/max_output_tokens"),
@@ -633,6 +643,13 @@ async fn images_tools_and_what_cannot_be_compared_are_refused() {
         ("/v1/messages", r#"{"model":"m","tools":[{"name":"f"}],"messages":[]}"#, 403),
         ("/v1/messages", r#"{"model":"m","messages":[{"content":[{"type":"image"}]}]}"#, 403),
         ("/v1/chat/completions", r#"{"model":"m","tools":[]}"#, 200),
+        ("/v1/chat/completions", r#"{"model":"m","functions":[{"name":"f"}]}"#, 403),
+        (
+            "/v1/completions",
+            r#"{"model":"m","prompt":[{"prompt_string":"x","multimodal_data":["aGk="]}]}"#,
+            403,
+        ),
+        ("/v1/completions", r#"{"model":"m","prompt":["x",[1,2]]}"#, 200),
         ("/v1/messages", r#"{"model":"m","messages":[{"content":"an image, a tool"}]}"#, 200),
         ("/api/chat", r#"{"model":"m","options":{"num_ctx":"99999"}}"#, 400),
         ("/api/chat", r#"{"model":"m","options":{"num_ctx":[99999]}}"#, 400),

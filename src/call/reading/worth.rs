@@ -41,10 +41,12 @@ impl Reading {
     pub fn asked_maximum(&self) -> Option<u64> {
         // Zero and less stand for no bound; a fraction is cut off, as Ollama does.
         let bound = |member| self.number(member).filter(|it| *it >= 1.0).map(|it| it as u64);
-        let fields = [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens];
+        let fields =
+            [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens, Field::NPredict];
         let most = fields.into_iter().filter_map(|field| bound(self.field(field)?)).max();
         let most = most.or_else(|| bound(self.option("num_predict")?))?;
-        let answers = self.field(Field::N).and_then(bound).unwrap_or(1);
+        let answers = [Field::N, Field::NCmpl].into_iter();
+        let answers = answers.filter_map(|field| bound(self.field(field)?)).max().unwrap_or(1);
         Some(most.saturating_mul(answers))
     }
 
