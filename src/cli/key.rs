@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 
 use super::check::counted;
 use super::desk::Desk;
-use super::{say, say_to};
+use super::{configured, say, say_to};
 use crate::auth::api_keys;
-use crate::config::{Allowance, Measure, Models};
+use crate::config::{Allowance, Config, Measure, Models};
 use crate::store::{
     Actor, KeyDetails, KeyId, KeyQuery, KeyState, ManagedKey, Secret, Store, StoreError,
 };
@@ -240,10 +240,23 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
             hand_over(std::slice::from_ref(&made), false, *format);
             let until = table::span(*overlap);
             say_to(&mut io::stderr(), &format!("{id} counts for {until} more beside it"));
+            let config = configured(options.place.config.as_deref());
+            if config.is_ok_and(|config| names_the_old(&config, id, made.0.id)) {
+                let says = format!("rules or limits name {id}: write {} there too", made.0.id);
+                say_to(&mut io::stderr(), &says);
+            }
         }
         Action::Import { file, terms } => import(&folder, file, terms, &by)?,
     }
     Ok(())
+}
+
+/// Whether something is written for one key by its id, and not for the one that takes its place.
+fn names_the_old(config: &Config, old: KeyId, new: KeyId) -> bool {
+    let of_rules = config.rules.iter().map(|rule| &rule.keys);
+    let all = of_rules.chain(config.limits.iter().map(|limit| &limit.keys)).flatten().flatten();
+    let mut all = all.filter(|pattern| pattern.matches(old.as_str()));
+    all.any(|pattern| !pattern.matches(new.as_str()))
 }
 
 /// The keys alone on standard output, for scripts; what there is to say about them beside it.

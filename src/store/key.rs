@@ -265,6 +265,24 @@ pub struct KeyUse {
 }
 
 impl ManagedKey {
+    /// Why none can take its place, as is said behind its id.
+    pub(super) fn why_not_rotated(&self) -> Option<&'static str> {
+        let is_over = || self.details.expires.is_some_and(|at| at <= Timestamp::now());
+        match (self.form, self.state, self.rotated) {
+            (KeyForm::Signing, _, _) => Some("is the key of a machine, which makes its own"),
+            (KeyForm::Secret, KeyState::Disabled, _) => Some("is disabled; `key enable` it first"),
+            (KeyForm::Secret, KeyState::Revoked, _) => Some("is revoked; make a new key"),
+            (KeyForm::Secret, KeyState::Active, Some(_)) => {
+                Some("was rotated before; rotate the one that took its place")
+            }
+            // The new one would be born so.
+            (KeyForm::Secret, KeyState::Active, None) if is_over() => {
+                Some("has expired; `key change` gives it another day with --expires")
+            }
+            (KeyForm::Secret, KeyState::Active, None) => None,
+        }
+    }
+
     /// Why it lets nobody in at this time, whatever the network.
     #[must_use]
     pub fn fault_at(&self, now: Timestamp) -> Option<KeyFault> {

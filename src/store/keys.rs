@@ -264,7 +264,7 @@ impl Store {
         let (digest, by) = (secret.digest(), by.clone());
         let next = self.change(move |transaction, generation| {
             let mut old = existing(transaction, id)?;
-            if let Some(why) = why_not_rotated(&old) {
+            if let Some(why) = old.why_not_rotated() {
                 return Err(Fault::Asked(StoreError::Refused(format!("{id} {why}"))));
             }
             let next = new_key(KeyForm::Secret, digest, old.details.clone(), &by)?;
@@ -402,18 +402,6 @@ fn new_key(
         rotated: None,
         used: None,
     })
-}
-
-fn why_not_rotated(key: &ManagedKey) -> Option<&'static str> {
-    match (key.form, key.state, key.rotated) {
-        (KeyForm::Signing, _, _) => Some("is the key of a machine, which makes its own"),
-        (KeyForm::Secret, KeyState::Disabled, _) => Some("is disabled; `key enable` it first"),
-        (KeyForm::Secret, KeyState::Revoked, _) => Some("is revoked; make a new key"),
-        (KeyForm::Secret, KeyState::Active, Some(_)) => {
-            Some("was rotated before; rotate the one that took its place")
-        }
-        (KeyForm::Secret, KeyState::Active, None) => None,
-    }
 }
 
 /// As the store keeps it.
