@@ -135,6 +135,14 @@ mod tests {
     }
 
     #[test]
+    fn a_locked_user_is_kept_out_and_the_line_is_understood() {
+        let (file, notes) = parse(&format!("alice:!{BCRYPT}\n"));
+        assert!(file.get("alice").is_none());
+        // Of a file that is not understood at all the old content would go on.
+        assert!(!notes.is_empty() && notes.iter().all(|note| !note.skipped), "{notes:?}");
+    }
+
+    #[test]
     fn users_are_found_by_name() {
         let text = format!(
             "# users\r\n\r\nalice:{BCRYPT}\r\nbob:{BCRYPT_5}:comment: more\nälice o'hara:{BCRYPT}"

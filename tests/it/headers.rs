@@ -360,6 +360,21 @@ async fn headers_that_may_stand_once_stand_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_and_what_a_policy_did_is_the_gates_word_alone() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nx-ratelimit-remaining-requests: 9999\r\nX-Portcullis-Policy: lie\r\n\
+         X-Other: stays\r\nContent-Length: 2\r\n\r\n{}",
+    )
+    .await;
+    let house = House::new(&backend).await;
+    let answer = house.get("/api/tags").await;
+    for gone in ["x-ratelimit-remaining-requests", "x-portcullis-policy"] {
+        assert_eq!(answer.header(gone), None, "{gone}");
+    }
+    assert_eq!(answer.header("x-other"), Some("stays"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backends_length_beside_a_coding_is_dropped() {
     let backend = Backend::saying(
         "HTTP/1.1 200 OK\r\nContent-Length: 99\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
