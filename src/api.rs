@@ -349,8 +349,9 @@ const KEY_LATER: Reject =
 
 /// A base URL with the key behind `/v1`, which would be told to the backend. A model may be called so.
 fn holds_key_later(path: &str) -> bool {
-    let later = path.get(1..).filter(|_| !path.starts_with("/v1/models/"));
-    later.is_some_and(|it| it.contains("/k/") || it.contains("/K/"))
+    // Of each request, so it is no search.
+    let mut later = path.as_bytes().windows(3).skip(1);
+    later.any(|it| matches!(it, b"/k/" | b"/K/")) && !path.starts_with("/v1/models/")
 }
 
 /// The path behind the keys in the path, as it came: what may be written to a log. It also finds

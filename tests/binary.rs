@@ -326,7 +326,7 @@ fn a_user_is_added_listed_verified_changed_and_removed() {
 
     assert_eq!(user(&["remove", "bert"], "").0, 1, "who is not there is not removed");
     assert_eq!(user(&["remove", "anna"], "").0, 0);
-    assert_eq!(fs::read_to_string(house.path("users")).unwrap(), "");
+    assert_eq!(fs::read_to_string(house.path("users")).unwrap(), "# no users\n");
 }
 
 #[test]

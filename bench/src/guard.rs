@@ -110,7 +110,7 @@ impl Stored {
         let mut text = format!(
             "# Instructions of the gate for one request with a key, for one where three rules were asked\n\
              # whose it is, for one with a password that was verified before, for one that is signed, for\n\
-             # one streamed chunk, and for one of an answer whose tokens are not counted.\n\
+             # one streamed chunk, and for one of an answer that is counted by its length alone.\n\
              # `bench guard --bless` writes this.\n\
              {MADE_WITH}{made_with}\n"
         );
@@ -170,7 +170,7 @@ fn count(portcullis: &Path) -> anyhow::Result<Vec<(&'static str, u64)>> {
             each(bed.instructions(Work { chunks: 3 * CHUNKS, ..key })?, with_key, 2 * CHUNKS),
         ),
         (
-            "uncounted chunk",
+            "unread chunk",
             each(
                 bed.instructions(Work { chunks: 3 * CHUNKS, ..opaque })?,
                 bed.instructions(opaque)?,
@@ -196,7 +196,7 @@ struct Work {
     by: By,
     requests: usize,
     chunks: usize,
-    /// Of a type whose tokens are not counted.
+    /// Of a type that is counted by its length alone.
     opaque: bool,
     /// There are some, and the last is the caller's.
     rules: bool,
