@@ -32,7 +32,7 @@ const MOST_LINE: usize = 1024 * 1024;
 /// Between two looks at whether it has stopped.
 const BREATHER: Duration = Duration::from_millis(10);
 /// For a model that nobody else uses.
-const QUIET_LOOKS: usize = 20;
+const QUIET_LOOKS: usize = 50;
 
 pub(super) async fn examine(
     probe: &Probe,
@@ -244,6 +244,8 @@ enum Cancelled {
 /// for it has ended [server/sched.go processCompleted], and only then: that is where it shows.
 async fn cancel(probe: &Probe, model: &str, first_byte: Duration) -> Cancelled {
     let unseen = |why: &str| Cancelled::Unseen(why.to_owned());
+    // While the next one runs the end of the last one does not show [server/sched.go, `refCount`].
+    let _ = quiet_expiry(probe, model).await;
     let Ok(mut words) = Words::ask(probe, model, MANY_TOKENS, first_byte).await else {
         return unseen("the second answer did not begin");
     };
