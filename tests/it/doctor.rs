@@ -109,7 +109,8 @@ fn endless() -> Vec<Step> {
 }
 
 /// An Ollama with one loaded model, whose `expires_at` is what `expires` makes of the number of times
-/// that `/api/ps` has been asked. The first look is for models, the next two while it is busy.
+/// that `/api/ps` has been asked. The first look is for models, two come before the second answer and two
+/// while that runs.
 async fn ollama(expires: fn(usize) -> usize, in_one: bool) -> Backend {
     let (looks, asked) = (Arc::new(AtomicUsize::new(0)), AtomicUsize::new(0));
     Backend::scripted(move |seen| match path(seen) {
@@ -125,7 +126,23 @@ async fn ollama(expires: fn(usize) -> usize, in_one: bool) -> Backend {
 
 /// Changes as soon as its caller may have left.
 fn let_go(looks: usize) -> usize {
-    usize::from(looks > 2)
+    usize::from(looks > 4)
+}
+
+/// The end of the first answer is told late: until then each look says another time.
+fn late(looks: usize) -> usize {
+    match looks {
+        0..5 => looks,
+        5..9 => 5,
+        _ => 9,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_is_told_late_is_not_taken_for_somebody_elses() {
+    let backend = ollama(late, false).await;
+    let findings = Look::at(&backend).taken().await;
+    findings.expect("cancelling", Verdict::Ok, "let go");
 }
 
 #[tokio::test(flavor = "multi_thread")]
