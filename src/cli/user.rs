@@ -74,11 +74,17 @@ pub(super) fn run(options: &Options) -> anyhow::Result<()> {
         Action::Passwd { name, cost } => {
             existing(&path, name)?;
             let hash = StoredHash::new_bcrypt(new_password()?.as_bytes(), *cost)?;
-            change(&path, |_| Ok(with_hash(&existing(&path, name)?, name, &hash)))?;
+            change(&path, |text| {
+                present(&text, name, &path)?;
+                Ok(with_hash(&text, name, &hash))
+            })?;
             super::say(&format!("changed the password of {name}"));
         }
         Action::Remove { name } => {
-            change(&path, |_| Ok(without(&existing(&path, name)?, name)))?;
+            change(&path, |text| {
+                present(&text, name, &path)?;
+                Ok(without(&text, name))
+            })?;
             super::say(&format!("removed {name} from {}", path.display()));
         }
         Action::List => list(&path)?,
@@ -114,10 +120,15 @@ fn absent(text: &str, name: &str, path: &Path) -> anyhow::Result<()> {
 
 fn existing(path: &Path, name: &str) -> anyhow::Result<String> {
     let text = read(path)?.with_context(|| format!("{} does not exist", path.display()))?;
-    if lines_of(&text, name).next().is_none() {
+    present(&text, name, path)?;
+    Ok(text)
+}
+
+fn present(text: &str, name: &str, path: &Path) -> anyhow::Result<()> {
+    if lines_of(text, name).next().is_none() {
         bail!("{name} is not in {}", path.display());
     }
-    Ok(text)
+    Ok(())
 }
 
 /// The lines that begin with the name and a colon.
